@@ -1,4 +1,4 @@
-"""The `edgetl` program: its commands, and the one place where errors become messages and exit statuses."""
+"""Entry point of the `edgetl` program: register commands, turn errors into exit statuses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from edgetl.cli.interruption import install_signal_handlers, interrupted_exit_st
 from edgetl.core.errors import EdgetlError
 from edgetl.core.registry import convert_import_error
 
-EXIT_USER_ERROR, EXIT_BUG = 1, 3
+EXIT_USER_ERROR = 1
+EXIT_BUG = 3
 COMMANDS = (
     "check",
     "finetune",
@@ -29,12 +30,12 @@ COMMANDS = (
     "doctor",
     "demo",
 )
-"""Each is a function in the module of its name."""
+"""Names of the commands. Each is a function in the module of the same name."""
 _COMMANDS_WITH_HELP_PANELS = ("finetune",)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from edgetl import __version__
 
         typer.echo(f"edgetl {__version__}")
@@ -47,26 +48,30 @@ def _root_callback(
         "--version",
         callback=_print_version,
         is_eager=True,
-        help="Print the version and exit.",
+        help="Show the version and exit.",
     ),
 ) -> None:
     pass
 
 
-def create_app(asked: str = "") -> typer.Typer:
-    """The program with the one command that is asked for, or with all of them: a command does not wait for the others to load."""
+def create_app(command: str = "") -> typer.Typer:
+    """Create the application with all commands, or only with `command` if that is one of them.
+
+    Loading a single command keeps its startup independent of the other modules.
+    """
     app = typer.Typer(
         name="edgetl",
-        help="From a folder of images to a classifier on an edge device, with proof.",
+        help="Fine-tune an image classifier, export it to verified ONNX, and benchmark it.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        # The renderer of rich help takes as long to load as everything else: only where options are many enough for panels.
-        rich_markup_mode="rich" if asked in _COMMANDS_WITH_HELP_PANELS else None,
+        # Importing rich's help renderer takes as long as all other imports together, so only
+        # commands with enough options for panels use it.
+        rich_markup_mode="rich" if command in _COMMANDS_WITH_HELP_PANELS else None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root_callback)
-    for name in [asked] if asked in COMMANDS else COMMANDS:
+    for name in [command] if command in COMMANDS else COMMANDS:
         app.command()(getattr(import_module(f"edgetl.cli.{name}"), name))
     return app
 
@@ -74,8 +79,8 @@ def create_app(asked: str = "") -> typer.Typer:
 def main() -> None:
     """Run the program.
 
-    Exit status: 0 on success, 1 on a mistake the user can mend, 2 on wrong usage, 3 on a bug; 130, 143 or 129 after Ctrl-C, SIGTERM or
-    SIGHUP.
+    Exit status: 0 on success, 1 on an error the user can fix, 2 on wrong usage, 3 on a bug in
+    edgetl; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP.
     """
     tolerate_closed_pipes()
     install_signal_handlers()
@@ -87,26 +92,32 @@ def main() -> None:
     except EdgetlError as error:
         _exit_with_error(error)
     except ModuleNotFoundError as error:
-        known = convert_import_error(error)
-        if isinstance(known, EdgetlError):
-            _exit_with_error(known)
+        converted = convert_import_error(error)
+        if isinstance(converted, EdgetlError):
+            _exit_with_error(converted)
         _exit_with_traceback()
     except OSError as error:
-        if sentence := _storage_error_message(error):
-            _exit_with_error(EdgetlError(sentence))
+        if message := _storage_error_message(error):
+            _exit_with_error(EdgetlError(message))
         _exit_with_traceback()
     except Exception:
         _exit_with_traceback()
 
 
 def _storage_error_message(error: OSError) -> str | None:
-    """Say what to do where a file could not be written for want of room; None for other errors."""
+    """Return a message with the next step if storage ran out; None for other errors."""
     if error.errno == errno.EFBIG:
-        return f"A file became larger than this system allows ({_error_path(error)}). Raise the limit (`ulimit -f`)."
+        return f"File size limit exceeded ({_error_path(error)}). Raise the limit with `ulimit -f`."
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"There is no room left on the disk ({_error_path(error)}). Make room, or point TMPDIR and EDGETL_CACHE to a disk that has some."
+        return (
+            f"No space left on the disk ({_error_path(error)}). Free some space, or set TMPDIR "
+            "and EDGETL_CACHE to folders on another disk."
+        )
     if isinstance(error, FileNotFoundError) and "No usable temporary directory" in str(error):
-        return "No folder for temporary files can be written: the disk is full, or TMPDIR is not there. Point TMPDIR to a folder with room."
+        return (
+            "Cannot write temporary files: the disk is full, or TMPDIR does not exist. Set TMPDIR "
+            "to a folder with free space."
+        )
     return None
 
 
@@ -123,7 +134,7 @@ def _exit_with_error(error: EdgetlError) -> None:
 def _exit_with_traceback() -> None:
     traceback.print_exc()
     err.print(
-        "\nThis is a bug in edgetl, not in what you did. Please report it with the lines above.",
+        "\nThis is a bug in edgetl. Please report it with the traceback above.",
         style="bold red",
     )
     sys.exit(EXIT_BUG)

@@ -1,4 +1,4 @@
-"""`edgetl bench --host`: several devices as they go on, and what became of each."""
+"""`edgetl bench --host`: progress and results of several hosts."""
 
 from __future__ import annotations
 
@@ -22,30 +22,32 @@ if TYPE_CHECKING:
     from edgetl.core.config.bench import BenchConfig
     from edgetl.fleet.bench import HostResult
 
-_WAITING, _MAX_LINE_LENGTH = "waiting", 70
+_WAITING = "waiting"
+_MAX_LINE_LENGTH = 70
 
 
 class PlainFleetProgress:
-    """A line for each step; the devices' own words only where one fails."""
+    """Print one line per step. The output of a host is shown only if it fails."""
 
     def on_step(self, host: str, name: str) -> None:
-        """Print it."""
+        """Print the step."""
         err.print(f"{host}: {name}", markup=False, soft_wrap=True)
 
     def on_output(self, host: str, line: str) -> None:
-        """Nothing."""
+        """Ignore the output of a host."""
 
     def on_host_end(self, outcome: HostResult) -> None:
-        """Print what became of it."""
+        """Print the outcome and the elapsed time."""
+        elapsed = format_duration(outcome.seconds)
         err.print(
-            f"{outcome.host}: {describe_host_result(outcome)}, after {format_duration(outcome.seconds)}",
+            f"{outcome.host}: {describe_host_result(outcome)}, after {elapsed}",
             markup=False,
             soft_wrap=True,
         )
 
 
 class LiveFleetProgress:
-    """A row for each host, drawn anew twice a second."""
+    """Live table with one row per host, redrawn twice a second."""
 
     def __init__(self, hosts: Sequence[str]) -> None:
         self._start_time = time.monotonic()
@@ -54,17 +56,17 @@ class LiveFleetProgress:
         self._lock = threading.Lock()
 
     def on_step(self, host: str, name: str) -> None:
-        """Show it."""
+        """Show the step in the host's row."""
         with self._lock:
             self._host_states[host] = name, ""
 
     def on_output(self, host: str, line: str) -> None:
-        """Show the last of the device's words."""
+        """Show the last line of output in the host's row."""
         with self._lock:
             self._host_states[host] = self._host_states[host][0], line[:_MAX_LINE_LENGTH]
 
     def on_host_end(self, outcome: HostResult) -> None:
-        """Show what became of it."""
+        """Show the outcome in the host's row."""
         with self._lock:
             self._results[outcome.host] = outcome
 
@@ -73,22 +75,17 @@ class LiveFleetProgress:
         for name in ("host", "time", "step", ""):
             table.add_column(name, no_wrap=True)
         with self._lock:
-            for host, (step, words) in self._host_states.items():
+            for host, (step, last_line) in self._host_states.items():
                 outcome = self._results.get(host)
-                seconds = (
-                    time.monotonic() - self._start_time if outcome is None else outcome.seconds
-                )
-                told = (
-                    Text(step, style="dim" if step == _WAITING else "")
-                    if outcome is None
-                    else _status_text(outcome)
-                )
-                table.add_row(
-                    host,
-                    format_duration(seconds),
-                    told,
-                    Text("" if outcome else words, style="dim"),
-                )
+                if outcome is None:
+                    seconds = time.monotonic() - self._start_time
+                    status = Text(step, style="dim" if step == _WAITING else "")
+                    output = Text(last_line, style="dim")
+                else:
+                    seconds = outcome.seconds
+                    status = _status_text(outcome)
+                    output = Text("", style="dim")
+                table.add_row(host, format_duration(seconds), status, output)
         return table
 
 
@@ -105,11 +102,14 @@ def _open_fleet_progress(hosts: Sequence[str]) -> Iterator[PlainFleetProgress | 
 def run_hosts(
     config: BenchConfig, hosts: Sequence[str], wheels: Path | None, as_json: bool
 ) -> None:
-    """Measure on every host and show what came; exits with 1 where one failed, else as `edgetl bench` does by limits."""
+    """Measure on every host and print the results.
+
+    Exits with status 1 if a host failed, otherwise with the status `edgetl bench` has for limits.
+    """
     from edgetl.fleet.bench import bench_hosts
 
-    with _open_fleet_progress(hosts) as watcher:
-        outcomes = bench_hosts(config, hosts, wheels, watcher)
+    with _open_fleet_progress(hosts) as progress:
+        outcomes = bench_hosts(config, hosts, wheels, progress)
     if as_json:
         print_json(
             {
@@ -120,27 +120,29 @@ def run_hosts(
         )
     else:
         _show_host_results(outcomes)
-    statuses = {outcome.status for outcome in outcomes if not outcome.failure}
-    worst = (
-        1
-        if any(outcome.failure for outcome in outcomes)
-        else 4
-        if 4 in statuses
-        else 5
-        if 5 in statuses
-        else 0
-    )
-    if worst:
-        raise typer.Exit(worst)
+    exit_status = _fleet_exit_status(outcomes)
+    if exit_status:
+        raise typer.Exit(exit_status)
+
+
+def _fleet_exit_status(outcomes: Sequence[HostResult]) -> int:
+    if any(outcome.failure for outcome in outcomes):
+        return 1
+    statuses = {outcome.status for outcome in outcomes}
+    if 4 in statuses:
+        return 4
+    return 5 if 5 in statuses else 0
 
 
 def describe_host_result(outcome: HostResult) -> str:
-    """What became of a host, in a few words."""
+    """Describe the outcome of a host in a few words."""
     if outcome.failure:
         return f"failed: {outcome.failure}"
-    return {4: "measured, a limit is broken", 5: "measured, a limit is undecided"}.get(
-        outcome.status or 0, "measured"
-    )
+    if outcome.status == 4:
+        return "measured, a limit is broken"
+    if outcome.status == 5:
+        return "measured, a limit is undecided"
+    return "measured"
 
 
 def _latency_table(outcomes: Sequence[HostResult]) -> Table:
@@ -154,46 +156,32 @@ def _latency_table(outcomes: Sequence[HostResult]) -> Table:
     table.add_column("noise")
     for outcome in outcomes:
         rows = outcome.result.rows if outcome.result is not None else ()
-        for number, row in enumerate(rows):
+        for index, row in enumerate(rows):
             assert outcome.result is not None
-            interval = " to ".join(map(format_milliseconds, row.p50_interval_ms or ()))
-            rate = "" if row.images_per_second is None else f"{row.images_per_second:.1f}"
-            first = (
-                (outcome.host, describe_device(outcome.result.device)) if not number else ("", "")
-            )
-            figures = (
+            noise = "noisy" if outcome.result.noise.is_noisy else "quiet"
+            if row.has_failed_gate:
+                noise = "failed"
+            cells = (
+                outcome.host if index == 0 else "",
+                describe_device(outcome.result.device) if index == 0 else "",
+                row.variant,
+                row.scope,
+                str(row.batch),
+                str(row.threads),
                 format_milliseconds(row.percentile_ms(50)),
-                interval,
+                " to ".join(map(format_milliseconds, row.p50_interval_ms or ())),
                 format_milliseconds(row.percentile_ms(99)),
-                rate,
+                "" if row.images_per_second is None else f"{row.images_per_second:.1f}",
+                noise,
             )
-            told = (
-                "failed"
-                if row.has_failed_gate
-                else "noisy"
-                if outcome.result.noise.is_noisy
-                else "quiet"
-            )
-            table.add_row(
-                *(
-                    Text(cell)
-                    for cell in (
-                        *first,
-                        row.variant,
-                        row.scope,
-                        str(row.batch),
-                        str(row.threads),
-                        *figures,
-                        told,
-                    )
-                )
-            )
+            table.add_row(*map(Text, cells))
     return table
 
 
 def _status_text(outcome: HostResult) -> Text:
-    style = "bold red" if outcome.failure else "yellow" if outcome.status else "green"
-    return Text("failed" if outcome.failure else describe_host_result(outcome), style=style)
+    if outcome.failure:
+        return Text("failed", style="bold red")
+    return Text(describe_host_result(outcome), style="yellow" if outcome.status else "green")
 
 
 def _show_host_results(outcomes: Sequence[HostResult]) -> None:
@@ -207,9 +195,9 @@ def _show_host_results(outcomes: Sequence[HostResult]) -> None:
     for name in ("host", "outcome", "time", "result"):
         table.add_column(name, overflow="fold")
     for outcome in outcomes:
-        kept = str(outcome.result.path) if outcome.result is not None else ""
+        path = str(outcome.result.path) if outcome.result is not None else ""
         table.add_row(
-            outcome.host, _status_text(outcome), format_duration(outcome.seconds), Text(kept)
+            outcome.host, _status_text(outcome), format_duration(outcome.seconds), Text(path)
         )
     out.print(table)
     for outcome in outcomes:
@@ -217,10 +205,11 @@ def _show_host_results(outcomes: Sequence[HostResult]) -> None:
             out.print(f"{outcome.host}: {outcome.failure}", markup=False, soft_wrap=True)
         if outcome.leftover_folder:
             out.print(
-                f"{outcome.host}: {outcome.leftover_folder} may still be there; remove it when the host is back.",
+                f"{outcome.host}: {outcome.leftover_folder} may not have been removed. "
+                "Delete it when the host is reachable again.",
                 markup=False,
                 soft_wrap=True,
             )
     if len(results) > 1:
         paths = " ".join(str(result.path) for result in results)
-        out.print(f"One page of all: edgetl report {paths}", markup=False, soft_wrap=True)
+        out.print(f"Report of all hosts: edgetl report {paths}", markup=False, soft_wrap=True)

@@ -1,7 +1,8 @@
-"""A bench result on the terminal: figures, comparisons, what they rest on, and where it lies."""
+"""Terminal output of a bench result: tables, comparisons, notes and the path of the file."""
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -31,15 +32,19 @@ VERDICT_STYLES = {
 }
 OUTCOME_STYLES = {"held": "green", "broken": "bold red", "undecided": "yellow"}
 _SPARKLINE_CHARACTERS = "▁▂▃▄▅▆▇█"
-_SPARKLINE_WIDTH, _MAX_OPERATORS, _MAX_NODES = 60, 8, 4
+_SPARKLINE_WIDTH = 60
+_MAX_OPERATORS = 8
+_MAX_NODES = 4
 
 
 def show_bench_result(result: BenchResult) -> None:
-    """Print a result for people."""
+    """Print a bench result as tables and notes."""
     name = result.model.get("name") or result.target
-    threads = {row.threads for row in result.rows}
-    shared = f", {pluralize(next(iter(threads)), 'thread')}" if len(threads) == 1 else ""
-    out.print(f"[bold]{name}[/] on {describe_device(result.device)}{shared}", highlight=False)
+    thread_counts = {row.threads for row in result.rows}
+    threads = ""
+    if len(thread_counts) == 1:
+        threads = f", {pluralize(next(iter(thread_counts)), 'thread')}"
+    out.print(f"[bold]{name}[/] on {describe_device(result.device)}{threads}", highlight=False)
     out.print(_latency_table(result))
     out.print()
     out.print(_resource_table(result))
@@ -61,12 +66,12 @@ def show_bench_result(result: BenchResult) -> None:
     if result.sustained is not None:
         _show_sustained(result.sustained)
     _show_recommendation(result)
-    for judged in result.limit_checks:
+    for check in result.limit_checks:
         out.print(
-            f"Limit    [{OUTCOME_STYLES[judged.outcome]}]{judged.outcome}[/] --{judged.limit}: ",
+            f"Limit    [{OUTCOME_STYLES[check.outcome]}]{check.outcome}[/] --{check.limit}: ",
             end="",
         )
-        out.print(judged.why, markup=False, soft_wrap=True)
+        out.print(check.why, markup=False, soft_wrap=True)
     if not any(row.rounds for row in result.rows):
         out.print("Noise    nothing was timed")
     elif result.noise.is_noisy:
@@ -79,18 +84,18 @@ def show_bench_result(result: BenchResult) -> None:
 
 def _latency_table(result: BenchResult) -> Table:
     table = plain_table()
-    beside = {
+    comparisons = {
         pair.candidate: result.find_eager_comparison(pair.candidate) or pair
         for pair in reversed(result.comparisons)
         if pair.earlier_row is None
     }
-    baselines = {comparison.baseline for comparison in beside.values()}
-    varied = [
+    baselines = {comparison.baseline for comparison in comparisons.values()}
+    varying_parameters = [
         name
         for name in ("provider", "batch", "threads", "rate")
         if len({getattr(row, name) for row in result.rows}) > 1
     ]
-    for heading in ("runtime", "variant", "scope", *varied):
+    for heading in ("runtime", "variant", "scope", *varying_parameters):
         table.add_column(heading)
     for heading in ("p50 ms", "±", "p90 ms", "p99 ms", "img/s"):
         table.add_column(heading, justify="right")
@@ -103,49 +108,46 @@ def _latency_table(result: BenchResult) -> Table:
         p50, p90, p99 = (
             format_milliseconds(row.percentile_ms(percent)) for percent in (50, 90, 99)
         )
-        interval = row.p50_interval_ms
-        told = (
-            ""
-            if interval is None
-            else f"[dim]{(interval[1] - interval[0]) / (interval[1] + interval[0]):.0%}[/]"
-        )
+        half_width = ""
+        if row.p50_interval_ms is not None:
+            low, high = row.p50_interval_ms
+            half_width = f"[dim]{(high - low) / (high + low):.0%}[/]"
         rate = MISSING_VALUE if row.images_per_second is None else f"{row.images_per_second:.1f}"
-        which = [_parameter_cell(row, name) for name in varied]
         table.add_row(
             row.runtime,
             row.variant,
             row.scope,
-            *which,
+            *(_parameter_cell(row, name) for name in varying_parameters),
             p50,
-            told,
+            half_width,
             p90,
             p99,
             rate,
-            *_speedup_cells(row, beside, baselines),
+            *_speedup_cells(row, comparisons, baselines),
         )
     return table
 
 
 def _parameter_cell(row: BenchRow, name: str) -> str:
     value = getattr(row, name)
-    return "single" if value is None else f"{value:g}/s" if name == "rate" else str(value)
+    if value is None:
+        return "single"
+    return f"{value:g}/s" if name == "rate" else str(value)
 
 
 def _speedup_cells(
-    row: BenchRow, beside: dict[str, RowComparison], baselines: set[str]
+    row: BenchRow, comparisons: dict[str, RowComparison], baselines: set[str]
 ) -> tuple[str, str]:
     if row.has_failed_gate:
         return "", "[bold red]failed[/]"
-    if row.id in beside:
-        comparison = beside[row.id]
-        return format_speedup(
-            comparison
-        ), f"[{VERDICT_STYLES[comparison.verdict]}]{comparison.verdict}[/]"
+    if row.id in comparisons:
+        comparison = comparisons[row.id]
+        return format_speedup(comparison), _verdict_markup(comparison)
     return ("[dim]1[/]", "[dim]baseline[/]") if row.id in baselines else ("", "")
 
 
 def _resource_table(result: BenchResult) -> Table:
-    energy = any(row.summarize_energy_mj() for row in result.rows)
+    has_energy = any(row.summarize_energy_mj() for row in result.rows)
     table = plain_table()
     table.add_column("cold start, ms")
     for heading in (
@@ -154,51 +156,49 @@ def _resource_table(result: BenchResult) -> Table:
         "first",
         "total",
         "peak MiB",
-        "grown",
+        "growth",
         "file MB",
-        *(["mJ/image"] if energy else []),
+        *(["mJ/image"] if has_energy else []),
     ):
         table.add_column(heading, justify="right")
-    table.add_column("reference images")
+    table.add_column("golden images")
     configurations = {
         (row.runtime, row.variant, row.provider, row.batch, row.threads): row
         for row in reversed(result.rows)
     }
-    several = len({key[2:] for key in configurations}) > 1
+    has_several = len({key[2:] for key in configurations}) > 1
     for row in reversed(configurations.values()):
-        cold = row.summarize_cold_starts()
-        parts = [
-            f"{cold[name]:.0f}" if cold else MISSING_VALUE
-            for name in ("import_ms", "session_ms", "first_inference_ms", "total_ms")
+        name = f"{row.runtime} {row.variant}"
+        if has_several:
+            name += f" {row.provider} b{row.batch} t{row.threads}"
+        cold_start = row.summarize_cold_starts()
+        times = [
+            f"{cold_start[key]:.0f}" if cold_start else MISSING_VALUE
+            for key in ("import_ms", "session_ms", "first_inference_ms", "total_ms")
         ]
-        grown = row.memory_growth_bytes
+        growth = row.memory_growth_bytes
         memory = [
-            _format_mebibytes(cold.get("peak_memory_bytes")),
-            MISSING_VALUE if grown is None else f"{grown / 2**20:+.1f}",
+            _format_mebibytes(cold_start.get("peak_memory_bytes")),
+            MISSING_VALUE if growth is None else f"{growth / 2**20:+.1f}",
         ]
-        drawn = (
-            [
-                ", ".join(
-                    f"{value:.1f} ({source})" for source, value in row.summarize_energy_mj().items()
-                )
-                or MISSING_VALUE
-            ]
-            if energy
-            else []
-        )
-        name = f"{row.runtime} {row.variant}" + (
-            f" {row.provider} b{row.batch} t{row.threads}" if several else ""
-        )
-        table.add_row(name, *parts, *memory, f"{row.file_bytes / 1e6:.1f}", *drawn, _gate_cell(row))
+        file_size = f"{row.file_bytes / 1e6:.1f}"
+        energy = [_energy_cell(row)] if has_energy else []
+        table.add_row(name, *times, *memory, file_size, *energy, _gate_cell(row))
     return table
+
+
+def _energy_cell(row: BenchRow) -> str:
+    energy_mj = row.summarize_energy_mj()
+    return ", ".join(f"{mj:.1f} ({source})" for source, mj in energy_mj.items()) or MISSING_VALUE
 
 
 def _gate_cell(row: BenchRow) -> str:
     if not row.gate["checked"]:
-        return f"[yellow]none: not checked[/], fed {row.session.get('feed', 'random')} input"
+        return f"[yellow]not checked[/], {row.session.get('feed', 'random')} input"
     if row.has_failed_gate:
         return "[bold red]failed[/]"
-    return f"[green]{row.gate['top1_agreement']}/{row.gate['images']} agree[/] |Δlogit| {row.gate['max_logit_difference']:.1g}"
+    agreement = f"{row.gate['top1_agreement']}/{row.gate['images']} agree"
+    return f"[green]{agreement}[/] |Δlogit| {row.gate['max_logit_difference']:.1g}"
 
 
 def _stage_table(result: BenchResult) -> Table:
@@ -232,15 +232,10 @@ def _profile_table(row_id: str, profile: dict[str, Any]) -> Table:
             f"{entry['us']:.0f}",
             f"{entry['share']:.1%}",
         )
-    left = profile["operators"][_MAX_OPERATORS:]
-    if left:
-        table.add_row(
-            f"[dim]{len(left)} more[/]",
-            "",
-            "",
-            "",
-            f"{sum(float(str(entry['share'])) for entry in left):.1%}",
-        )
+    others = profile["operators"][_MAX_OPERATORS:]
+    if others:
+        share = sum(float(str(entry["share"])) for entry in others)
+        table.add_row(f"[dim]{len(others)} more[/]", "", "", "", f"{share:.1%}")
     for entry in profile["nodes"][:_MAX_NODES]:
         table.add_row(
             f"[dim]node {escape(str(entry['node']))}[/]",
@@ -257,28 +252,32 @@ def _show_comparisons(result: BenchResult) -> None:
         if pair.earlier_row is None:
             base = result.get_row(pair.baseline)
             if base.runtime == "pytorch" and base.variant != "fp32":
-                out.print(
-                    f"Against  {pair.candidate} is {format_speedup(pair)} {_verdict_markup(pair)} against {pair.baseline}",
-                    soft_wrap=True,
-                )
+                out.print(f"Against  {_comparison_markup(pair)}", soft_wrap=True)
             continue
         earlier = pair.earlier_row
         out.print(
-            f"Earlier  {pair.candidate} is {format_speedup(pair)} {_verdict_markup(pair)} against {pair.baseline} "
-            f"of {earlier.created} (p50 {format_milliseconds(earlier.p50_ms)} ms; {earlier.description})",
+            f"Earlier  {_comparison_markup(pair)} of {earlier.created} "
+            f"(p50 {format_milliseconds(earlier.p50_ms)} ms; {earlier.description})",
             soft_wrap=True,
         )
+
+
+def _comparison_markup(pair: RowComparison) -> str:
+    speedup = f"{format_speedup(pair)} {_verdict_markup(pair)}"
+    return f"{pair.candidate} is {speedup} against {pair.baseline}"
 
 
 def _show_notes(result: BenchResult) -> None:
     for row in result.rows:
         if row.rounds and not row.steady:
             out.print(
-                f"[yellow]Not steady:[/] {row.id}: warm-up did not settle within 2% in every round."
+                f"[yellow]Not steady:[/] {row.id}: warm-up did not reach a steady state (2%) in "
+                "every round."
             )
         if row.waiting_share > 0.01:
             out.print(
-                f"[yellow]Late:[/]     {row.id}: {row.waiting_share:.0%} of the arrivals found the one before still being answered."
+                f"[yellow]Late:[/]     {row.id}: {row.waiting_share:.0%} of the arrivals had to "
+                "wait for the previous inference."
             )
     for row in result.rows:
         if row.summarize_gpu():
@@ -294,51 +293,47 @@ def _show_notes(result: BenchResult) -> None:
 
 def _show_sustained(sustained: SustainedResult) -> None:
     medians = [window.median_ns for window in sustained.windows]
-    drift, settled = sustained.drift, sustained.settled_index
-    out.print(
-        f"Sustained {sustained.row}, {sustained.windows[-1].start_s + 1:.0f} s of {sustained.asked_s:.0f}"
-    )
-    out.print(
-        f"         {_sparkline(medians)} {format_milliseconds(min(medians) / 1e6)} to {format_milliseconds(max(medians) / 1e6)} ms (medians of a second)"
-    )
-    when = (
-        "never settled; over all"
-        if settled is None
-        else f"settled after {sustained.windows[settled].start_s:.0f} s; from then on"
-    )
-    figures = ", ".join(
+    elapsed_s = sustained.windows[-1].start_s + 1
+    out.print(f"Sustained {sustained.row}, {elapsed_s:.0f} s of {sustained.asked_s:.0f}")
+    low, high = format_milliseconds(min(medians) / 1e6), format_milliseconds(max(medians) / 1e6)
+    out.print(f"         {_sparkline(medians)} {low} to {high} ms (medians over 1 s)")
+    percentiles = ", ".join(
         f"p{percent} {format_milliseconds(sustained.steady_percentile_ms(percent))} ms"
         for percent in (50, 90, 99)
     )
-    out.print(f"         {when}: {figures}")
+    if sustained.settled_index is None:
+        out.print(f"         never steady; over the total time: {percentiles}")
+    else:
+        settled_s = sustained.windows[sustained.settled_index].start_s
+        out.print(f"         steady after {settled_s:.0f} s; from then on: {percentiles}")
+    drift = sustained.drift
     if drift is not None:
-        colour = "green" if drift.verdict == "steady" else "yellow"
-        last = f"last quarter {drift.ratio:.3f} \\[{drift.low:.3f}, {drift.high:.3f}] of the first"
+        color = "green" if drift.verdict == "steady" else "yellow"
+        interval = f"\\[{drift.low:.3f}, {drift.high:.3f}]"
+        events = "".join(f"; {event}" for event in sustained.processor_events)
         out.print(
-            f"         [{colour}]{drift.verdict}[/]: {last}"
-            + "".join(f"; {reason}" for reason in sustained.processor_events),
+            f"         [{color}]{drift.verdict}[/]: "
+            f"last quarter {drift.ratio:.3f} {interval} of the first{events}",
             soft_wrap=True,
         )
 
 
 def _show_recommendation(result: BenchResult) -> None:
-    chosen = result.recommendation
-    if chosen is None:
+    recommendation = result.recommendation
+    if recommendation is None:
         return
-    emulated = ", emulated: measure on the device before choosing" if result.is_emulated else ""
-    for what, choice in (("Fastest ", chosen.latency), ("Most/s  ", chosen.throughput)):
-        if what.startswith("Most") and choice.row == chosen.latency.row:
-            continue
-        alike = (
-            f" (as fast, with more threads or a larger file: {', '.join(choice.as_fast)})"
-            if choice.as_fast
-            else ""
-        )
-        out.print(
-            f"{what} {choice.row}: {format_milliseconds(choice.p50_ms)} ms, {choice.images_per_second:.0f} images/s{alike}{emulated}",
-            markup=False,
-            soft_wrap=True,
-        )
+    choices = [("Fastest ", recommendation.latency)]
+    if recommendation.throughput.row != recommendation.latency.row:
+        choices.append(("Most/s  ", recommendation.throughput))
+    for heading, choice in choices:
+        text = f"{heading} {choice.row}: {format_milliseconds(choice.p50_ms)} ms"
+        text += f", {choice.images_per_second:.0f} images/s"
+        if choice.as_fast:
+            rows = ", ".join(choice.as_fast)
+            text += f" (equally fast, but with more threads or a larger file: {rows})"
+        if result.is_emulated:
+            text += ", emulated: measure on the device before choosing"
+        out.print(text, markup=False, soft_wrap=True)
         options = ", ".join(
             f"{name}={value}"
             for name, value in choice.options.items()
@@ -349,38 +344,28 @@ def _show_recommendation(result: BenchResult) -> None:
 
 def _noise_summary(result: BenchResult) -> str:
     measured = result.noise.measured
-    told = [
-        f"{measured[name]:.1%} {words}"
-        for name, words in (("other_cpu", "of the CPU used by others"), ("steal", "stolen"))
+    parts = [
+        f"{measured[name]:.1%} {description}"
+        for name, description in (
+            ("other_cpu", "of the CPU used by other processes"),
+            ("steal", "CPU steal"),
+        )
         if measured.get(name) is not None
     ]
     spread = max(measured.get("round_spread", {}).values(), default=None)
-    return (
-        ", ".join([*told, *([] if spread is None else [f"rounds within {spread:.1%}"])])
-        or "nothing to report"
-    )
+    if spread is not None:
+        parts.append(f"rounds within {spread:.1%}")
+    return ", ".join(parts) or "no measurements available"
 
 
 def _sparkline(values: list[float]) -> str:
-    shown = [
-        max(
-            values[
-                place * len(values) // _SPARKLINE_WIDTH : (place + 1)
-                * len(values)
-                // _SPARKLINE_WIDTH
-            ],
-            default=None,
-        )
-        for place in range(_SPARKLINE_WIDTH)
-    ]
-    kept = [value for value in shown if value is not None]
-    low, high = min(kept), max(kept)
-    return "".join(
-        _SPARKLINE_CHARACTERS[
-            round((len(_SPARKLINE_CHARACTERS) - 1) * (value - low) / (high - low or 1))
-        ]
-        for value in kept
-    )
+    edges = [index * len(values) // _SPARKLINE_WIDTH for index in range(_SPARKLINE_WIDTH + 1)]
+    # With fewer values than columns some columns are empty; they are left out.
+    columns = [max(values[start:end]) for start, end in pairwise(edges) if start < end]
+    low, high = min(columns), max(columns)
+    steps = len(_SPARKLINE_CHARACTERS) - 1
+    levels = [round(steps * (value - low) / (high - low or 1)) for value in columns]
+    return "".join(_SPARKLINE_CHARACTERS[level] for level in levels)
 
 
 def _format_mebibytes(count: int | None) -> str:
@@ -392,13 +377,13 @@ def _verdict_markup(pair: RowComparison) -> str:
 
 
 def format_speedup(comparison: RowComparison) -> str:
-    """`2.64× [2.05, 3.39]`, escaped for rich."""
+    """Format a speed-up as `2.64× [2.05, 3.39]`, escaped for rich."""
     speedup = comparison.speedup
     return f"{speedup.ratio:.2f}× \\[{speedup.low:.2f}, {speedup.high:.2f}]"
 
 
 def plain_table() -> Table:
-    """Without lines but the one under the headings."""
+    """Return an empty table whose only line is the one below the headings."""
     from rich import box
 
     return Table(

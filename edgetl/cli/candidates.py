@@ -1,4 +1,4 @@
-"""`edgetl bench --candidates`: which architectures are fast enough here, before any is trained."""
+"""`edgetl bench --candidates`: latency of architectures on this device, before training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _FITS_MARKUP = {
     True: "[bold green]yes[/]",
     False: "[bold red]no[/]",
-    None: "[yellow]not decided[/]",
+    None: "[yellow]undecided[/]",
 }
 
 
@@ -33,23 +33,24 @@ def run_candidates(
     as_json: bool = False,
     force: bool = False,
 ) -> None:
-    """Time architectures and print what fits.
+    """Time architectures and print which fit the latency budget.
 
     Args:
-        names: torchvision's names; one may hold several, separated by commas.
-        classes: width of the new head.
-        image_sizes: pixels, separated by commas (`160,224`); empty takes each architecture's own.
-        latency_budget: `5ms`, `800us`; None only measures.
-        threads: intra-op threads; None takes the cores available.
-        rounds: rounds of the protocol.
+        names: torchvision names; an item may hold several, separated by commas.
+        classes: number of outputs of the new head.
+        image_sizes: sides of the input in pixels, separated by commas (`160,224`); empty for the
+            default of each architecture.
+        latency_budget: largest acceptable p50 (`5ms`, `800us`); None to only measure.
+        threads: intra-op threads; None for all available cores.
+        rounds: number of rounds.
         provider: execution provider.
-        output: the result file; None chooses a new one in ./bench.
-        as_json: print the result as one JSON object, and nothing else.
-        force: measure with more threads than there are cores.
+        output: result file; None for a new file in ./bench.
+        as_json: print the result as one JSON object.
+        force: allow more threads than available cores.
 
     Raises:
-        ConfigError: values that contradict themselves, or unknown architectures.
-        BenchError: not one candidate could be timed; the table with the reasons has been printed.
+        ConfigError: the values are invalid or an architecture is unknown.
+        BenchError: no candidate could be timed. The table with the reasons is printed before.
     """
     from edgetl.core.config.candidates import CandidatesConfig
     from edgetl.core.config.options import parse_milliseconds, split_list
@@ -73,33 +74,35 @@ def run_candidates(
         reasons = "; ".join(
             f"{row.architecture} at {row.image_size} px: {row.failed}" for row in result.rows
         )
-        raise BenchError(f"Not one candidate could be timed. {reasons}")
+        raise BenchError(f"No candidate could be timed: {reasons}")
 
 
 def parse_image_sizes(text: str) -> tuple[int, ...]:
-    """Pixels of `160,224`; nothing for an empty text.
+    """Parse a list of image sizes in pixels such as `160,224`.
 
     Raises:
-        ConfigError: something in it is no whole number.
+        ConfigError: an item is not a whole number.
     """
     from edgetl.core.errors import ConfigError
 
     parts = [part.strip() for part in text.split(",") if part.strip()]
-    wrong = [part for part in parts if not (part.isascii() and part.isdigit())]
-    if wrong:
+    invalid_parts = [part for part in parts if not (part.isascii() and part.isdigit())]
+    if invalid_parts:
         raise ConfigError(
-            f"--image-size takes pixels, separated by commas (160,224), not {', '.join(map(repr, wrong))}."
+            "--image-size must be in pixels, separated by commas such as 160,224, "
+            f"got {', '.join(map(repr, invalid_parts))}."
         )
     return tuple(map(int, parts))
 
 
 def show_candidates(result: CandidatesResult) -> None:
-    """Print a result for people: the table, fastest first, what fits, and what to do next."""
+    """Print the candidates, fastest first, with the ones that fit and the next step."""
     from edgetl.cli.bench_tables import plain_table
 
     budget = "" if result.latency_budget_ms is None else f", budget {result.latency_budget_ms:g} ms"
     out.print(
-        f"[bold]Candidates[/] with {result.classes} classes on {describe_device(result.device)}, {pluralize(result.threads, 'thread')}{budget}",
+        f"[bold]Candidates[/] with {result.classes} classes on {describe_device(result.device)}, "
+        f"{pluralize(result.threads, 'thread')}{budget}",
         highlight=False,
     )
     table = plain_table()
@@ -116,13 +119,13 @@ def show_candidates(result: CandidatesResult) -> None:
         table.add_column(heading, justify="right")
     if result.latency_budget_ms is not None:
         table.add_column("fits")
-    failed = [row for row in result.rows if row.failed]
-    for row in (*result.timed_rows, *failed):
+    failed_rows = [row for row in result.rows if row.failed]
+    for row in (*result.timed_rows, *failed_rows):
         fits = "[bold red]failed[/]" if row.failed else _FITS_MARKUP[result.fits_budget(row)]
         table.add_row(*_candidate_cells(row), *([] if result.latency_budget_ms is None else [fits]))
     out.print(table)
     out.print()
-    for row in failed:
+    for row in failed_rows:
         out.print(
             f"Failed   {row.architecture} at {row.image_size} px: {row.failed}",
             markup=False,
@@ -131,69 +134,69 @@ def show_candidates(result: CandidatesResult) -> None:
     for row in result.timed_rows:
         if not row.steady:
             out.print(
-                f"[yellow]Not steady:[/] {row.name}: warm-up did not settle within 2% in every round."
+                f"[yellow]Not steady:[/] {row.name}: warm-up did not reach a steady state (2%) in "
+                "every round."
             )
     for note in result.notes:
         out.print(f"Note     {note}", markup=False, soft_wrap=True)
     if result.timed_rows:
-        quiet = (
-            "[green]quiet[/]"
-            if not result.noise.is_noisy
-            else "[yellow]noisy[/]: " + "; ".join(result.noise.reasons)
-        )
-        out.print(f"Noise    {quiet}", soft_wrap=True)
+        noise = "[green]quiet[/]"
+        if result.noise.is_noisy:
+            noise = "[yellow]noisy[/]: " + "; ".join(result.noise.reasons)
+        out.print(f"Noise    {noise}", soft_wrap=True)
     if result.path is not None:
         out.print(f"Result   {result.path}", markup=False, soft_wrap=True)
     out.print(summarize_candidates(result), markup=False, soft_wrap=True)
 
 
 def summarize_candidates(result: CandidatesResult) -> str:
-    """What the figures say, in words: what fits, the most capable of it, and the next step; or what came closest."""
+    """Summarize which candidates fit, the most capable of them, and the next step."""
     if not result.timed_rows:
         return "Nothing was timed."
-    said = []
-    if result.latency_budget_ms is None:
-        said.append(
-            f"Fastest is {_describe_candidate(result.timed_rows[0])}; --latency-budget 5ms says what fits."
+    fastest = _describe_candidate(result.timed_rows[0])
+    budget = f"{result.latency_budget_ms:g} ms" if result.latency_budget_ms is not None else ""
+    sentences = []
+    if not budget:
+        sentences.append(
+            f"The fastest is {fastest}. Use --latency-budget 5ms to see which candidates fit."
         )
     elif result.fitting_rows:
-        said.append(
-            f"Within {result.latency_budget_ms:g} ms: {', '.join(map(_describe_candidate, result.fitting_rows))}."
-        )
+        fitting = ", ".join(map(_describe_candidate, result.fitting_rows))
+        sentences.append(f"Within {budget}: {fitting}.")
     else:
-        said.append(
-            f"Nothing is surely within {result.latency_budget_ms:g} ms; {_describe_candidate(result.timed_rows[0])} came closest."
-        )
+        sentences.append(f"No candidate is certainly within {budget}; the closest is {fastest}.")
     if result.undecided_rows:
-        names = ", ".join(map(_describe_candidate, result.undecided_rows))
-        widened = (
-            ", widened by how far the rounds differ on this noisy device,"
-            if result.noise.is_noisy
-            else ""
-        )
-        said.append(
-            f"Not decided: {names}, whose interval{widened} holds the budget; more --rounds or a quieter device decide."
+        undecided = ", ".join(map(_describe_candidate, result.undecided_rows))
+        widened = ""
+        if result.noise.is_noisy:
+            widened = " (widened by the spread of the rounds, as the device is noisy)"
+        sentences.append(
+            f"Undecided: {undecided}; the confidence interval{widened} includes the budget. "
+            "Increase --rounds or use a quieter device."
         )
     if not result.fitting_rows:
-        said.append(
-            "Take smaller images (--image-size 128,160), smaller architectures (`edgetl models`), or a larger budget."
+        sentences.append(
+            "Try smaller images (--image-size 128,160), smaller architectures (`edgetl models`), "
+            "or a larger budget."
         )
-        return " ".join(said)
+        return " ".join(sentences)
     best = result.pareto_front
     if len(best) == 1:
-        said.append(
-            f"The most capable, by ImageNet accuracy and image size, is {best[0].architecture} at {best[0].image_size} px."
+        sentences.append(
+            "The most capable, by ImageNet accuracy and image size, is "
+            f"{best[0].architecture} at {best[0].image_size} px."
         )
     else:
-        named = " and ".join(f"{row.architecture} at {row.image_size} px" for row in best)
-        said.append(
-            f"The most capable are {named}: better on ImageNet against more pixels, which only training decides."
+        names = " and ".join(f"{row.architecture} at {row.image_size} px" for row in best)
+        sentences.append(
+            f"The most capable are {names}: they trade ImageNet accuracy against image size, so "
+            "train each to compare."
         )
     steps = [
         f"  edgetl finetune DATA --model {row.architecture} --image-size {row.image_size}"
         for row in best
     ]
-    return "\n".join([" ".join([*said, "Next:"]), *steps])
+    return "\n".join([" ".join([*sentences, "Next:"]), *steps])
 
 
 def _describe_candidate(row: CandidateRow) -> str:
@@ -201,11 +204,10 @@ def _describe_candidate(row: CandidateRow) -> str:
 
 
 def _candidate_cells(row: CandidateRow) -> list[str]:
-    interval = (
-        ""
-        if row.ci95_ms is None
-        else f" \\[{format_milliseconds(row.ci95_ms[0])}, {format_milliseconds(row.ci95_ms[1])}]"
-    )
+    interval = ""
+    if row.ci95_ms is not None:
+        low, high = map(format_milliseconds, row.ci95_ms)
+        interval = f" \\[{low}, {high}]"
     return [
         row.architecture,
         str(row.image_size),

@@ -1,4 +1,4 @@
-"""An experiment as it goes on: a live table on a terminal, a line an event elsewhere; always on standard error."""
+"""Progress of an experiment on standard error: a live table on a terminal, log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REDRAW_INTERVAL_S = 0.5
 
 
 class PlainExperimentProgress:
-    """A line for each run's start and end, and for each note."""
+    """Print one line per note and per start and end of a run."""
 
     def __init__(self) -> None:
         self._runs: Sequence[PlannedRun] = ()
@@ -32,84 +32,80 @@ class PlainExperimentProgress:
         self._current_run: tuple[PlannedRun, float] | None = None
 
     def note(self, text: str) -> None:
-        """Print it."""
+        """Print the note."""
         err.print(text, markup=False, soft_wrap=True)
 
     def on_bench_progress(self, done: int, total: int, text: str) -> None:
-        """Nothing: what is measured is told by a note."""
+        """Print nothing: a note announces each measurement."""
 
     def on_plan(
         self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
     ) -> None:
-        """Print how many runs there are."""
-        self._runs, self._expected_seconds, self._unfinished = (
-            runs,
-            seconds,
-            [run.name for run in runs if run.name not in finished],
-        )
-        before = f", {len(finished)} of them ended before" if finished else ""
-        self.note(f"{len(runs)} runs{before}; {self.describe_time_left()}.")
+        """Print the number of runs and the estimated time."""
+        self._runs = runs
+        self._expected_seconds = seconds
+        self._unfinished = [run.name for run in runs if run.name not in finished]
+        already_finished = f", {len(finished)} already finished" if finished else ""
+        self.note(f"{len(runs)} runs{already_finished}; {self.describe_time_left()}.")
 
     def on_run_start(self, run: PlannedRun) -> None:
-        """Print its name."""
+        """Print the name and the expected time of the run."""
         self._current_run = run, time.monotonic()
-        self.note(
-            f"{self._run_number_label(run)} {run.name}: expected to take {_format_duration(self._expected_seconds.get(run.name, 0.0))}"
-        )
+        expected = _format_duration(self._expected_seconds.get(run.name, 0.0))
+        self.note(f"{self._run_number_label(run)} {run.name}: expected to take {expected}")
 
     def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
-        """Print warnings; epochs are in the run's history."""
+        """Print warnings; the run's history records the epochs."""
         if "warning" in message:
             self.note(f"Warning: {run.name}: {message['warning']}")
 
     def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
-        """Print what became of it."""
+        """Print the result of the run and the time left."""
         self._current_run = None
         self._unfinished = [name for name in self._unfinished if name != run.name]
         if result.failed is None:
             self._actual_and_expected_s[0] += result.seconds
             self._actual_and_expected_s[1] += self._expected_seconds.get(run.name, 0.0)
-        self.note(
-            f"{self._run_number_label(run)} {run.name}: {describe_run_result(result)}; {self.describe_time_left()}"
-        )
+        summary = f"{describe_run_result(result)}; {self.describe_time_left()}"
+        self.note(f"{self._run_number_label(run)} {run.name}: {summary}")
 
     def describe_time_left(self) -> str:
-        """Of the runs that have not ended, at the pace of those that have."""
+        """Estimate the training time left, scaled by the actual pace of the finished runs."""
         if not self._unfinished:
             return "no runs left"
-        pace = (
-            self._actual_and_expected_s[0] / self._actual_and_expected_s[1]
-            if self._actual_and_expected_s[1]
-            else 1.0
-        )
-        expected = {name: pace * self._expected_seconds.get(name, 0.0) for name in self._unfinished}
+        actual_s, expected_s = self._actual_and_expected_s
+        pace = actual_s / expected_s if expected_s else 1.0
+        seconds_left = {
+            name: pace * self._expected_seconds.get(name, 0.0) for name in self._unfinished
+        }
         if self._current_run is not None:
-            name = self._current_run[0].name
-            expected[name] = max(
-                0.0, expected.get(name, 0.0) - (time.monotonic() - self._current_run[1])
-            )
-        return f"about {_format_duration(sum(expected.values()))} of training left"
+            run, start_time = self._current_run
+            elapsed = time.monotonic() - start_time
+            seconds_left[run.name] = max(0.0, seconds_left.get(run.name, 0.0) - elapsed)
+        return f"about {_format_duration(sum(seconds_left.values()))} of training left"
 
     def _run_number_label(self, run: PlannedRun) -> str:
-        names = [other.name for other in self._runs]
+        names = [planned.name for planned in self._runs]
         return f"[{names.index(run.name) + 1}/{len(names)}]"
 
 
 class LiveExperimentProgress(PlainExperimentProgress):
-    """All runs in a table that is drawn anew as they go on."""
+    """Live table of all runs, redrawn as they progress."""
 
     def __init__(self, live: Live) -> None:
         super().__init__()
-        self._live, self._run_states, self._last_draw_time = live, {}, 0.0  # type: tuple[Live, dict[str, str], float]
+        self._live = live
+        self._run_states: dict[str, str] = {}
+        self._last_draw_time = 0.0
         self._last_note = ""
 
     def note(self, text: str) -> None:
-        """Show it below the table until the next one."""
+        """Show the note below the table until the next one."""
         self._last_note = text
         self._draw()
 
     def on_bench_progress(self, done: int, total: int, text: str) -> None:
-        """Show it between blocks only: drawing would disturb what is measured."""
+        """Show the progress between blocks only: drawing would disturb the measurement."""
         if total:
             self._last_note = f"{text} ({done} of {total})"
             self._draw()
@@ -118,17 +114,17 @@ class LiveExperimentProgress(PlainExperimentProgress):
         self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
     ) -> None:
         """Show the table."""
-        self._run_states = dict.fromkeys(finished, "ended before")
+        self._run_states = dict.fromkeys(finished, "already finished")
         super().on_plan(runs, finished, seconds)
 
     def on_run_start(self, run: PlannedRun) -> None:
-        """Mark it as running."""
+        """Mark the run as running."""
         self._current_run = run, time.monotonic()
         self._run_states[run.name] = "starting"
         self._draw()
 
     def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
-        """Show how far it has come."""
+        """Show the progress of the run; print warnings above the table."""
         if "warning" in message:
             err.print(
                 f"Warning: {run.name}: {message['warning']}",
@@ -136,10 +132,12 @@ class LiveExperimentProgress(PlainExperimentProgress):
                 markup=False,
                 soft_wrap=True,
             )
-        step, epoch = message.get("step"), message.get("epoch")
+        step = message.get("step")
+        epoch = message.get("epoch")
         if step is not None:
             self._run_states[run.name] = (
-                f"epoch {step['epoch']} of {step['epochs']}, training accuracy {step['accuracy']:.2f}"
+                f"epoch {step['epoch']} of {step['epochs']}, "
+                f"training accuracy {step['accuracy']:.2f}"
             )
         if epoch is not None and epoch["val_accuracy"] is not None:
             self._run_states[run.name] = (
@@ -149,7 +147,7 @@ class LiveExperimentProgress(PlainExperimentProgress):
             self._draw()
 
     def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
-        """Show what became of it."""
+        """Show the result of the run."""
         self._run_states[run.name] = describe_run_result(result)
         super().on_run_end(run, result)
 
@@ -158,52 +156,46 @@ class LiveExperimentProgress(PlainExperimentProgress):
         table = Table(box=None, pad_edge=False, show_header=False)
         for run in self._visible_runs():
             state = self._run_states.get(run.name)
-            is_running = self._current_run is not None and self._current_run[0] is run
-            ended = "✗" if (state or "").startswith("failed") else "✓"
-            mark, style = (
-                ("▶", "bold") if is_running else ("·", "dim") if state is None else (ended, "")
-            )
-            taken = (
-                _format_duration(time.monotonic() - self._current_run[1])
-                if is_running and self._current_run
-                else ""
-            )
-            expected = (
-                _format_duration(self._expected_seconds[run.name])
-                if run.name in self._expected_seconds and run.name in self._unfinished
-                else ""
-            )
+            elapsed = ""
+            expected = ""
+            if self._current_run is not None and self._current_run[0] is run:
+                mark, style = "▶", "bold"
+                elapsed = _format_duration(time.monotonic() - self._current_run[1])
+            elif state is None:
+                mark, style = "·", "dim"
+            else:
+                mark, style = "✗" if state.startswith("failed") else "✓", ""
+            if run.name in self._expected_seconds and run.name in self._unfinished:
+                expected = _format_duration(self._expected_seconds[run.name])
             table.add_row(
                 mark,
                 run.name,
                 Text(state or "waiting"),
-                " of about ".join(filter(None, (taken, expected))),
+                " of about ".join(filter(None, (elapsed, expected))),
                 style=style,
             )
-        count = len(self._runs) - len(self._unfinished)
-        foot = (
-            f"{count} of {len(self._runs)} runs ended, {self.describe_time_left()}"
-            if self._runs
-            else ""
-        )
-        self._live.update(
-            Group(Text(foot, style="bold"), table, Text(self._last_note, style="dim")), refresh=True
-        )
+        heading = ""
+        if self._runs:
+            finished_count = len(self._runs) - len(self._unfinished)
+            heading = f"{finished_count} of {len(self._runs)} runs finished"
+            heading += f", {self.describe_time_left()}"
+        note = Text(self._last_note, style="dim")
+        self._live.update(Group(Text(heading, style="bold"), table, note), refresh=True)
 
     def _visible_runs(self) -> Sequence[PlannedRun]:
-        """As many runs as the screen has lines for, around the one that trains."""
-        room = max(3, err.size.height - 5)
-        at = next(
-            (number for number, run in enumerate(self._runs) if run.name in self._unfinished),
+        """Return as many runs as fit on the screen, around the first unfinished one."""
+        row_count = max(3, err.size.height - 5)
+        current = next(
+            (index for index, run in enumerate(self._runs) if run.name in self._unfinished),
             len(self._runs),
         )
-        first = max(0, min(at - room // 3, len(self._runs) - room))
-        return self._runs[first : first + room]
+        first = max(0, min(current - row_count // 3, len(self._runs) - row_count))
+        return self._runs[first : first + row_count]
 
 
 @contextmanager
 def open_experiment_progress() -> Iterator[PlainExperimentProgress]:
-    """The live table where somebody watches, lines where not."""
+    """Yield a live table on a terminal, a plain log elsewhere."""
     if not err.is_terminal:
         yield PlainExperimentProgress()
         return
@@ -212,7 +204,7 @@ def open_experiment_progress() -> Iterator[PlainExperimentProgress]:
 
 
 def describe_run_result(result: StrategyRun) -> str:
-    """A run's end in a few words."""
+    """Describe the result of a run in a few words."""
     if result.failed is not None:
         return f"failed: {result.failed.splitlines()[0]}"
     return f"validation accuracy {result.val_accuracy:.3f} in {_format_duration(result.seconds)}"

@@ -1,4 +1,4 @@
-"""The terminal: tables and notes on standard output, progress and errors on standard error."""
+"""Terminal output: results on standard output, progress and errors on standard error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -20,13 +19,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.segment import Segment
 
-
 NON_TERMINAL_WIDTH = 200
-"""Columns where output goes to a file or a pipe: paths and messages are not folded for a screen that is not there."""
+"""Columns if the output is a file or a pipe, so that paths and messages are not wrapped."""
 
 
 class _LazyConsole:
-    """A rich Console that is made when something is printed: help and completion do not pay for it."""
+    """A rich Console created on first use, so that help and completion start without rich."""
 
     def __init__(self, stderr: bool) -> None:
         object.__setattr__(
@@ -37,11 +35,11 @@ class _LazyConsole:
 
     def _get_console(self) -> Console:
         try:
-            made: Console = object.__getattribute__(self, "_instance")
+            console: Console = object.__getattribute__(self, "_instance")
         except AttributeError:
-            made = _console_class()(highlight=False, **object.__getattribute__(self, "_options"))
-            object.__setattr__(self, "_instance", made)
-        return made
+            console = _console_class()(highlight=False, **object.__getattribute__(self, "_options"))
+            object.__setattr__(self, "_instance", console)
+        return console
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._get_console(), name)
@@ -61,37 +59,36 @@ def _console_class() -> type[Console]:
     from rich.segment import Segment
 
     class HarmlessConsole(Console):
-        """Shows control characters of what it prints instead of sending them to the terminal."""
+        """Console that escapes control characters instead of sending them to the terminal."""
 
         def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
             for segment in super().render(renderable, options):
                 text = escape_control_characters(segment.text)
-                # Segments that rich itself makes to steer the terminal are marked as such.
-                yield (
-                    segment
-                    if segment.control or text == segment.text
-                    else Segment(text, segment.style)
-                )
+                # rich marks the segments that it creates to control the terminal.
+                if segment.control or text == segment.text:
+                    yield segment
+                else:
+                    yield Segment(text, segment.style)
 
     return HarmlessConsole
 
 
 def _console_width(stream: TextIO | None) -> int | None:
-    return (
-        None
-        if (stream is not None and stream.isatty()) or "COLUMNS" in os.environ
-        else NON_TERMINAL_WIDTH
-    )
+    is_terminal = stream is not None and stream.isatty()
+    return None if is_terminal or "COLUMNS" in os.environ else NON_TERMINAL_WIDTH
 
 
 out = cast("Console", _LazyConsole(stderr=False))
-"""Results."""
+"""Console for results."""
 err = cast("Console", _LazyConsole(stderr=True))
-"""Progress, warnings and errors: never mixed into --json."""
+"""Console for progress, warnings and errors, which must not mix with the output of --json."""
 
 
 class _PipeTolerantStream(io.FileIO):
-    """A standard stream whose reader (head, less) may leave: nothing is wrong then, and what was begun is done to its end."""
+    """Standard stream that drops output once its reader (head, less) has closed the pipe.
+
+    This is not an error: the command finishes its work.
+    """
 
     is_pipe_closed = False
 
@@ -107,9 +104,10 @@ _PIPE_TOLERANT_STREAMS: dict[str, _PipeTolerantStream] = {}
 
 
 def tolerate_closed_pipes() -> None:
-    """From now on standard output and standard error may be closed at the other end, or from the start: what is written is dropped.
+    """Let the command finish if standard output or error is closed, at the start or later.
 
-    What their encoding lacks is written as an escape: an ASCII terminal must not end a command that has done its work.
+    Characters that the encoding lacks are written as escapes: a command must not fail after its
+    work because the terminal is ASCII.
     """
     _open_closed_streams()
     for name in ("stdout", "stderr"):
@@ -129,14 +127,15 @@ def tolerate_closed_pipes() -> None:
 
 
 def _open_closed_streams() -> None:
-    # `>&-`: the next file to be opened would take the number, and be written into by whatever prints.
+    # After `>&-` the next opened file would get the free descriptor, and prints would end up in it.
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is this one
         if getattr(sys, name) is None:
-            stream = open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+            mode = "r" if number == 0 else "w"
+            stream = open(number, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
 
 
@@ -145,29 +144,24 @@ def _is_unicode(encoding: str) -> bool:
 
 
 def is_stdout_open() -> bool:
-    """Whether anybody may still read standard output."""
-    return not (
-        "stdout" in _PIPE_TOLERANT_STREAMS and _PIPE_TOLERANT_STREAMS["stdout"].is_pipe_closed
-    )
+    """Return whether standard output may still have a reader."""
+    stream = _PIPE_TOLERANT_STREAMS.get("stdout")
+    return stream is None or not stream.is_pipe_closed
 
 
 def print_json(content: Any, indent: int | None = None) -> None:
-    """One JSON object on standard output, and nothing else."""
-    escaped = not _is_unicode(sys.stdout.encoding or "utf-8")
-    sys.stdout.write(
-        escape_json_controls(
-            json.dumps(content, ensure_ascii=escaped, allow_nan=False, indent=indent)
-        )
-        + "\n"
-    )
+    """Print `content` as one JSON object on standard output."""
+    escape_non_ascii = not _is_unicode(sys.stdout.encoding or "utf-8")
+    text = json.dumps(content, ensure_ascii=escape_non_ascii, allow_nan=False, indent=indent)
+    sys.stdout.write(escape_json_controls(text) + "\n")
 
 
 @contextmanager
 def heavy_imports() -> Iterator[None]:
-    """Import inside; what was made is then taken for permanent.
+    """Pause garbage collection while importing large packages, and freeze the new objects.
 
-    PyTorch's modules are half a million objects that live until the end: collecting while they are made costs a fifth of the import, and
-    every later collection would go through them again.
+    PyTorch's modules create half a million objects that live until exit. Collecting during the
+    import takes a fifth of its time, and every later collection would traverse them again.
     """
     gc.disable()
     try:
@@ -175,5 +169,5 @@ def heavy_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-        # Extensions look for leaks when the interpreter ends, and would report everything that is frozen.
+        # Some extensions check for leaks at exit and would report every frozen object.
         atexit.register(gc.unfreeze)

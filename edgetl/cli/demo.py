@@ -1,4 +1,4 @@
-"""`edgetl demo`: the whole job on pictures made on the spot."""
+"""`edgetl demo`: the complete workflow on generated images."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
     from edgetl.core.paths import RunDirectory
 
 PAGES = {
-    "comparison.html": "what pretraining gained, image by image",
+    "comparison.html": "accuracy gain of pretraining, image by image",
     "model.html": "the model: mistakes, recipe, bundle, latencies",
 }
-"""What is left in any case."""
+"""Pages that are always written, and their descriptions."""
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """How much the demo does: it is to take less than three minutes on two cores."""
+    """Size of the demo, chosen to take less than three minutes on two cores."""
 
     train_images_per_class: int = 100
     val_images_per_class: int = 40
-    """Pictures of each class."""
     generated_image_size: int = 128
-    """Pixels of a picture's side."""
+    """Side of a generated image, in pixels."""
     model: str = "mobilenet_v3_small"
     strategy: str = "full"
     image_size: int = 112
+    """Side of the model's input, in pixels."""
     budget_per_run: str = "40s"
-    """Of each training."""
+    """Time limit of each training run."""
     variants: str = "fp32,int8"
     rounds: int = 4
 
@@ -55,55 +55,57 @@ def demo(
     weights: Annotated[
         str,
         typer.Option(
-            help="`builtin`: shipped with edgetl. `imagenet`: torchvision's, where there is a network. Or a file."
+            help="Pretrained weights: `builtin` (shipped with edgetl), `imagenet` (downloaded by "
+            "torchvision), or a file."
         ),
     ] = "builtin",
     keep: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Leave everything in this folder, to go on with: pictures, runs, bundle, results.",
-            show_default="two pages, in edgetl-demo",
+            help="Keep all files in this folder: images, runs, bundle and results.",
+            show_default="only two pages, in edgetl-demo",
         ),
     ] = None,
 ) -> None:
-    """Run the whole job, offline: draw parts on a conveyor, train from nothing and pretrained, export, verify, bench, report.
+    """Run the complete workflow on generated images.
 
-    Both trainings have the same time. What the pretrained one gained, what the exported file saves, and what to open stand at the end;
-    each step prints the command that does the same on your own images. It takes less than three minutes on two cores.
+    Works offline, on images of parts on a conveyor. Trains from scratch and from pretrained
+    weights for the same time, then exports, verifies, benchmarks and reports. Each step prints the
+    command to use on your own images; a summary of accuracy and latency follows. Takes less than
+    three minutes on two cores.
     """
     from edgetl.core.errors import DataError
     from edgetl.core.paths import find_free_path
 
     folder = keep or find_free_path(Path(), "edgetl-demo")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} exists and is not empty. Choose another folder with --keep.")
-    _check_weights(weights)
-    started = time.perf_counter()
-    with _work_directory(folder, keep is not None) as work:
-        found, best, result = _run_steps(work, weights)
-        _show_summary(found, best, result)
-    out.print()
-    out.print(f"Done in {time.perf_counter() - started:.0f} s. Open")
-    for page, what in PAGES.items():
-        out.print(f"  {folder / page!s:<34} {what}", markup=False, soft_wrap=True)
-    if keep is None:
-        out.print("With --keep DIR the pictures, runs, bundle and results stay.")
-        out.print(
-            f"On your own images: edgetl compare DATA --models {DEMO_SETTINGS.model} --weights {weights}",
-            markup=False,
-            soft_wrap=True,
+        raise DataError(
+            f"{folder} already exists and is not empty. Choose another folder with --keep."
         )
+    _check_weights(weights)
+    start_time = time.perf_counter()
+    with _work_directory(folder, keep is not None) as work_directory:
+        experiment, best, result = _run_steps(work_directory, weights)
+        _show_summary(experiment, best, result)
+    out.print()
+    out.print(f"Done in {time.perf_counter() - start_time:.0f} s. Open")
+    for page, description in PAGES.items():
+        out.print(f"  {folder / page!s:<34} {description}", markup=False, soft_wrap=True)
+    if keep is None:
+        out.print("Use --keep DIR to keep the images, runs, bundle and results.")
+        command = f"edgetl compare DATA --models {DEMO_SETTINGS.model} --weights {weights}"
+        out.print(f"With your own images: {command}", markup=False, soft_wrap=True)
     else:
         out.print(
-            f"All else lies in {folder}; {folder / 'README.md'} says what is what and how to go on.",
+            f"All files are in {folder}; {folder / 'README.md'} describes them and the next steps.",
             markup=False,
             soft_wrap=True,
         )
 
 
 def _check_weights(weights: str) -> None:
-    """Before anything is written: downloads them where they come from a server."""
+    """Check that the weights can be read, downloading them if needed, before writing anything."""
     from edgetl.cli.console import heavy_imports
     from edgetl.core.errors import ConfigError
 
@@ -111,13 +113,14 @@ def _check_weights(weights: str) -> None:
         from edgetl.train.model.weights import read_weights
     if read_weights(weights, DEMO_SETTINGS.model) is None:
         raise ConfigError(
-            "--weights none is what pretrained weights are compared with: give builtin, imagenet, or a file."
+            "--weights must be builtin, imagenet or a file, got none: the demo compares pretrained "
+            "weights with random ones."
         )
 
 
 @contextmanager
 def _work_directory(folder: Path, keep: bool) -> Iterator[Path]:
-    """Where to work; nothing but the pages is left of it where `folder` is not to keep everything."""
+    """Yield `folder` if `keep` is set, else a temporary folder whose pages are copied to it."""
     if keep:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
@@ -152,84 +155,93 @@ def _run_steps(folder: Path, weights: str) -> tuple[Experiment, StrategyRun, Ben
         from edgetl.export.exporter import export_run
         from edgetl.train.check.dataset_check import check
 
-    scale, data = DEMO_SETTINGS, folder / "parts"
-    _print_step_title(1, f"Parts on a conveyor: {', '.join(CLASSES)}")
+    settings = DEMO_SETTINGS
+    data = folder / "parts"
+    _print_step_title(1, f"Generate images of parts on a conveyor: {', '.join(CLASSES)}")
     generate_inspection_dataset(
-        data, scale.train_images_per_class, scale.val_images_per_class, scale.generated_image_size
+        data,
+        settings.train_images_per_class,
+        settings.val_images_per_class,
+        settings.generated_image_size,
     )
     out.print(
-        f"{len(CLASSES) * scale.train_images_per_class} training and {len(CLASSES) * scale.val_images_per_class} validation pictures, {scale.generated_image_size} pixels, drawn here."
+        f"{len(CLASSES) * settings.train_images_per_class} training and "
+        f"{len(CLASSES) * settings.val_images_per_class} validation images, "
+        f"{settings.generated_image_size} pixels."
     )
 
-    _print_step_title(2, "What is wrong with them, before any training")
+    _print_step_title(2, "Check the data set")
     _print_command("check", "parts")
-    checked = check(data)
-    for finding in checked.findings:
+    report = check(data)
+    for finding in report.findings:
         out.print(f"{finding.severity}: {finding.message}", markup=False, soft_wrap=True)
-    if not checked.findings:
-        out.print(f"Nothing is wrong with any of the {checked.image_count}.")
+    if not report.findings:
+        out.print(f"No problems found in {report.image_count} images.")
 
-    _print_step_title(3, "From nothing and from pretrained weights, in the same time")
+    _print_step_title(3, "Train from scratch and from pretrained weights, for the same time")
     _print_command(
-        "compare", "parts", "--models", scale.model, "--weights", weights, "--strategies", f"scratch,{scale.strategy}", "--seeds", 1,
-        "--image-size", scale.image_size, "--budget", scale.budget_per_run, "--no-bench", "-o", "comparison",
+        "compare", "parts", "--models", settings.model, "--weights", weights,
+        "--strategies", f"scratch,{settings.strategy}", "--seeds", 1,
+        "--image-size", settings.image_size, "--budget", settings.budget_per_run,
+        "--no-bench", "-o", "comparison",
     )  # fmt: skip
-    settings = CompareConfig(
-        folder / "comparison", (scale.model,), ("scratch", scale.strategy), 1, (scale.image_size,),
-        budget_s=parse_duration(scale.budget_per_run), bench=False,
-    )  # fmt: skip
-    with open_experiment_progress() as watcher:
-        found = compare(settings, FinetuneConfig(data.absolute(), weights=weights), watcher)
-    best = _find_pretrained_run(found)
-    for trained in found.runs:
+    compare_config = CompareConfig(
+        folder / "comparison",
+        (settings.model,),
+        ("scratch", settings.strategy),
+        1,
+        (settings.image_size,),
+        budget_s=parse_duration(settings.budget_per_run),
+        bench=False,
+    )
+    recipe = FinetuneConfig(data.absolute(), weights=weights)
+    with open_experiment_progress() as experiment_progress:
+        experiment = compare(compare_config, recipe, experiment_progress)
+    best = _find_pretrained_run(experiment)
+    for strategy_run in experiment.runs:
         out.print(
-            f"{trained.strategy:<8} {trained.val_accuracy:.1%} after {len(trained.epochs)} epochs",
+            f"{strategy_run.strategy:<8} {strategy_run.val_accuracy:.1%} "
+            f"after {len(strategy_run.epochs)} epochs",
             markup=False,
         )
 
     run = RunDirectory(folder / "comparison" / best.folder)
-    shown = run.path.relative_to(folder)
-    _print_step_title(
-        4, "One file for the device, proven equal to PyTorch, and a smaller one in int8"
-    )
-    _print_command("export", shown, "--variants", scale.variants, "--search", "quick")
-    with open_step_progress() as progress:
-        export_run(
-            run, ExportConfig(variants=tuple(scale.variants.split(",")), search="quick"), progress
-        )
+    relative_path = run.path.relative_to(folder)
+    _print_step_title(4, "Export to ONNX, verified against PyTorch, and quantize to int8")
+    _print_command("export", relative_path, "--variants", settings.variants, "--search", "quick")
+    variants = tuple(settings.variants.split(","))
+    with open_step_progress() as step_progress:
+        export_run(run, ExportConfig(variants=variants, search="quick"), step_progress)
 
-    _print_step_title(5, "Its reference images, through this machine's own ONNX Runtime")
-    _print_command("verify", shown)
-    with open_verify_progress() as tell:
-        verified = verify(open_bundle(run.bundle), progress=tell)
-    print_verify_results(verified)
-    if not all(one.passed for one in verified):
-        raise BundleError(
-            "The bundle does not answer here as it was proven to; what failed stands above."
-        )
+    _print_step_title(5, "Verify the bundle with this machine's ONNX Runtime")
+    _print_command("verify", relative_path)
+    with open_verify_progress() as verify_progress:
+        verify_results = verify(open_bundle(run.bundle), progress=verify_progress)
+    print_verify_results(verify_results)
+    if not all(verify_result.passed for verify_result in verify_results):
+        raise BundleError("The bundle failed verification on this machine, see the table above.")
 
-    _print_step_title(6, "Timed against PyTorch")
-    _print_command("bench", shown, "--scope", "model", "--rounds", scale.rounds)
-    with open_measurement_progress() as blocks:
-        result = bench(
-            BenchConfig(run.path, scopes=("model",), rounds=scale.rounds), blocks, QUICK_PROTOCOL
-        )
+    _print_step_title(6, "Benchmark against PyTorch")
+    _print_command("bench", relative_path, "--scope", "model", "--rounds", settings.rounds)
+    bench_config = BenchConfig(run.path, scopes=("model",), rounds=settings.rounds)
+    with open_measurement_progress() as block_progress:
+        result = bench(bench_config, block_progress, QUICK_PROTOCOL)
 
-    _print_step_title(7, "Reports")
-    _print_command("report", shown)
-    _write_pages(folder, found, run)
-    return found, best, result
+    _print_step_title(7, "Write the reports")
+    _print_command("report", relative_path)
+    _write_pages(folder, experiment, run)
+    return experiment, best, result
 
 
-def _find_pretrained_run(found: Experiment) -> StrategyRun:
+def _find_pretrained_run(experiment: Experiment) -> StrategyRun:
     from edgetl.core.errors import RunError
 
-    for failed in found.failed_runs:
-        raise RunError(f"{failed.name} failed: {failed.failed}")
-    return next(run for run in found.runs if run.strategy == DEMO_SETTINGS.strategy)
+    for run in experiment.failed_runs:
+        raise RunError(f"{run.name} failed: {run.failed}")
+    return next(run for run in experiment.runs if run.strategy == DEMO_SETTINGS.strategy)
 
 
-def _write_pages(folder: Path, found: Experiment, run: RunDirectory) -> None:
+def _write_pages(folder: Path, experiment: Experiment, run: RunDirectory) -> None:
     from functools import partial
 
     from edgetl.core.artifacts.bench_json import read_run_results
@@ -240,7 +252,7 @@ def _write_pages(folder: Path, found: Experiment, run: RunDirectory) -> None:
     from edgetl.report.run.page import render_run_report
 
     comparison, model = (folder / page for page in PAGES)
-    shutil.copy(ExperimentDirectory(found.folder).report, comparison)
+    shutil.copy(ExperimentDirectory(experiment.folder).report, comparison)
     write_page(model, partial(render_run_report, read_run_record(run.path), read_run_results(run)))
     write_text(
         folder / "README.md",
@@ -249,42 +261,43 @@ def _write_pages(folder: Path, found: Experiment, run: RunDirectory) -> None:
 
 
 _README_TEMPLATE = Template("""\
-# What `edgetl demo` left
+# Files of `edgetl demo`
 
 | | |
 | --- | --- |
-| parts/ | the pictures: train/ and val/, a folder for each class |
-| comparison/ | both trainings, side by side: compare.json, report.html, and a run directory each in runs/ |
-| $run | the pretrained one: weights, metrics, plots |
-| $run/bundle | all that a device needs; copy this folder |
-| $run/bench | every latency that was measured |
-| comparison.html, model.html | what to look at |
+| parts/ | the images: train/ and val/, one folder per class |
+| comparison/ | both training runs: compare.json, report.html, and the run directories in runs/ |
+| $run | the pretrained run: weights, metrics, plots |
+| $run/bundle | the bundle to copy to a device |
+| $run/bench | all measured latencies |
+| comparison.html, model.html | the reports |
 
-Go on, in this folder:
+Next steps, in this folder:
 
     edgetl predict $run/bundle parts/val/scratched/scratched_0000.jpg
-    edgetl finetune parts --model $model --weights builtin -o runs/mine     a longer training of your own; `edgetl finetune -h`
-    edgetl verify $run                                     on any other machine: does it answer as it was proven to?
-    edgetl bench $run                                      all scopes, for figures to keep
-    edgetl report $run                                     the page anew
+    edgetl finetune parts --model $model --weights builtin -o runs/mine     train longer
+    edgetl verify $run                                     check the bundle, also on another machine
+    edgetl bench $run                                      benchmark all scopes
+    edgetl report $run                                     write the report again
 
-Put photos of your own into parts/train/CLASS and parts/val/CLASS, and the same commands do the same with them.
+To use your own photos, put them into parts/train/CLASS and parts/val/CLASS, and run the same
+commands.
 """)
 
 
-def _show_summary(found: Experiment, best: StrategyRun, result: BenchResult) -> None:
+def _show_summary(experiment: Experiment, best: StrategyRun, result: BenchResult) -> None:
     from edgetl.cli.compare import print_table
     from edgetl.core.artifacts.bundle import read_bundle_manifest
     from edgetl.core.paths import RunDirectory
     from edgetl.demo.summary import accuracy_gain_table, latency_gain_table
 
     scratch, pretrained = (
-        next(row for row in found.rows if row.first_run.strategy == name)
+        next(row for row in experiment.rows if row.first_run.strategy == name)
         for name in ("scratch", DEMO_SETTINGS.strategy)
     )
-    bundle = read_bundle_manifest(RunDirectory(found.folder / best.folder).bundle)
+    bundle = read_bundle_manifest(RunDirectory(experiment.folder / best.folder).bundle)
     out.print()
-    print_table(accuracy_gain_table(found, scratch, pretrained))
+    print_table(accuracy_gain_table(experiment, scratch, pretrained))
     print_table(latency_gain_table(bundle, result, best.val_accuracy))
 
 

@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object.")
+    ] = False,
 ) -> None:
-    """Show what this machine has, what it lacks, and the command that adds it.
+    """Show the hardware and packages of this machine.
 
-    Exit status 1 if even the device's own commands, predict and bench, cannot work.
+    Reports problems and the commands that fix them. Exit status 1 if even `predict` and `bench`
+    cannot run.
     """
     from edgetl.device.doctor import inspect_environment
 
@@ -31,7 +34,7 @@ def doctor(
 
 
 def show_environment(environment: Environment) -> None:
-    """Print an environment for people."""
+    """Print hardware, packages and findings."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -45,7 +48,7 @@ def show_environment(environment: Environment) -> None:
     out.print(table)
     out.print()
     if not environment.findings:
-        out.print("[bold green]Nothing is missing.[/]")
+        out.print("[bold green]No problems found.[/]")
     for finding in environment.findings:
         out.print("[bold red]Problem[/]" if finding.fatal else "[bold yellow]Missing[/]", end="  ")
         out.print(f"{finding.what} (needed by: {finding.effect})", markup=False, soft_wrap=True)
@@ -55,11 +58,9 @@ def show_environment(environment: Environment) -> None:
 def _environment_rows(environment: Environment) -> list[tuple[str, str]]:
     cores = environment.cores
     quota = "" if cores["quota"] is None else f", CPU quota {cores['quota']:g}"
-    memory = (
-        "unknown"
-        if environment.memory_bytes is None
-        else f"{environment.memory_bytes / 2**30:.1f} GiB"
-    )
+    memory = "unknown"
+    if environment.memory_bytes is not None:
+        memory = f"{environment.memory_bytes / 2**30:.1f} GiB"
     return [
         ("Python", f"{environment.python}  {environment.executable}"),
         ("system", environment.system),
@@ -70,7 +71,7 @@ def _environment_rows(environment: Environment) -> list[tuple[str, str]]:
         *(
             (
                 name.removesuffix("ExecutionProvider"),
-                "provider: starts" if problem is None else f"provider: does not start, {problem}",
+                "provider: works" if problem is None else f"provider: cannot start, {problem}",
             )
             for name, problem in environment.providers.items()
         ),
@@ -78,11 +79,10 @@ def _environment_rows(environment: Environment) -> list[tuple[str, str]]:
 
 
 def _describe_gpus(environment: Environment) -> str:
-    seen = ", ".join(environment.gpus) or "none"
+    gpus = ", ".join(environment.gpus) or "none"
     torch = environment.torch
     if torch is None:
-        return seen
-    of_torch = ", ".join(torch["gpus"]) or "no GPU"
-    return f"{seen}; torch sees {of_torch}" + (
-        f" (built for CUDA {torch['cuda']})" if torch["cuda"] else " (built without CUDA)"
-    )
+        return gpus
+    torch_gpus = ", ".join(torch["gpus"]) or "no GPU"
+    build = f"built for CUDA {torch['cuda']}" if torch["cuda"] else "built without CUDA"
+    return f"{gpus}; torch detects {torch_gpus} ({build})"

@@ -2,126 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from edgetl.cli import export_options as options
 from edgetl.cli.console import err, out
-from edgetl.core.formatting import pluralize
+from edgetl.core.formatting import MISSING_VALUE, pluralize
 
 if TYPE_CHECKING:
-    from edgetl.device.runtime.bundle import Bundle
+    from edgetl.device.runtime.bundle import Bundle, Variant
 
 
 def export(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN|ARCHITECTURE",
-            help="A run directory, or a torchvision architecture for a stock model.",
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="The bundle to write.",
-            show_default="RUN/bundle, bundles/ARCHITECTURE",
-        ),
-    ] = None,
-    input_kind: Annotated[
-        str,
-        typer.Option(
-            "--input",
-            help="`image`: uint8 photos of any size, preprocessing in the file; `tensor`: float32 [batch, 3, S, S].",
-        ),
-    ] = "image",
-    fixed_size: Annotated[
-        str | None,
-        typer.Option(
-            metavar="HEIGHTxWIDTH",
-            help="Add a variant for images of this size only, for TensorRT and CUDA graphs.",
-            show_default="none",
-        ),
-    ] = None,
-    opset: Annotated[int, typer.Option(help="ONNX opset, 18 or newer.")] = 18,
-    tolerance: Annotated[
-        float, typer.Option(help="Largest |logit difference| to PyTorch on identical tensors.")
-    ] = 1e-3,
-    path_tolerance: Annotated[
-        float,
-        typer.Option(help="Largest |logit difference| to PyTorch from decoded photo to logits."),
-    ] = 0.05,
-    golden: Annotated[
-        str,
-        typer.Option(
-            help="The bundle's reference images: `validation` photos, or `generated` where photos must not leave the house."
-        ),
-    ] = "validation",
-    weights: Annotated[
-        str, typer.Option(help="For a stock model: `imagenet` or a weights file.")
-    ] = "imagenet",
-    image_size: Annotated[
-        int | None,
-        typer.Option(
-            help="For a stock model: side of its input in pixels.",
-            show_default="the architecture's own",
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            help="For a stock model: photos to prove it on.", show_default="generated pictures"
-        ),
-    ] = None,
-    variants: Annotated[
-        str,
-        typer.Option(
-            help="What the bundle holds, separated by commas: fp32 (always), fp16, int8, int8-dynamic, int8-weights."
-        ),
-    ] = "fp32",
-    max_accuracy_drop: Annotated[
-        float, typer.Option(help="Points of top-1 that a smaller variant may lose against PyTorch.")
-    ] = 1.0,
-    max_latency: Annotated[
-        str | None,
-        typer.Option(
-            metavar="5ms",
-            help="Largest p50 of the recommended variant on this machine.",
-            show_default="no limit",
-        ),
-    ] = None,
-    optimise: Annotated[
-        str, typer.Option(help="What the recommended variant is best at: `latency` or `size`.")
-    ] = "latency",
-    search: Annotated[
-        str,
-        typer.Option(
-            help="For int8: `thorough`, every way to quantize, with repairs; `quick`, what is chosen most often, without."
-        ),
-    ] = "thorough",
-    ort_format: Annotated[
-        bool,
-        typer.Option(
-            "--ort-format",
-            help="Write each variant as .ort too, for minimal builds of ONNX Runtime.",
-        ),
-    ] = False,
-    web: Annotated[
-        bool,
-        typer.Option(
-            "--web",
-            help="Add web/, a page that runs fp32 in a browser (what is recommended, with --optimise size); wants npm, once.",
-        ),
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    model: options.Model,
+    output: options.Output = None,
+    input_kind: options.InputKind = "image",
+    fixed_size: options.FixedSize = None,
+    opset: options.Opset = 18,
+    tolerance: options.Tolerance = 1e-3,
+    path_tolerance: options.PathTolerance = 0.05,
+    golden: options.Golden = "validation",
+    weights: options.Weights = "imagenet",
+    image_size: options.ImageSize = None,
+    images: options.Images = None,
+    variants: options.Variants = "fp32",
+    max_accuracy_drop: options.MaxAccuracyDrop = 1.0,
+    max_latency: options.MaxLatency = None,
+    optimise: options.Optimise = "latency",
+    search: options.Search = "thorough",
+    ort_format: options.OrtFormat = False,
+    web: options.Web = False,
+    force: options.Force = False,
 ) -> None:
-    """Write one self-contained ONNX bundle and prove it equal to PyTorch.
+    """Export a run or a stock model to a verified ONNX bundle.
 
-    The bundle is all that a device needs: model with preprocessing inside, labels, reference images, clients.
-    It is written only if the file gives PyTorch's answers on real images; otherwise nothing is left behind.
+    The bundle contains everything a device needs: the model with its preprocessing, labels, golden
+    images and client code. It is written only if ONNX Runtime reproduces PyTorch's predictions on
+    real images.
     """
     from edgetl.core.architectures import load_architectures
     from edgetl.core.config.export import ExportConfig
@@ -146,13 +64,15 @@ def export(
         ort_format=ort_format,
         web=web,
     )
-    # A folder may be called like an architecture; only a run directory, or what cannot be an architecture, is taken for a run.
+    # A folder may have the name of an architecture, so only a run directory, or a path that cannot
+    # be an architecture, counts as a run.
     is_run = RunDirectory.exists_at(Path(model)) or (
         model not in load_architectures() and (Path(model).is_dir() or "/" in model)
     )
     if is_run and (images or image_size or weights != "imagenet"):
         raise ConfigError(
-            "--weights, --images and --image-size belong to a stock architecture; a run brings its own."
+            "--weights, --images and --image-size can only be used with a stock architecture, not "
+            "with a run."
         )
 
     from edgetl.cli.progress import open_step_progress
@@ -169,11 +89,13 @@ def export(
         from edgetl.export.selection import describe_closest_variant
 
         raise ExportError(
-            f"No variant meets the limits, so the bundle recommends none. {describe_closest_variant(bundle.variants, config)} "
-            "Loosen --max-latency or --max-accuracy-drop, add --variants, or train a smaller model."
+            "No variant meets the limits, so none is recommended. "
+            f"{describe_closest_variant(bundle.variants, config)} Increase --max-latency or "
+            "--max-accuracy-drop, add --variants, or train a smaller model."
         )
+    path = bundle.directory.path
     err.print(
-        f"Next: edgetl bench {bundle.directory.path}   and   edgetl predict {bundle.directory.path} IMAGE",
+        f"Next: edgetl bench {path}   and   edgetl predict {path} IMAGE",
         style="dim",
         soft_wrap=True,
     )
@@ -181,31 +103,19 @@ def export(
 
 def _print_bundle(bundle: Bundle) -> None:
     variant = bundle.select_variant("fp32")
-    network, path = variant.parity["network"], variant.parity["path"]
-    out.print(
-        f"[bold green]Proven equal to PyTorch[/] on {network['images']} {network['kind']} images:"
-    )
-    out.print(
-        f"  network, identical tensors   max |Δlogit| {network['max_abs_diff']:.2g}  (at most {network['tolerance']:g})"
-    )
-    pixels = (
-        ""
-        if path["max_grey_levels"] is None
-        else f", pixels within {path['max_grey_levels']} grey level"
-    )
-    difference = f"max |Δlogit| {path['max_abs_diff']:.2g}  (at most {path['tolerance']:g})"
-    ties = f" but {pluralize(path['ties'], 'tie')}" if path.get("ties") else ""
-    out.print(f"  whole path, decoded photos   {difference}{pixels}, same top-1 on all{ties}")
+    _print_parity(variant.parity["network"], variant.parity["path"])
     if variant.accuracy:
         low, high = variant.accuracy["ci95"]
-        out.print(f"Accuracy of this file on {variant.accuracy['images']} {variant.accuracy['split']} images: "
-                  f"{variant.accuracy['top1']:.1%}  (95% interval {low:.1%} to {high:.1%})")  # fmt: skip
+        out.print(
+            f"Accuracy of this file on {variant.accuracy['images']} {variant.accuracy['split']} "
+            f"images: {variant.accuracy['top1']:.1%}  (95% interval {low:.1%} to {high:.1%})"
+        )
     else:
-        out.print("Accuracy: not measured, there are no labelled validation images.")
+        out.print("Accuracy: not measured, no labelled validation images.")
     if len(bundle.variants) > 1:
         _print_variants(bundle)
-    size = sum(each.bytes for each in bundle.variants) / 1e6
-    files = ", ".join(each.file for each in bundle.variants)
+    size = sum(record.bytes for record in bundle.variants) / 1e6
+    files = ", ".join(record.file for record in bundle.variants)
     out.print(
         f"Bundle: {bundle.directory.path}  ({files}, {size:.1f} MB, {len(bundle.labels)} classes)",
         soft_wrap=True,
@@ -214,16 +124,30 @@ def _print_bundle(bundle: Bundle) -> None:
         _print_web(bundle)
 
 
+def _print_parity(network: dict[str, Any], path: dict[str, Any]) -> None:
+    out.print(f"[bold green]Matches PyTorch[/] on {network['images']} {network['kind']} images:")
+    out.print(
+        f"  network, identical tensors   max |Δlogit| {network['max_abs_diff']:.2g}"
+        f"  (limit {network['tolerance']:g})"
+    )
+    difference = f"max |Δlogit| {path['max_abs_diff']:.2g}  (limit {path['tolerance']:g})"
+    if path["max_grey_levels"] is not None:
+        difference += f", pixels within {path['max_grey_levels']} grey level"
+    ties = f" but {pluralize(path['ties'], 'tie')}" if path.get("ties") else ""
+    out.print(f"  whole path, decoded photos   {difference}, same top-1 on all{ties}")
+
+
 def _print_web(bundle: Bundle) -> None:
     web = bundle.manifest["web"]
-    proof, size = web["proof"], sum(each["bytes"] for each in web["files"]) / 1e6
-    told = (
-        f"max |Δlogit| {proof['max_logit_difference']:.2g} on {proof['images']} reference images"
-        if proof["checked"]
-        else f"not proven, {proof['reason']}"
-    )
+    proof = web["proof"]
+    size = sum(file["bytes"] for file in web["files"]) / 1e6
+    parity = f"not verified, {proof.get('reason')}"
+    if proof["checked"]:
+        difference = f"{proof['max_logit_difference']:.2g}"
+        parity = f"max |Δlogit| {difference} on {proof['images']} golden images"
     out.print(
-        f"Page: {bundle.directory.web}  ({web['variant']}, {web['runtime']}, {size:.1f} MB; {told})",
+        f"Page: {bundle.directory.web}  "
+        f"({web['variant']}, {web['runtime']}, {size:.1f} MB; {parity})",
         soft_wrap=True,
     )
     out.print(
@@ -235,53 +159,54 @@ def _print_web(bundle: Bundle) -> None:
 def _print_variants(bundle: Bundle) -> None:
     from rich.table import Table
 
-    from edgetl.export.selection import accuracy_drop
-
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("variant")
-    for heading in ("MB", "p50 ms", "speed-up [95%]", "top-1", "lost", "flips", "max |Δlogit|"):
+    for heading in ("MB", "p50 ms", "speed-up [95%]", "top-1", "drop", "flips", "max |Δlogit|"):
         table.add_column(heading, justify="right")
     for variant in bundle.variants:
-        latency, accuracy, path = variant.latency, variant.accuracy, variant.parity["path"]
-        speedup = (
-            f"{latency['speedup']:.2f} [{latency['ci95'][0]:.2f}, {latency['ci95'][1]:.2f}]"
-            if "speedup" in latency
-            else ""
-        )
-        table.add_row(
-            f"{variant.name} [bold green]recommended[/]"
-            if variant.name == bundle.recommended_variant_name
-            else variant.name,
-            f"{variant.bytes / 1e6:.1f}",
-            f"{latency['p50_ms']:.2f}" if latency.get("p50_ms") else "—",
-            speedup,
-            f"{accuracy['top1']:.1%}" if accuracy else "—",
-            f"{accuracy_drop(variant):.1f}",
-            str(accuracy["flips"]) if accuracy else "—",
-            f"{path['max_abs_diff']:.2g}",
-        )
+        table.add_row(*_variant_cells(variant, variant.name == bundle.recommended_variant_name))
     out.print(table)
     for name, reason in bundle.manifest.get("not_recommended", {}).items():
         out.print(f"{name} {reason}.", markup=False, soft_wrap=True)
     for variant in bundle.variants:
-        if variant.report.get("chosen"):
-            out.print(f"{variant.name}: {variant.report['chosen']}.", markup=False, soft_wrap=True)
-        worst = variant.report.get("search", {}).get("worst_layers")
-        if worst:
-            out.print(
-                f"{variant.name}: the layers that lose most are {', '.join(worst)}.",
-                markup=False,
-                soft_wrap=True,
-            )
-        if variant.report.get("diverges"):
-            out.print(f"{variant.name}: {variant.report['diverges']}", markup=False, soft_wrap=True)
-        blamed = variant.report.get("slow_because", {}).get("to_blame")
-        if blamed:
-            out.print(f"{variant.name}: its time goes to {blamed}.", markup=False, soft_wrap=True)
-        if (
-            variant.report.get("search", {}).get("vnni") is False
-            and variant.latency.get("verdict") != "faster"
-        ):
-            out.print(
-                f"{variant.name}: this CPU has no VNNI, so integers gain little here; `edgetl bench` on the device decides."
-            )
+        for note in _variant_notes(variant):
+            out.print(f"{variant.name}: {note}", markup=False, soft_wrap=True)
+
+
+def _variant_cells(variant: Variant, is_recommended: bool) -> tuple[str, ...]:
+    from edgetl.export.selection import accuracy_drop
+
+    latency, accuracy, path = variant.latency, variant.accuracy, variant.parity["path"]
+    speedup = ""
+    if "speedup" in latency:
+        low, high = latency["ci95"]
+        speedup = f"{latency['speedup']:.2f} [{low:.2f}, {high:.2f}]"
+    return (
+        f"{variant.name} [bold green]recommended[/]" if is_recommended else variant.name,
+        f"{variant.bytes / 1e6:.1f}",
+        f"{latency['p50_ms']:.2f}" if latency.get("p50_ms") else MISSING_VALUE,
+        speedup,
+        f"{accuracy['top1']:.1%}" if accuracy else MISSING_VALUE,
+        f"{accuracy_drop(variant):.1f}",
+        str(accuracy["flips"]) if accuracy else MISSING_VALUE,
+        f"{path['max_abs_diff']:.2g}",
+    )
+
+
+def _variant_notes(variant: Variant) -> Iterator[str]:
+    report = variant.report
+    search = report.get("search", {})
+    if report.get("chosen"):
+        yield f"{report['chosen']}."
+    if search.get("worst_layers"):
+        yield f"the layers with the largest error are {', '.join(search['worst_layers'])}."
+    if report.get("diverges"):
+        yield report["diverges"]
+    slow_operators = report.get("slow_because", {}).get("to_blame")
+    if slow_operators:
+        yield f"most of its time is spent in {slow_operators}."
+    if search.get("vnni") is False and variant.latency.get("verdict") != "faster":
+        yield (
+            "this CPU has no VNNI, so int8 gains little here. Run `edgetl bench` on the target "
+            "device."
+        )

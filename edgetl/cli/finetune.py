@@ -80,11 +80,12 @@ def finetune(
     tensorboard: options.TensorBoard = None,
     mlflow: options.MLflow = None,
 ) -> None:
-    """Adapt a pretrained classifier to a folder of images.
+    """Fine-tune a pretrained classifier on a folder of images.
 
-    Writes a run directory: the weights of the best epoch, metrics, the split, and plots. `edgetl export RUN` is next.
+    Writes a run directory with the weights of the best epoch, metrics, the split and plots. To
+    export the model afterwards, use `edgetl export RUN`.
     """
-    # First of all, while the parameters are the only local variables.
+    # Must come first, while the parameters are the only local variables.
     parameters = dict(locals())
     work = _prepare_resume(resume, parameters) if resume else _prepare_new_run(parameters)
     with heavy_imports():
@@ -101,7 +102,7 @@ def finetune(
         ):
             run = work(progress)
     except KeyboardInterrupt as interrupt:
-        # Typer would turn it into a bare exit status and lose what it says.
+        # Typer would exit without printing the message.
         err.print(
             str(interrupt) or "Interrupted: nothing was kept.",
             style="yellow",
@@ -118,21 +119,19 @@ def _prepare_new_run(parameters: dict[str, Any]) -> Callable[[Progress], RunDire
         return _prepare_rerun(read_recorded_run(file), parameters)
     if parameters["data"] is None:
         raise ConfigError(
-            "Give DATA, a folder of images, or --resume RUN to go on with a run that was ended."
+            "DATA is missing. Give a folder of images, or resume a run with --resume RUN."
         )
-    given = {
-        name: value
-        for name, value in parameters.items()
-        if value is not None and name not in _NON_CONFIG_PARAMETERS
-    }
     settings = resolve_config(
-        parameters["data"], parameters["preset"], parameters["config"], _parse_options(given)
+        parameters["data"],
+        parameters["preset"],
+        parameters["config"],
+        _parse_options(_select_config_options(parameters)),
     )
 
     def work(progress: Progress) -> RunDirectory:
-        from edgetl.train.finetune import finetune as begin
+        from edgetl.train.finetune import finetune as start_run
 
-        return begin(settings, progress)
+        return start_run(settings, progress)
 
     return work
 
@@ -140,46 +139,45 @@ def _prepare_new_run(parameters: dict[str, Any]) -> Callable[[Progress], RunDire
 def _prepare_rerun(
     run: RecordedRun, parameters: dict[str, Any]
 ) -> Callable[[Progress], RunDirectory]:
-    """A rerun from a run's config.json: its options and choices, with other options above them."""
+    """Repeat a run from its config.json: options override its config, recorded choices are reused.
+
+    The choices are made again if an option they depend on has changed.
+    """
     if parameters["preset"] is not None:
-        raise ConfigError(f"{run.path} holds every option of its run: leave --preset out.")
-    given = _parse_options(
-        {
-            name: value
-            for name, value in parameters.items()
-            if value is not None and name not in _NON_CONFIG_PARAMETERS
-        }
-    )
-    if "augment" in given:
-        given["augment_file"] = None
-    settings = replace(run.config, data=parameters["data"] or run.config.data, **given)
-    changed = find_changed_choice_inputs(run.config, settings)
+        raise ConfigError(
+            f"--preset cannot be combined with {run.path}, which sets every option. "
+            "Remove --preset."
+        )
+    overrides = _parse_options(_select_config_options(parameters))
+    if "augment" in overrides:
+        overrides["augment_file"] = None
+    settings = replace(run.config, data=parameters["data"] or run.config.data, **overrides)
+    changed_fields = find_changed_choice_inputs(run.config, settings)
 
     def work(progress: Progress) -> RunDirectory:
-        from edgetl.train.finetune import finetune as begin
+        from edgetl.train.finetune import finetune as start_run
 
-        if changed:
-            shown = ", ".join("--" + name.removesuffix("_s").replace("_", "-") for name in changed)
-            progress.note(
-                f"The recorded choices do not hold with another {shown}: they are made anew."
-            )
-        return begin(settings, progress, None if changed else run.choices)
+        if not changed_fields:
+            return start_run(settings, progress, run.choices)
+        names = ", ".join(
+            "--" + name.removesuffix("_s").replace("_", "-") for name in changed_fields
+        )
+        progress.note(f"Ignoring the recorded choices, which depend on {names}.")
+        return start_run(settings, progress, None)
 
     return work
 
 
 def _prepare_resume(run: Path, parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]:
-    others = [
-        name
+    conflicts = [
+        "DATA" if name == "data" else "--" + name.replace("_", "-")
         for name, value in parameters.items()
         if value is not None and value is not False and name != "resume"
     ]
-    if others:
-        shown = ", ".join(
-            "DATA" if name == "data" else "--" + name.replace("_", "-") for name in others
-        )
+    if conflicts:
         raise ConfigError(
-            f"--resume goes on with the run's own images and options: leave {shown} out."
+            "--resume uses the images and options of the run and cannot be combined with others. "
+            f"Remove {', '.join(conflicts)}."
         )
 
     def work(progress: Progress) -> RunDirectory:
@@ -190,11 +188,19 @@ def _prepare_resume(run: Path, parameters: dict[str, Any]) -> Callable[[Progress
     return work
 
 
-def _parse_options(given: dict[str, Any]) -> dict[str, Any]:
-    """Field name to value, of options as they were typed."""
+def _select_config_options(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in parameters.items()
+        if value is not None and name not in _NON_CONFIG_PARAMETERS
+    }
+
+
+def _parse_options(typed_options: dict[str, Any]) -> dict[str, Any]:
+    """Parse options as typed on the command line into values of config fields."""
     parsed: dict[str, Any] = {}
     problems = []
-    for name, value in given.items():
+    for name, value in typed_options.items():
         try:
             if name == "augment":
                 field, strength_or_file = parse_augment(value)
@@ -220,12 +226,14 @@ def _print_summary(run: RunDirectory) -> None:
     metrics = read_json(run.metrics, RunError, "The run's metrics")
     path = relative_to_cwd(run.path)
     out.print(
-        f"\n{metrics['model']}, {len(metrics['classes'])} classes, best epoch {metrics['best_epoch']}",
+        f"\n{metrics['model']}, {len(metrics['classes'])} classes, "
+        f"best epoch {metrics['best_epoch']}",
         markup=False,
     )
     out.print(_describe_accuracy(metrics["val"]), style="bold", markup=False, soft_wrap=True)
     out.print(
-        f"Time: {metrics['seconds']['total']:.0f} s on {metrics['device']} ({metrics['precision']})",
+        f"Time: {metrics['seconds']['total']:.0f} s "
+        f"on {metrics['device']} ({metrics['precision']})",
         markup=False,
     )
     out.print(f"Run: {path}  (plots in {path / 'plots'})", markup=False, soft_wrap=True)
@@ -234,11 +242,14 @@ def _print_summary(run: RunDirectory) -> None:
 
 def _describe_accuracy(val: dict[str, Any] | None) -> str:
     if val is None:
-        return "Validation accuracy: unknown, there were no validation images."
+        return "Validation accuracy: not measured, no validation images."
     low, high = val["accuracy_ci95"]
-    return f"Validation accuracy: {val['accuracy']:.1%} of {val['images']} images (95% interval {low:.1%} to {high:.1%})"
+    return (
+        f"Validation accuracy: {val['accuracy']:.1%} of {val['images']} images "
+        f"(95% interval {low:.1%} to {high:.1%})"
+    )
 
 
 def relative_to_cwd(path: Path) -> Path:
-    """Relative to the current folder where it lies inside."""
+    """Return the path relative to the current folder, or unchanged if it is outside."""
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,6 +1,7 @@
-"""The options of `edgetl finetune`: one for each field of FinetuneConfig, None where it was not given.
+"""Options of `edgetl finetune`, one per field of FinetuneConfig.
 
-A preset and a file may set what was not given, so nothing has a default here; help shows the preset `default`'s.
+All default to None, because a preset or a config file may set them. The help shows the values of
+the preset `default`.
 """
 
 from __future__ import annotations
@@ -21,29 +22,34 @@ from edgetl.core.config.finetune import (
     Schedule,
 )
 
-_DATA_DEPENDENT_DEFAULT = "{}, by what phase 1 leaves to learn"
-MODEL_PANEL, RECIPE_PANEL, DATA_PANEL, MACHINE_PANEL = (
-    "Model",
-    "Recipe",
-    "Data and augmentation",
-    "Machine",
-)
+_DATA_DEPENDENT_DEFAULT = "{}, depending on the result of phase 1"
+MODEL_PANEL = "Model"
+RECIPE_PANEL = "Recipe"
+DATA_PANEL = "Data and augmentation"
+MACHINE_PANEL = "Machine"
 
 
 def _make_option(panel: str, field: str, text: str, unset: str = "", **more: Any) -> Any:
-    """An option of that panel; `unset` says what happens without it where the field's default is None."""
+    """Create the option of a config field.
+
+    `unset` describes the behavior without the option if the default of the field is None.
+    """
     default = getattr(FinetuneConfig, field)
     if default is not None and not isinstance(default, bool):
         unset = f"{default:g}" if isinstance(default, float) else str(default)
     return typer.Option(
-        "--" + field.replace("_", "-"), help=text, show_default=unset, rich_help_panel=panel, **more
+        "--" + field.replace("_", "-"),
+        help=text,
+        show_default=unset or False,
+        rich_help_panel=panel,
+        **more,
     )
 
 
 Data = Annotated[
     Path | None,
     typer.Argument(
-        help="A folder with train/ and val/ folders of classes, or one folder of classes.",
+        help="Folder with train/ and val/ folders of classes, or one folder of classes.",
         metavar="DATA",
         show_default=False,
     ),
@@ -53,13 +59,14 @@ Resume = Annotated[
     typer.Option(
         "--resume",
         metavar="RUN",
-        help="Go on with a run that was ended, from its last checkpoint; takes nothing else.",
+        help="Resume an interrupted run from its last checkpoint. Cannot be combined with other "
+        "options.",
     ),
 ]
 Output = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", help="The run directory to write.", show_default="runs/<data>-<model>"
+        "--output", "-o", help="Run directory to write.", show_default="runs/<data>-<model>"
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing run directory.")]
@@ -67,7 +74,7 @@ Preset = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Recipe for what is given neither here nor in --config; `edgetl presets` lists them.",
+        help="Recipe for options set neither here nor in --config; `edgetl presets` lists them.",
         show_default=FinetuneConfig.preset,
     ),
 ]
@@ -76,8 +83,8 @@ ConfigFile = Annotated[
     typer.Option(
         "--config",
         metavar="FILE",
-        help="TOML file of options by name; above the preset, below options. `edgetl presets NAME` writes one. Or "
-        "RUN/config.json: that run again, with what it chose by timing.",
+        help="TOML file of options, which override the preset; `edgetl presets NAME` prints one. "
+        "Or RUN/config.json, to repeat a run with its options and its timing-based choices.",
     ),
 ]
 
@@ -86,7 +93,7 @@ Model = Annotated[
     _make_option(
         MODEL_PANEL,
         "model",
-        "A torchvision classification architecture; `edgetl models` lists them.",
+        "Torchvision classification architecture; `edgetl models` lists them.",
     ),
 ]
 Weights = Annotated[
@@ -94,8 +101,9 @@ Weights = Annotated[
     _make_option(
         MODEL_PANEL,
         "weights",
-        "imagenet (torchvision's download), builtin (ships with edgetl for some models), none, a .safetensors or .pth file, or a folder of "
-        "<architecture>.safetensors.",
+        "Pretrained weights: imagenet (downloaded by torchvision), builtin (shipped with edgetl, "
+        "for some models), none, a .safetensors or .pth file, or a folder of "
+        "<architecture>.safetensors files.",
     ),
 ]
 ImageSize = Annotated[
@@ -103,7 +111,7 @@ ImageSize = Annotated[
     _make_option(
         MODEL_PANEL,
         "image_size",
-        "Side of the network's square input, pixels.",
+        "Side of the square input, in pixels.",
         "the architecture's own",
     ),
 ]
@@ -112,25 +120,26 @@ HeadWidth = Annotated[
     _make_option(
         MODEL_PANEL,
         "head_width",
-        "Width of the new head's hidden layer; 0 is a single linear layer.",
+        "Width of the hidden layer of the new head; 0 for a single linear layer.",
     ),
 ]
 Dropout = Annotated[
-    float | None, _make_option(MODEL_PANEL, "dropout", "Dropout before the new head.")
+    float | None, _make_option(MODEL_PANEL, "dropout", "Dropout rate before the new head.")
 ]
 
 Epochs = Annotated[
     int | None,
     _make_option(RECIPE_PANEL, "epochs", "Epochs of phase 1: the new head on the frozen backbone."),
 ]
-Lr = Annotated[float | None, _make_option(RECIPE_PANEL, "lr", "Adam's learning rate in phase 1.")]
+Lr = Annotated[float | None, _make_option(RECIPE_PANEL, "lr", "Learning rate of Adam in phase 1.")]
 Unfreeze = Annotated[
     str | None,
     _make_option(
         RECIPE_PANEL,
         "unfreeze",
-        "What phase 2 trains besides the head: a number of last blocks, a share like 75% (the fewest last blocks with that much "
-        "of the backbone's parameters: 5 of mobilenet_v2's 19), head (none of them), all, or auto (50%).",
+        "Blocks that phase 2 trains besides the head: a number of last blocks, a share such as 75% "
+        "(the fewest last blocks with that share of the backbone's parameters, 5 of 19 in "
+        "mobilenet_v2), head (no blocks), all, or auto (50%).",
     ),
 ]
 FinetuneEpochs = Annotated[
@@ -147,7 +156,7 @@ FinetuneLr = Annotated[
     _make_option(
         RECIPE_PANEL,
         "finetune_lr",
-        "Adam's learning rate in phase 2.",
+        "Learning rate of Adam in phase 2.",
         _DATA_DEPENDENT_DEFAULT.format("2e-4 to 1e-3"),
     ),
 ]
@@ -156,8 +165,9 @@ BatchSize = Annotated[
     _make_option(
         RECIPE_PANEL,
         "batch_size",
-        "Images a step; auto takes as many as the GPU is fastest with, and scales learning rates by the square root of the ratio.",
-        "about 32 steps an epoch, 16 to 64",
+        "Batch size. auto uses the size with the highest throughput on the GPU and scales the "
+        "learning rates by the square root of the ratio.",
+        "16 to 64, for about 32 steps per epoch",
         metavar="IMAGES|auto",
     ),
 ]
@@ -166,8 +176,8 @@ BatchNormMode = Annotated[
     _make_option(
         RECIPE_PANEL,
         "batch_norm",
-        "BatchNorm of the blocks that phase 2 trains: eval keeps its statistics, train takes each batch's; auto keeps them where "
-        "phase 1 left next to nothing to learn.",
+        "BatchNorm mode of the blocks that phase 2 trains: eval uses the running statistics, train "
+        "the statistics of each batch. auto uses eval if phase 1 leaves little to learn.",
     ),
 ]
 ScheduleKind = Annotated[
@@ -175,7 +185,7 @@ ScheduleKind = Annotated[
     _make_option(
         RECIPE_PANEL,
         "schedule",
-        "Learning rate within a phase: constant, or down to 0 along a cosine.",
+        "Learning rate schedule of each phase: constant, or cosine decay to 0.",
     ),
 ]
 Warmup = Annotated[
@@ -183,7 +193,7 @@ Warmup = Annotated[
     _make_option(
         RECIPE_PANEL,
         "warmup",
-        "Share of a phase's steps in which the learning rate rises linearly from 0, in [0, 1).",
+        "Share of the steps of each phase for linear learning rate warm-up from 0, in [0, 1).",
     ),
 ]
 LrDecay = Annotated[
@@ -191,33 +201,36 @@ LrDecay = Annotated[
     _make_option(
         RECIPE_PANEL,
         "lr_decay",
-        "Factor on phase 2's learning rate for each block further from the head, in (0, 1].",
+        "Layer-wise learning rate decay in phase 2, per block from the head, in (0, 1].",
     ),
 ]
 WeightDecay = Annotated[
     float | None,
     _make_option(
-        RECIPE_PANEL, "weight_decay", "Decoupled weight decay (AdamW) of all but norms and biases."
+        RECIPE_PANEL,
+        "weight_decay",
+        "Decoupled weight decay (AdamW), applied to all parameters except norms and biases.",
     ),
 ]
 ClipGradient = Annotated[
     float | None,
     _make_option(
-        RECIPE_PANEL, "clip_gradient", "Largest L2 norm of a step's gradient; 0 does not clip."
+        RECIPE_PANEL,
+        "clip_gradient",
+        "Clip the gradient to this L2 norm; 0 to disable.",
     ),
 ]
 LabelSmoothing = Annotated[
     float | None,
-    _make_option(
-        RECIPE_PANEL, "label_smoothing", "Share of the target spread over all classes, in [0, 1)."
-    ),
+    _make_option(RECIPE_PANEL, "label_smoothing", "Label smoothing, in [0, 1)."),
 ]
 Ema = Annotated[
     float | None,
     _make_option(
         RECIPE_PANEL,
         "ema",
-        "Decay of a moving average of the weights, which is then validated and kept, in [0, 1); 0 is off.",
+        "Decay of an exponential moving average of the weights, which is then validated and saved, "
+        "in [0, 1); 0 to disable.",
     ),
 ]
 Patience = Annotated[
@@ -225,8 +238,8 @@ Patience = Annotated[
     _make_option(
         RECIPE_PANEL,
         "patience",
-        "Epochs without a better one after which a phase ends.",
-        "all epochs are trained",
+        "Stop a phase after this many epochs without improvement.",
+        "no early stopping",
     ),
 ]
 TargetAccuracy = Annotated[
@@ -234,8 +247,8 @@ TargetAccuracy = Annotated[
     _make_option(
         RECIPE_PANEL,
         "target_accuracy",
-        "Validation accuracy at which training ends, in (0, 1].",
-        "all epochs are trained",
+        "Stop training at this validation accuracy, in (0, 1].",
+        "no early stopping",
     ),
 ]
 Budget = Annotated[
@@ -243,7 +256,8 @@ Budget = Annotated[
     typer.Option(
         "--budget",
         metavar="TIME",
-        help="Time in which the whole run is to finish, as 90s, 25m or 1h30m; epochs and views are then set from measured steps.",
+        help="Time limit for the run, such as 90s, 25m or 1h30m. Epochs and views are then set "
+        "from measured step times.",
         show_default="no limit",
         rich_help_panel=RECIPE_PANEL,
     ),
@@ -254,7 +268,8 @@ Augmentation = Annotated[
     _make_option(
         DATA_PANEL,
         "augment",
-        "Augmentation of training images: none, light, medium, strong, or a FILE, a pipeline saved by albumentations (A.save).",
+        "Augmentation of training images: none, light, medium, strong, or a pipeline file saved by "
+        "albumentations (A.save).",
         metavar="STRENGTH|FILE",
     ),
 ]
@@ -263,8 +278,9 @@ Views = Annotated[
     _make_option(
         DATA_PANEL,
         "views",
-        "Views of each image that the epochs go through in turn: the image itself, then augmented ones.",
-        "3 where they are cached, else a new one each epoch",
+        "Number of views of each image that the epochs cycle through: the original, then augmented "
+        "ones.",
+        "3 if cached, otherwise a new one each epoch",
     ),
 ]
 Mixup = Annotated[
@@ -272,7 +288,8 @@ Mixup = Annotated[
     _make_option(
         DATA_PANEL,
         "mixup",
-        "Alpha of mixup where training begins (pixels, or cached activations); 0 is off.",
+        "Mixup alpha, applied at the input of the trained blocks (pixels or cached features); 0 to "
+        "disable.",
     ),
 ]
 Cutmix = Annotated[
@@ -280,7 +297,8 @@ Cutmix = Annotated[
     _make_option(
         DATA_PANEL,
         "cutmix",
-        "Alpha of CutMix, at the same place; with mixup, each step takes one by chance; 0 is off.",
+        "CutMix alpha, applied like --mixup; with both, each step uses one at random. 0 to "
+        "disable.",
     ),
 ]
 ClassWeighting = Annotated[
@@ -288,7 +306,7 @@ ClassWeighting = Annotated[
     _make_option(
         DATA_PANEL,
         "class_weights",
-        "`balanced` weights the loss by the inverse of each class's share of the images.",
+        "Class weights of the loss: none, or balanced (inverse class frequency).",
     ),
 ]
 SamplingKind = Annotated[
@@ -296,7 +314,8 @@ SamplingKind = Annotated[
     _make_option(
         DATA_PANEL,
         "sampling",
-        "`balanced` draws every class equally often; an epoch stays as long.",
+        "Sampling of training images: shuffled, or balanced (all classes equally often). The "
+        "length of an epoch does not change.",
     ),
 ]
 ValSplit = Annotated[
@@ -304,7 +323,8 @@ ValSplit = Annotated[
     _make_option(
         DATA_PANEL,
         "val_split",
-        "Share of each class held back for validation where DATA has no val/ of its own; 0 trains without validation.",
+        "Share of each class held out for validation if DATA has no val/; 0 to train without "
+        "validation.",
     ),
 ]
 AllowLeaks = Annotated[
@@ -312,13 +332,15 @@ AllowLeaks = Annotated[
     _make_option(
         DATA_PANEL,
         "allow_leaks",
-        "Train though images are in both train/ and val/; accuracy is then flattered.",
+        "Train even if images are in both train/ and val/, which inflates the accuracy.",
     ),
 ]
 Seed = Annotated[
     int | None,
     _make_option(
-        DATA_PANEL, "seed", "Seed of the head, the order of images, the augmentation and the split."
+        DATA_PANEL,
+        "seed",
+        "Random seed of the head, the order of images, the augmentation and the split.",
     ),
 ]
 SplitSeed = Annotated[
@@ -326,21 +348,22 @@ SplitSeed = Annotated[
     _make_option(
         DATA_PANEL,
         "split_seed",
-        "Seed of the split alone: runs of several seeds on the same validation images.",
-        "that of --seed",
+        "Random seed of the split only, to use the same validation images with different seeds.",
+        "same as --seed",
     ),
 ]
 
 DeviceKind = Annotated[
     Device | None,
-    _make_option(MACHINE_PANEL, "device", "Where to train; auto takes CUDA where there is one."),
+    _make_option(MACHINE_PANEL, "device", "Device to train on. auto uses CUDA if available."),
 ]
 PrecisionKind = Annotated[
     Precision | None,
     _make_option(
         MACHINE_PANEL,
         "precision",
-        "Arithmetic; auto is bf16 on GPUs that have it, fp16 on older ones with tensor cores, on CPUs with bf16 what is measured faster.",
+        "Precision of training. auto uses bf16 on GPUs that support it, fp16 on older GPUs with "
+        "tensor cores, and on CPUs with bf16 whichever is measured to be faster.",
     ),
 ]
 InputDeviceKind = Annotated[
@@ -348,7 +371,8 @@ InputDeviceKind = Annotated[
     _make_option(
         MACHINE_PANEL,
         "input_device",
-        "Where training images are decoded and augmented; auto measures both when training on a GPU and takes the faster.",
+        "Device to decode and augment training images on. auto measures both if training on a GPU "
+        "and uses the faster.",
     ),
 ]
 Workers = Annotated[
@@ -356,8 +380,8 @@ Workers = Annotated[
     _make_option(
         MACHINE_PANEL,
         "workers",
-        "Processes that decode and augment; 0 works in the training process.",
-        "the cores that training leaves",
+        "Number of data loading processes; 0 to load in the training process.",
+        "the cores not used for training",
     ),
 ]
 CacheBudget = Annotated[
@@ -365,7 +389,8 @@ CacheBudget = Annotated[
     _make_option(
         MACHINE_PANEL,
         "cache_budget",
-        "Room for activations of frozen blocks, and as much for decoded images until those are there: 500MB, 2GB; 0 caches nothing.",
+        "Memory for cached features of the frozen blocks, and as much again for decoded images "
+        "until they are computed, such as 500MB or 2GB; 0 to disable caching.",
         "a quarter of the free memory",
         metavar="SIZE",
     ),
@@ -374,7 +399,7 @@ Compile = Annotated[
     bool | None,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile what is trained with torch.compile.",
+        help="Compile the trained blocks with torch.compile.",
         show_default="compile" if FinetuneConfig.compile else "no-compile",
         rich_help_panel=MACHINE_PANEL,
     ),
@@ -384,7 +409,8 @@ Deterministic = Annotated[
     _make_option(
         MACHINE_PANEL,
         "deterministic",
-        "Decide nothing by timing or free memory, and on a GPU take only algorithms that compute the same again; says what that costs.",
+        "Make no choices by timing or free memory, and use deterministic algorithms on a GPU. The "
+        "slowdown is reported.",
     ),
 ]
 TensorBoard = Annotated[
@@ -398,7 +424,7 @@ MLflow = Annotated[
     _make_option(
         MACHINE_PANEL,
         "mlflow",
-        "Give every epoch's figures to MLflow.",
+        "Log the metrics of each epoch to MLflow.",
         "none",
         metavar="FOLDER|URL",
     ),

@@ -1,4 +1,4 @@
-"""Progress of training: a bar on a terminal, a line an epoch elsewhere."""
+"""Progress of training: a bar on a terminal, one line per epoch elsewhere."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
 
 
 class PlainTrainingProgress:
-    """Notes, warnings and one line an epoch."""
+    """Print notes, warnings and one line per epoch."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
 
     def note(self, text: str) -> None:
-        """Print it."""
+        """Print the note."""
         self._console.print(text, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Print it, marked."""
+        """Print the warning in yellow."""
         self._console.print(f"Warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
     def on_files_checked(self, done: int, total: int) -> None:
-        """Nothing: the number of images follows as a note."""
+        """Print nothing: a note with the number of images follows."""
 
     def on_features_computed(self, done: int, total: int) -> None:
-        """Nothing: it is over in seconds."""
+        """Print nothing: this takes only seconds."""
 
     def on_step_end(self, step: StepProgress) -> None:
-        """Nothing: a log grows by epochs."""
+        """Print nothing: the log has one line per epoch."""
 
     def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
-        """Print its figures."""
+        """Print the metrics of the epoch; `*` marks the best so far."""
         parts = [
             f"epoch {record.epoch} (phase {record.phase})",
             f"loss {record.train_loss:.3f}",
@@ -50,7 +50,7 @@ class PlainTrainingProgress:
 
 
 class LiveTrainingProgress(PlainTrainingProgress):
-    """As the log, with a bar below that shows the running epoch and the time left for all of them."""
+    """Print the same log above a bar with the current epoch and the time left for all epochs."""
 
     def __init__(self, console: Console, bar: Progress) -> None:
         super().__init__(console)
@@ -58,40 +58,40 @@ class LiveTrainingProgress(PlainTrainingProgress):
         self._task: TaskID | None = None
 
     def on_files_checked(self, done: int, total: int) -> None:
-        """Move the bar of files."""
+        """Update the bar of checked files."""
         self._update_count("checking images", done, total)
 
     def on_features_computed(self, done: int, total: int) -> None:
-        """Move the bar of views."""
+        """Update the bar of computed features."""
         self._update_count("running frozen blocks", done, total)
 
-    def _update_count(self, what: str, done: int, total: int) -> None:
+    def _update_count(self, description: str, done: int, total: int) -> None:
         if self._task is None:
-            self._task = self._bar.add_task(what, total=total, figures="")
+            self._task = self._bar.add_task(description, total=total, metrics="")
         self._bar.update(self._task, completed=done)
         if done == total:
             self._bar.remove_task(self._task)
             self._task = None
 
     def on_step_end(self, step: StepProgress) -> None:
-        """Move the bar of all epochs, one step an image."""
+        """Update the bar of all epochs, which counts images."""
         if self._task is None:
             self._task = self._bar.add_task(
-                "training", total=step.epochs * step.images_total, figures=""
+                "training", total=step.epochs * step.images_total, metrics=""
             )
-        figures = f"loss {step.loss:.3f}  accuracy {step.accuracy:.3f}  {step.images_per_second:.0f} images/s"
         self._bar.update(
             self._task,
             total=step.epochs * step.images_total,
             completed=(step.epoch - 1) * step.images_total + step.images,
             description=f"epoch {step.epoch}/{step.epochs} (phase {step.phase})",
-            figures=figures,
+            metrics=f"loss {step.loss:.3f}  accuracy {step.accuracy:.3f}  "
+            f"{step.images_per_second:.0f} images/s",
         )
 
 
 @contextmanager
 def open_training_progress(console: Console) -> Iterator[PlainTrainingProgress]:
-    """A bar where somebody watches, a plain log where not."""
+    """Yield a bar on a terminal, a plain log elsewhere."""
     if not console.is_terminal:
         yield PlainTrainingProgress(console)
         return
@@ -99,7 +99,7 @@ def open_training_progress(console: Console) -> Iterator[PlainTrainingProgress]:
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[metrics]}"),
         TimeRemainingColumn(compact=True),
         TextColumn("left"),
     )

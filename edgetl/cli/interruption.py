@@ -1,4 +1,4 @@
-"""Treat SIGTERM and SIGHUP as Ctrl-C, as containers, batch systems and closed terminals send them."""
+"""Handling of SIGTERM and SIGHUP (from containers, batch systems, closed terminals) as Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _received_signals: list[int] = []
 
 
 def install_signal_handlers() -> None:
-    """Let SIGTERM and SIGHUP do what SIGINT does at that moment; a signal that is ignored stays so.
+    """Forward SIGTERM and SIGHUP to the current handler of SIGINT.
 
-    `nohup` and some supervisors start a program with SIGHUP ignored: it then outlives its terminal,
-    as asked.
+    A signal that is ignored stays ignored: `nohup` and some supervisors start a program with
+    SIGHUP ignored so that it outlives its terminal.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -20,7 +20,7 @@ def install_signal_handlers() -> None:
 
 
 def interrupted_exit_status() -> int:
-    """Return the exit status of an interrupted command: 128 and the signal's number, 130 for Ctrl-C."""
+    """Return the exit status of an interrupted command: 128 + signal number, 130 for Ctrl-C."""
     return 128 + (_received_signals[0] if _received_signals else signal.SIGINT)
 
 
@@ -30,5 +30,5 @@ def _forward_to_sigint(number: int, frame: FrameType | None) -> None:
     if callable(handler):
         handler(signal.SIGINT, frame)
     else:
-        # Started in the background by a shell, which ignores SIGINT there.
+        # SIGINT is ignored, as in programs that a shell starts in the background.
         raise KeyboardInterrupt

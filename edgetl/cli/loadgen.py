@@ -1,4 +1,4 @@
-"""`edgetl bench --loadgen`: MLPerf LoadGen drives a bundle; what it says, as it says it."""
+"""`edgetl bench --loadgen`: run a bundle under MLPerf LoadGen and print LoadGen's result."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ _MAX_MISTAKES_SHOWN = 5
 
 
 def reject_loadgen_only_options(options: Mapping[str, Any]) -> None:
-    """Options that say how LoadGen is to drive mean nothing without it.
+    """Reject options of LoadGen if --loadgen is not set.
 
     Raises:
-        ConfigError: one was given.
+        ConfigError: an option has a value.
     """
     from edgetl.core.errors import ConfigError
 
-    given = [option for option, value in options.items() if value]
-    if given:
+    options_set = [option for option, value in options.items() if value]
+    if options_set:
         raise ConfigError(
-            f"{', '.join(given)} belongs to --loadgen: add --loadgen single-stream, multi-stream or offline, or leave it out."
+            f"{', '.join(options_set)} can only be used with --loadgen. Add --loadgen "
+            "single-stream, multi-stream or offline, or remove it."
         )
 
 
 def run_loadgen(
     scenario: str,
     targets: Sequence[str],
-    others: Mapping[str, Any],
+    unsupported_options: Mapping[str, Any],
     lists: Mapping[str, Sequence[Any]],
     mode: Sequence[str],
     data: Path | None,
@@ -45,45 +46,50 @@ def run_loadgen(
     as_json: bool,
     force: bool,
 ) -> None:
-    """Run LoadGen and print what it found.
+    """Run LoadGen and print its result.
 
     Args:
-        scenario: as LoadGen's, in small letters.
-        targets: the arguments of the command.
-        others: options of the bench that make no sense here, to their values; those that were given are refused.
-        lists: scope, batch, threads, provider and variant as given; each may hold one.
-        mode: LoadGen's modes; none takes both.
-        data: a labelled folder.
-        min_duration: `10s`, `10m`.
-        min_accuracy: `90%`.
-        output: the result file.
-        as_json: print the result as one JSON object, and nothing else.
-        force: measure with more threads than there are cores.
+        scenario: LoadGen scenario in lower case, such as `single-stream`.
+        targets: arguments of the command.
+        unsupported_options: values of bench options that cannot be combined with LoadGen, by name.
+        lists: values of scope, batch, threads, provider and variant; at most one each.
+        mode: LoadGen modes; empty for both.
+        data: folder of labelled images, one folder per label.
+        min_duration: LoadGen's min_duration, such as `10s` or `10m`.
+        min_accuracy: lowest acceptable accuracy, such as `90%`.
+        output: result file.
+        as_json: print the result as one JSON object.
+        force: allow more threads than available cores.
 
     Raises:
-        ConfigError: options that do not fit.
-        BenchError: the gate is closed, or the accuracy run fell short; its result has been printed.
+        ConfigError: the options are invalid or cannot be combined.
+        BenchError: the gate failed, or the accuracy is too low. The result is printed before.
     """
     from edgetl.core.config.loadgen import LoadgenConfig
     from edgetl.core.config.options import parse_duration, parse_share
     from edgetl.core.errors import BenchError, ConfigError
 
-    given = [option for option, value in others.items() if value]
-    if given:
+    conflicts = [option for option, value in unsupported_options.items() if value]
+    if conflicts:
         raise ConfigError(
-            f"--loadgen measures one configuration by MLPerf's rules, for which {', '.join(given)} has no meaning: leave it out."
+            f"--loadgen cannot be combined with {', '.join(conflicts)}: it measures one "
+            "configuration by the MLPerf rules."
         )
-    several = [option for option, values in lists.items() if len(values) > 1]
-    if several:
+    lists_too_long = [option for option, values in lists.items() if len(values) > 1]
+    if lists_too_long:
         raise ConfigError(
-            f"--loadgen measures one configuration: give one {', one '.join(several)}."
+            "--loadgen measures one configuration: give only one value for "
+            f"{', '.join(lists_too_long)}."
         )
     if len(targets) != 1:
-        raise ConfigError("--loadgen drives one RUN or BUNDLE: give one.")
-    one = {option.removeprefix("--"): values[0] for option, values in lists.items() if values}
-    if one.get("variant") == "all":
+        raise ConfigError(f"--loadgen requires one RUN or BUNDLE, got {len(targets)}.")
+    configuration = {
+        option.removeprefix("--"): values[0] for option, values in lists.items() if values
+    }
+    if configuration.get("variant") == "all":
         raise ConfigError(
-            "--loadgen drives one variant: name it, or leave --variant out for the recommended one."
+            "--loadgen measures one variant, got --variant all. Name a variant, or remove "
+            "--variant to use the recommended one."
         )
     config = LoadgenConfig(
         target=Path(targets[0]),
@@ -94,7 +100,7 @@ def run_loadgen(
         **({"modes": tuple(mode)} if mode else {}),  # type: ignore[arg-type]
         **({} if min_duration is None else {"min_duration_s": parse_duration(min_duration)}),  # type: ignore[arg-type]
         **({} if min_accuracy is None else {"min_accuracy": parse_share(min_accuracy)}),  # type: ignore[arg-type]
-        **one,
+        **configuration,
     )
     from edgetl.device.loadgen.loadgen import loadgen
 
@@ -102,35 +108,37 @@ def run_loadgen(
     accuracy = result.accuracy
     if accuracy is not None and not accuracy.passed:
         raise BenchError(
-            f"LoadGen's accuracy run fell short: {accuracy.correct_images} of {accuracy.images} right, {format_percent(accuracy.least)} must be. "
-            "Take another --variant, or say with --min-accuracy what is enough for these images."
+            f"LoadGen's accuracy run failed: {accuracy.correct_images} of {accuracy.images} images "
+            f"correct, at least {format_percent(accuracy.least)} required. Use another --variant, "
+            "or lower --min-accuracy."
         )
 
 
 def show_loadgen_result(result: LoadgenResult) -> None:
-    """Print a result for people; what LoadGen says stands as it says it."""
+    """Print a result; LoadGen's own messages are printed verbatim."""
     setup = result.configuration
-    name = f"[bold]{result.model.get('name') or result.target}[/] {setup['variant']} on {describe_device(result.device)}"
-    threads, batch = (
-        pluralize(setup["threads"], "thread"),
-        f", batch {setup['batch']}" if setup["batch"] > 1 else "",
-    )
+    name = f"[bold]{result.model.get('name') or result.target}[/] {setup['variant']}"
+    device = describe_device(result.device)
+    threads = pluralize(setup["threads"], "thread")
+    batch = f", batch {setup['batch']}" if setup["batch"] > 1 else ""
     out.print(
-        f"{name}, {setup['provider']}, {threads}, scope {setup['scope']}{batch}", highlight=False
+        f"{name} on {device}, {setup['provider']}, {threads}, scope {setup['scope']}{batch}",
+        highlight=False,
     )
     _print_line("LoadGen", f"{result.loadgen}, {result.scenario}, {result.samples['description']}")
     gate = setup["gate"]
     _print_line(
         "Gate",
-        f"{gate['top1_agreement']}/{gate['images']} agree, max |Δlogit| {gate['max_logit_difference']:.2g}",
+        f"{gate['top1_agreement']}/{gate['images']} agree, "
+        f"max |Δlogit| {gate['max_logit_difference']:.2g}",
     )
     if result.accuracy is not None:
         _show_accuracy(result.accuracy)
     if result.performance is not None:
         _show_performance(result.performance)
     _print_line("Official", "no: " + "; ".join(result.unofficial_reasons))
-    quiet = "quiet" if not result.noise.is_noisy else "noisy: " + "; ".join(result.noise.reasons)
-    _print_line("Noise", quiet)
+    noise = "noisy: " + "; ".join(result.noise.reasons) if result.noise.is_noisy else "quiet"
+    _print_line("Noise", noise)
     for note in result.notes:
         _print_line("Note", note)
     if result.path is not None:
@@ -139,56 +147,53 @@ def show_loadgen_result(result: LoadgenResult) -> None:
 
 
 def _show_accuracy(accuracy: LoadgenAccuracy) -> None:
-    against = "their labels" if accuracy.against == "labels" else "PyTorch's answers"
-    least = (
-        ""
-        if accuracy.least is None
-        else f", at least {format_percent(accuracy.least)} must be: {'passed' if accuracy.passed else 'FAILED'}"
-    )
-    _print_line(
-        "Accuracy",
-        f"{accuracy.correct_images} of {accuracy.images} as {against} ({format_percent(accuracy.accuracy)}){least}",
-    )
+    reference = "their labels" if accuracy.against == "labels" else "PyTorch's predictions"
+    text = f"{accuracy.correct_images} of {accuracy.images} images match {reference}"
+    text += f" ({format_percent(accuracy.accuracy)})"
+    if accuracy.least is not None:
+        outcome = "passed" if accuracy.passed else "FAILED"
+        text += f", at least {format_percent(accuracy.least)} required: {outcome}"
+    _print_line("Accuracy", text)
     for mistake in accuracy.wrong[:_MAX_MISTAKES_SHOWN]:
-        _print_line("", f"{mistake['file']}: {mistake['answer']}, not {mistake['wanted']}")
+        _print_line("", f"{mistake['file']}: {mistake['answer']}, expected {mistake['wanted']}")
     if len(accuracy.wrong) > _MAX_MISTAKES_SHOWN:
-        _print_line("", f"and {len(accuracy.wrong) - _MAX_MISTAKES_SHOWN} more, in the result")
+        hidden_count = len(accuracy.wrong) - _MAX_MISTAKES_SHOWN
+        _print_line("", f"and {hidden_count} more in the result file")
 
 
 def _show_performance(performance: LoadgenPerformance) -> None:
     summary = performance.summary
-    _print_line("Verdict", f"Result is : {summary.result} (LoadGen's words)")
-    main = {
+    _print_line("Verdict", f"Result is : {summary.result} (reported by LoadGen)")
+    main_metrics = {
         "single-stream": "90.0th percentile latency (ns)",
         "multi-stream": "99.0th percentile latency (ns)",
     }
-    figure = main.get(performance.scenario, "Samples per second")
-    told = summary.figures.get(figure, "")
-    _print_line("", f"{figure} : {told}")
-    for words in (*summary.remarks, *summary.messages):
-        _print_line("", words)
-    times = (
-        performance.loadgen_ns,
-        performance.edgetl_ns,
-        performance.callback_ns,
-        performance.inference_ns,
+    metric = main_metrics.get(performance.scenario, "Samples per second")
+    _print_line("", f"{metric} : {summary.figures.get(metric, '')}")
+    for message in (*summary.remarks, *summary.messages):
+        _print_line("", message)
+    loadgen, edgetl, callback, inference = (
+        f"{1e9 / ns:.1f} samples/s"
+        if performance.is_throughput
+        else f"{format_milliseconds(ns / 1e6)} ms"
+        for ns in (
+            performance.loadgen_ns,
+            performance.edgetl_ns,
+            performance.callback_ns,
+            performance.inference_ns,
+        )
     )
-    kind, unit = ("", "samples/s") if performance.is_throughput else ("p50 ", "ms")
-    loadgen, own, inside, model = (
-        f"{1e9 / ns:.1f}" if performance.is_throughput else format_milliseconds(ns / 1e6)
-        for ns in times
-    )
+    percentile = "" if performance.is_throughput else "p50 "
     _print_line(
-        "Beside", f"LoadGen {kind}{loadgen} {unit}, edgetl {own} {unit} ({performance.ratio:.2f})"
+        "Compared",
+        f"LoadGen {percentile}{loadgen}, edgetl {edgetl} ({performance.ratio:.2f})",
     )
-    _print_line(
-        "", f"edgetl's clock inside LoadGen's test: {inside} {unit}, the model alone {model} {unit}"
-    )
+    _print_line("", f"timed by edgetl inside LoadGen: {callback}, the model alone {inference}")
     if not performance.is_within_tolerance:
-        _print_line("", f"They disagree by more than 5%: {performance.disagreement}.")
+        _print_line("", f"The two differ by more than 5%: {performance.disagreement}.")
     if not performance.steady:
-        _print_line("", "edgetl's loop had not become steady when it began to measure.")
+        _print_line("", "edgetl's measurement started before the latency was steady.")
 
 
-def _print_line(head: str, text: str) -> None:
-    out.print(f"{head:<9}{text}", markup=False, soft_wrap=True)
+def _print_line(heading: str, text: str) -> None:
+    out.print(f"{heading:<9}{text}", markup=False, soft_wrap=True)

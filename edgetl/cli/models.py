@@ -9,51 +9,54 @@ import typer
 
 from edgetl.cli.console import err, out
 
-_CAPTION = """Unfreeze: blocks that phase 2 trains by default. Builtin: weights ship with edgetl, for --weights builtin.
-Head: the layer that is replaced."""
+_CAPTION = (
+    "Unfreeze: blocks that phase 2 trains by default. "
+    "Builtin: weights ship with edgetl, for --weights builtin.\n"
+    "Head: the layer that is replaced."
+)
 
 
 def models(
     pattern: Annotated[
-        str, typer.Argument(help="Only names that contain this.", show_default="all")
+        str, typer.Argument(help="Show only names that contain this text.", show_default="all")
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object.")
+    ] = False,
 ) -> None:
-    """List the architectures that `finetune --model` takes, with parameters, input size, head, and which ship with weights."""
+    """List the available architectures.
+
+    Shows parameters, input size, blocks, builtin weights and the head that is replaced.
+    """
     from edgetl.core.architectures import load_architectures
     from edgetl.core.builtin_weights import find_builtin_folders
     from edgetl.core.files import SCHEMA
 
-    chosen = [row for row in load_architectures().values() if pattern.lower() in row.name]
-    shipped = find_builtin_folders()
+    matches = [row for row in load_architectures().values() if pattern.lower() in row.name]
+    builtin_folders = find_builtin_folders()
     if as_json:
-        listed = [{**row.to_json(), "builtin": row.name in shipped} for row in chosen]
-        typer.echo(json.dumps({"schema": SCHEMA, "kind": "models", "models": listed}, indent=2))
+        rows = [{**row.to_json(), "builtin": row.name in builtin_folders} for row in matches]
+        typer.echo(json.dumps({"schema": SCHEMA, "kind": "models", "models": rows}, indent=2))
         return
-    if not chosen:
-        err.print(
-            f"No architecture's name contains {pattern!r}. `edgetl models` lists all.", markup=False
-        )
+    if not matches:
+        err.print(f"No architecture matches {pattern!r}. `edgetl models` lists all.", markup=False)
         raise typer.Exit(1)
     from rich.table import Table
 
     table = Table(caption=_CAPTION, caption_justify="left")
     table.add_column("Model", no_wrap=True)
-    for title in ("Parameters", "Size", "Blocks", "Unfreeze"):
-        table.add_column(title, justify="right", no_wrap=True)
+    for heading in ("Parameters", "Size", "Blocks", "Unfreeze"):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("Builtin", no_wrap=True)
     table.add_column("Head", no_wrap=True)
-    for row in chosen:
-        figures = (
+    for row in matches:
+        table.add_row(
+            row.name,
             f"{row.parameters / 1e6:.1f} M",
             f"{row.image_size}",
             f"{row.blocks}",
             f"{row.unfreeze}",
-        )
-        table.add_row(
-            row.name,
-            *figures,
-            "yes" if row.name in shipped else "",
+            "yes" if row.name in builtin_folders else "",
             row.head + (" (conv)" if row.head_kind == "conv" else ""),
         )
     out.print(table)

@@ -22,42 +22,48 @@ def predict(
     bundle: Annotated[
         Path,
         typer.Argument(
-            metavar="BUNDLE", help="A bundle, a run directory, or one ONNX file that edgetl wrote."
+            metavar="BUNDLE",
+            help="Bundle, run directory with a bundle, or an ONNX file written by edgetl.",
         ),
     ],
     images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders, or patterns.")
+        list[str], typer.Argument(metavar="IMAGE...", help="Image files, folders or glob patterns.")
     ],
     top_k: Annotated[
-        int, typer.Option("--top-k", "-k", min=1, help="Labels to show for each image.")
+        int, typer.Option("--top-k", "-k", min=1, help="Number of labels per image.")
     ] = 5,
     variant: Annotated[
-        str | None, typer.Option(help="The bundle's variant.", show_default="the recommended one")
+        str | None,
+        typer.Option(help="Variant of the bundle.", show_default="the recommended one"),
     ] = None,
     provider: Annotated[
         str,
         typer.Option(
-            help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; never falls back silently."
+            help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; without silent "
+            "fallback."
         ),
     ] = "cpu",
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Intra-op threads.", show_default="the cores available"),
+        typer.Option(min=1, help="Intra-op threads.", show_default="available cores"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object.")
+    ] = False,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print CSV: path, rank, label, probability, error.")
+        bool,
+        typer.Option("--csv", help="Print CSV: path, rank, label, probability, error."),
     ] = False,
 ) -> None:
-    """Label images with a bundle; torch is not needed.
+    """Classify images with a bundle. Does not require PyTorch.
 
-    A bundle's reference images come first: a file that does not answer on this device as it was proven to labels nothing.
-    A file that cannot be read is reported and the rest is still done; the exit status is then 1.
+    The model is checked on the bundle's golden images first; if they fail on this device, nothing
+    is classified. Images that cannot be read are reported and skipped; the exit status is then 1.
     """
     from edgetl.core.errors import ConfigError, DataError
 
     if as_json and as_csv:
-        raise ConfigError("--json and --csv exclude each other.")
+        raise ConfigError("--json cannot be combined with --csv. Remove one of them.")
     from edgetl.device.predict import expand_paths
     from edgetl.device.predict import predict as predict_files
     from edgetl.device.runtime.classifier import open_verified_classifier
@@ -66,14 +72,19 @@ def predict(
     predictions = predict_files(
         open_verified_classifier(bundle, variant, provider, threads), paths, top_k
     )
-    done = (_print_csv if as_csv else _print_json if as_json else _print_table)(predictions)
-    problems += [prediction.error for prediction in done if prediction.error]
+    if as_csv:
+        printed = _print_csv(predictions)
+    elif as_json:
+        printed = _print_json(predictions)
+    else:
+        printed = _print_table(predictions)
+    problems += [prediction.error for prediction in printed if prediction.error]
     if problems:
         for problem in problems:
             err.print(problem, style="red", markup=False, soft_wrap=True)
-        labelled = sum(1 for prediction in done if not prediction.error)
+        classified_count = sum(1 for prediction in printed if not prediction.error)
         raise DataError(
-            f"{len(problems)} of the images asked for could not be read; {labelled} are labelled above."
+            f"Cannot read {len(problems)} of the images; {classified_count} are classified above."
         )
 
 
@@ -85,8 +96,8 @@ def _print_table(predictions: Iterable[Prediction]) -> list[Prediction]:
     table.add_column("image", overflow="fold")
     table.add_column("label", overflow="fold")
     table.add_column("probability", justify="right")
-    done = list(predictions)
-    for prediction in done:
+    printed = list(predictions)
+    for prediction in printed:
         for rank, (label, probability) in enumerate(prediction.top_labels):
             name = Text("" if rank else str(prediction.path))
             table.add_row(
@@ -94,11 +105,11 @@ def _print_table(predictions: Iterable[Prediction]) -> list[Prediction]:
             )
     if table.row_count:
         out.print(table)
-    return done
+    return printed
 
 
 def _print_json(predictions: Iterable[Prediction]) -> list[Prediction]:
-    done = list(predictions)
+    printed = list(predictions)
     content = [
         {
             "path": str(prediction.path),
@@ -108,10 +119,10 @@ def _print_json(predictions: Iterable[Prediction]) -> list[Prediction]:
             ],
             "error": prediction.error,
         }
-        for prediction in done
+        for prediction in printed
     ]
     print_json({"schema": SCHEMA, "kind": "predictions", "images": content}, indent=2)
-    return done
+    return printed
 
 
 def _format_csv_cell(content: Path | str) -> str:
@@ -119,10 +130,10 @@ def _format_csv_cell(content: Path | str) -> str:
 
 
 def _print_csv(predictions: Iterable[Prediction]) -> list[Prediction]:
-    """Written as it goes: a long list can be followed, and what was done survives an interruption."""
+    """Print CSV row by row, so that long lists show progress and survive an interruption."""
     writer = csv.writer(sys.stdout)
     writer.writerow(["path", "rank", "label", "probability", "error"])
-    done = []
+    printed = []
     for prediction in predictions:
         for rank, (label, probability) in enumerate(prediction.top_labels, start=1):
             writer.writerow(
@@ -139,7 +150,7 @@ def _print_csv(predictions: Iterable[Prediction]) -> list[Prediction]:
                 [_format_csv_cell(prediction.path), "", "", "", _format_csv_cell(prediction.error)]
             )
         sys.stdout.flush()
-        done.append(prediction)
+        printed.append(prediction)
         if not is_stdout_open():
             break
-    return done
+    return printed

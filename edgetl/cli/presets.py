@@ -8,8 +8,12 @@ from typing import Annotated
 import typer
 
 from edgetl.cli.console import out
-from edgetl.core.config.presets import PRESET_DESCRIPTIONS, RECIPE_FIELDS, format_preset_toml
-from edgetl.core.config.presets import get_presets as known_presets
+from edgetl.core.config.presets import (
+    PRESET_DESCRIPTIONS,
+    RECIPE_FIELDS,
+    format_preset_toml,
+    get_presets,
+)
 from edgetl.core.files import SCHEMA
 
 
@@ -17,18 +21,21 @@ def presets(
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Print this one as a file for `finetune --config`.", show_default="list all"
+            help="Print this preset as a TOML file for `finetune --config`.",
+            show_default="list all",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object.")
+    ] = False,
 ) -> None:
-    """List the recipes that `finetune --preset` takes, or print one as TOML to edit."""
+    """List the available presets, or print one as TOML to edit."""
     text = format_preset_toml(name) if name is not None else ""
-    chosen = {key: values for key, values in known_presets().items() if name in (None, key)}
+    selected = {key: values for key, values in get_presets().items() if name in (None, key)}
     if as_json:
         rows = {
             key: {"note": PRESET_DESCRIPTIONS[key], "values": values}
-            for key, values in chosen.items()
+            for key, values in selected.items()
         }
         typer.echo(json.dumps({"schema": SCHEMA, "kind": "presets", "presets": rows}, indent=2))
         return
@@ -37,15 +44,15 @@ def presets(
         return
     from rich.table import Table
 
-    for key in chosen:
+    for key in selected:
         out.print(f"[bold]{key}[/]  {PRESET_DESCRIPTIONS[key]}", soft_wrap=True)
-    table = Table(caption="`edgetl presets NAME` prints every value.", caption_justify="left")
-    table.add_column("Where they differ", no_wrap=True)
-    for key in chosen:
+    table = Table(caption="`edgetl presets NAME` prints all values.", caption_justify="left")
+    table.add_column("Differences", no_wrap=True)
+    for key in selected:
         table.add_column(key, no_wrap=True)
     for field in RECIPE_FIELDS:
         values = [
-            "auto" if values[field] is None else str(values[field]) for values in chosen.values()
+            "auto" if values[field] is None else str(values[field]) for values in selected.values()
         ]
         if len(set(values)) > 1:
             table.add_row(field.replace("_", "-"), *values)

@@ -1,4 +1,4 @@
-"""Progress of long commands: a live line on a terminal, one plain line a step elsewhere; always on standard error."""
+"""Progress of long commands on standard error: a bar on a terminal, one line per step elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgetl.cli.interruption import interrupted_exit_status
 
 
 class _MeasurementResult(Protocol):
-    """What a measurement gives."""
+    """Result of a measurement."""
 
     @property
     def path(self) -> Path | None: ...
@@ -30,16 +30,16 @@ ResultT = TypeVar("ResultT", bound=_MeasurementResult)
 
 @contextmanager
 def open_step_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback (step, done, total); total 0 means that nothing is counted."""
+    """Yield a callback (step, done, total). A total of 0 means that the step has no count."""
     if not err.is_terminal:
-        seen: set[str] = set()
+        printed_steps: set[str] = set()
 
-        def plain(step: str, done: int, total: int) -> None:
-            if step not in seen:
-                seen.add(step)
+        def print_step(step: str, done: int, total: int) -> None:
+            if step not in printed_steps:
+                printed_steps.add(step)
                 err.print(step, markup=False)
 
-        yield plain
+        yield print_step
         return
 
     from rich.progress import (
@@ -61,15 +61,18 @@ def open_step_progress() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task("", total=None)
 
-        def live(step: str, done: int, total: int) -> None:
+        def update_bar(step: str, done: int, total: int) -> None:
             bar.update(task, description=step, completed=done, total=total or None)
 
-        yield live
+        yield update_bar
 
 
 @contextmanager
 def open_block_progress() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar on a terminal, a line a step elsewhere; it is drawn between blocks only, never while one is measured."""
+    """Yield a callback (done, total, text) for the blocks of a benchmark.
+
+    The bar is drawn only between blocks, so that drawing does not disturb a measurement.
+    """
     if not err.is_terminal:
         yield lambda done, total, text: err.print(text, markup=False)
         return
@@ -93,7 +96,7 @@ def open_block_progress() -> Iterator[Callable[[int, int, str], None]]:
 
 @contextmanager
 def open_measurement_progress() -> Iterator[Callable[[int, int, str], None]]:
-    """`blocks` for a measurement that Ctrl-C ends with what it says of the figures kept, and its exit status."""
+    """Yield block progress; on Ctrl-C print what was kept and exit with the interrupted status."""
     try:
         with open_block_progress() as progress:
             yield progress
@@ -112,10 +115,10 @@ def measure_and_show(
     show: Callable[[ResultT], None],
     as_json: bool,
 ) -> ResultT:
-    """Measure, and print the result for people or as one JSON object.
+    """Measure and print the result, with `show` or as one JSON object.
 
     Raises:
-        BenchError: it could not be written; it has been printed.
+        BenchError: the result file could not be written. The result is printed before.
     """
     from edgetl.core.errors import BenchError
 

@@ -21,15 +21,16 @@ if TYPE_CHECKING:
 
 ReportSubject = Literal["bench", "run", "bundle", "experiment"]
 
-
 _SINGLE_PAGE_SUBJECTS: dict[ReportSubject, str] = {
     "bundle": "a bundle",
     "experiment": "an experiment",
 }
+_DEFAULT_OUTPUT = Path("report.html")
+"""Default page of bundles and bench results. Bundles are copied to devices and stay unchanged."""
 
 
 def detect_subject(path: Path) -> ReportSubject:
-    """What lies at one path; whatever is no run or bundle is looked into for bench results."""
+    """Return the kind of directory at `path`; "bench" if it is no run, bundle or experiment."""
     if BundleDirectory.exists_at(path):
         return "bundle"
     if RunDirectory.exists_at(path):
@@ -40,10 +41,13 @@ def detect_subject(path: Path) -> ReportSubject:
 
 
 def detect_common_subject(paths: Sequence[Path]) -> ReportSubject:
-    """What one page can show of all paths: a run, a bundle or an experiment where it is alone, else bench results, which runs keep too.
+    """Return what one page can show for all paths.
+
+    A single path is shown by its kind. Several paths are searched for bench results, which runs
+    contain as well.
 
     Raises:
-        ConfigError: a bundle or an experiment is not alone.
+        ConfigError: a bundle or an experiment is not the only path.
     """
     subjects = {path: detect_subject(path) for path in paths}
     if len(subjects) == 1:
@@ -51,13 +55,10 @@ def detect_common_subject(paths: Sequence[Path]) -> ReportSubject:
     for path, subject in subjects.items():
         if subject in _SINGLE_PAGE_SUBJECTS:
             raise ConfigError(
-                f"{path} is {_SINGLE_PAGE_SUBJECTS[subject]}, which has a page of its own: give it alone, `edgetl report {path}`."
+                f"{path} is {_SINGLE_PAGE_SUBJECTS[subject]} and cannot share a page with other "
+                f"paths. Use `edgetl report {path}`."
             )
     return "bench"
-
-
-_DEFAULT_OUTPUT = Path("report.html")
-"""Beside nothing of the user's: a bundle is what is copied to a device, and stays as it is."""
 
 
 def report(
@@ -65,8 +66,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN|BUNDLE|EXPERIMENT|RESULT.json...",
-            help="A run, a bundle or the folder of `edgetl compare`; or results of `edgetl bench`, of one or many devices: files, "
-            "folders, or several runs.",
+            help="Run, bundle, or experiment of `edgetl compare`; or results of `edgetl bench` "
+            "from one or several devices: files, folders or several runs.",
         ),
     ],
     output: Annotated[
@@ -74,25 +75,24 @@ def report(
         typer.Option(
             "--output",
             "-o",
-            help="The page to write.",
-            show_default="in the RUN or EXPERIMENT, else here",
+            help="HTML page to write.",
+            show_default="report.html in the RUN or EXPERIMENT, otherwise in the current folder",
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Overwrite a file that edgetl did not write.")
+        bool,
+        typer.Option("--force", help="Overwrite a file that was not written by edgetl."),
     ] = False,
     as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print what the page shows as one JSON object, and nothing else."
-        ),
+        bool, typer.Option("--json", help="Print the content of the page as one JSON object.")
     ] = False,
 ) -> None:
-    """Show a run, a bundle, an experiment, or bench results: a summary here, and one page that needs no network.
+    """Report on a run, a bundle, an experiment or bench results.
 
-    The page of a run holds accuracy, curves, confusion matrix, mistakes, data and recipe, and the bundle and bench results that are in it;
-    that of a bundle its variants, their proof and the preprocessing contract; that of an experiment what each strategy gains and costs;
-    that of bench results what they are and what they rest on.
+    Prints a summary and writes a self-contained HTML page. The page of a run shows accuracy,
+    curves, confusion matrix, mistakes, data, recipe, and its bundle and bench results; of a bundle,
+    its variants, parity and preprocessing; of an experiment, the gains and costs of each strategy;
+    of bench results, latencies, comparisons and measurement conditions.
     """
     _REPORT_FUNCTIONS[detect_common_subject(paths)](paths, output, force, as_json)
 
@@ -148,15 +148,20 @@ def _report_bundle(paths: Sequence[Path], output: Path | None, force: bool, as_j
 def _report_experiment(
     paths: Sequence[Path], output: Path | None, force: bool, as_json: bool
 ) -> None:
-    from edgetl.cli.compare import show_experiment as show_experiment
+    from edgetl.cli.compare import show_experiment
     from edgetl.core.artifacts.experiment import read_experiment
     from edgetl.core.paths import ExperimentDirectory
     from edgetl.report.compare.page import render_compare_report
 
     folder = ExperimentDirectory(paths[0])
-    found = read_experiment(folder.result)
-    page = _write_page(output or folder.report, lambda: render_compare_report(found), force)
-    _print_report(page, as_json, {"experiment": found.to_json()}, lambda: show_experiment(found))
+    experiment = read_experiment(folder.result)
+    page = _write_page(output or folder.report, lambda: render_compare_report(experiment), force)
+    _print_report(
+        page,
+        as_json,
+        {"experiment": experiment.to_json()},
+        lambda: show_experiment(experiment),
+    )
 
 
 _REPORT_FUNCTIONS = {
@@ -167,20 +172,20 @@ _REPORT_FUNCTIONS = {
 }
 
 
-def _write_page(path: Path, page: Callable[[], str], force: bool) -> Path:
+def _write_page(path: Path, render: Callable[[], str], force: bool) -> Path:
     from edgetl.report.html.blocks import write_page
 
-    write_page(path, page, force)
+    write_page(path, render, force)
     return path
 
 
 def _print_report(
-    page: Path, as_json: bool, content: dict[str, Any], in_words: Callable[[], None]
+    page: Path, as_json: bool, content: dict[str, Any], print_summary: Callable[[], None]
 ) -> None:
     if as_json:
         print_json({"schema": 1, "kind": "report", "page": str(page), **content})
         return
-    in_words()
+    print_summary()
     err.print(f"Page  {page}", markup=False, soft_wrap=True)
 
 
@@ -191,7 +196,7 @@ def _print_sentences(title: str, sentences: Sequence[str]) -> None:
 
 
 def show_bench_results(results: Sequence[BenchResult]) -> None:
-    """Print one table over all results, and each one's noise."""
+    """Print one table of all results, followed by noise and interruptions."""
     from rich.markup import escape
 
     from edgetl.cli.bench_tables import plain_table
@@ -209,34 +214,32 @@ def show_bench_results(results: Sequence[BenchResult]) -> None:
     for heading in ("p50 ms", "p99 ms", "images/s", "speed-up [95%]"):
         table.add_column(escape(heading), justify="right")
     table.add_column("verdict")
-    named = result_titles(results)
-    for title, result in zip(named, results, strict=True):
-        for number, row in enumerate(result.rows):
+    titles = result_titles(results)
+    for title, result in zip(titles, results, strict=True):
+        for index, row in enumerate(result.rows):
             pair = find_baseline_comparison(result, row.id)
-            ratio = (
-                ""
-                if pair is None
-                else f"{pair.speedup.ratio:.2f}× {format_interval(pair.speedup.low, pair.speedup.high, 2)}"
-            )
-            told = (
-                "[bold red]failed[/]"
-                if row.has_failed_gate
-                else _verdict_markup(pair.verdict)
-                if pair
-                else _baseline_markup(result, row)
-            )
-            rate = "" if row.images_per_second is None else f"{row.images_per_second:.1f}"
-            cells = ("" if number else escape(title), escape(full_row_name(row)), escape(row.scope))
+            speedup = ""
+            if pair is not None:
+                interval = format_interval(pair.speedup.low, pair.speedup.high, 2)
+                speedup = f"{pair.speedup.ratio:.2f}× {interval}"
+            if row.has_failed_gate:
+                verdict = "[bold red]failed[/]"
+            elif pair is not None:
+                verdict = _verdict_markup(pair.verdict)
+            else:
+                verdict = _baseline_markup(result, row)
             table.add_row(
-                *cells,
+                escape(title) if index == 0 else "",
+                escape(full_row_name(row)),
+                escape(row.scope),
                 format_milliseconds(row.percentile_ms(50)),
                 format_milliseconds(row.percentile_ms(99)),
-                rate,
-                escape(ratio),
-                told,
+                "" if row.images_per_second is None else f"{row.images_per_second:.1f}",
+                escape(speedup),
+                verdict,
             )
     out.print(table)
-    for title, result in zip(named, results, strict=True):
+    for title, result in zip(titles, results, strict=True):
         if result.noise.is_noisy:
             out.print(
                 f"[yellow]Noisy[/]  {escape(title)}: {escape('; '.join(result.noise.reasons))}",
@@ -247,7 +250,7 @@ def show_bench_results(results: Sequence[BenchResult]) -> None:
     models = {str(result.model.get("run_id") or result.target) for result in results}
     if len(models) > 1:
         out.print(
-            "The results hold different models: their latencies are not comparable with each other.",
+            "The results are of different models, so their latencies are not comparable.",
             style="yellow",
         )
 
@@ -259,15 +262,14 @@ def _verdict_markup(verdict: str) -> str:
 
 
 def _baseline_markup(result: BenchResult, row: BenchRow) -> str:
-    return (
-        "[dim]baseline[/]"
-        if any(pair.baseline == row.id and pair.earlier_row is None for pair in result.comparisons)
-        else ""
+    is_baseline = any(
+        pair.baseline == row.id and pair.earlier_row is None for pair in result.comparisons
     )
+    return "[dim]baseline[/]" if is_baseline else ""
 
 
 def _result_without_latencies(result: BenchResult) -> dict[str, Any]:
-    """The result's object without the raw latencies, which its own file holds."""
+    """Return the JSON object of a result without raw latencies, which are in the result file."""
     content = result.to_json()
     rows = [
         {name: value for name, value in row.items() if name != "rounds"} for row in content["rows"]

@@ -13,34 +13,43 @@ from edgetl.cli.console import err, out, print_json
 from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from edgetl.device.verify import VerifyResult
 
 
 def verify(
     bundle: Annotated[
-        Path, typer.Argument(metavar="BUNDLE", help="A bundle, or a run directory with one.")
+        Path, typer.Argument(metavar="BUNDLE", help="Bundle, or run directory with a bundle.")
     ],
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="A variant of the bundle; several may be named.", show_default="all"),
+        typer.Option(
+            help="Variant of the bundle; repeat it for several.",
+            show_default="all",
+        ),
     ] = None,
     provider: Annotated[
         list[str] | None,
         typer.Option(
-            help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; several may be named.",
+            help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; repeat it for "
+            "several.",
             show_default="cpu",
         ),
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Intra-op threads.", show_default="the cores available"),
+        typer.Option(min=1, help="Intra-op threads.", show_default="available cores"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object.")
+    ] = False,
 ) -> None:
-    """Prove that a bundle answers on this device as it was proven to.
+    """Verify a bundle on this device.
 
-    Its reference images go through this device's own onnxruntime, provider and CPU; files that are not those that were proven are
-    refused. Torch is not needed. Exit status 1 where a variant fails.
+    Runs the golden images of the bundle with this device's ONNX Runtime, provider and CPU, and
+    compares the logits with PyTorch's. Files whose checksums do not match the bundle are rejected.
+    Does not require PyTorch. Exit status 1 if a variant fails.
     """
     from edgetl.device.hardware.cpu import is_emulated
     from edgetl.device.hardware.info import collect_device_info
@@ -48,31 +57,31 @@ def verify(
     from edgetl.device.verify import verify as verify_bundle
 
     opened = open_bundle(bundle)
-    with open_verify_progress() as tell:
-        found = verify_bundle(opened, variant or (), provider or ("cpu",), threads, tell)
+    with open_verify_progress() as progress:
+        results = verify_bundle(opened, variant or (), provider or ("cpu",), threads, progress)
     if as_json:
-        device = collect_device_info()
         content = {
             "schema": SCHEMA,
             "kind": "verification",
             "bundle": {"model": opened.model, "run_id": opened.run_id},
-            "device": device,
+            "device": collect_device_info(),
+            "variants": [result.to_json() for result in results],
         }
-        print_json({**content, "variants": [one.to_json() for one in found]}, indent=2)
+        print_json(content, indent=2)
     else:
-        print_verify_results(found)
+        print_verify_results(results)
         if is_emulated():
             out.print(
-                "\nThis processor is emulated: what is right here is yet to be verified on the device.",
+                "\nThis CPU is emulated. Verify the bundle on the target device as well.",
                 soft_wrap=True,
             )
-    if not all(one.passed for one in found):
+    if not all(result.passed for result in results):
         raise typer.Exit(1)
 
 
 @contextmanager
 def open_verify_progress() -> Iterator[Callable[[str], None]]:
-    """What is called with each variant that is begun; shown where somebody looks at it."""
+    """Yield a callback for the name of each variant; it prints nothing outside a terminal."""
     if not err.is_terminal:
         yield lambda text: None
         return
@@ -80,34 +89,39 @@ def open_verify_progress() -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"Verifying {text}")
 
 
-def print_verify_results(found: Sequence[VerifyResult]) -> None:
-    """A table, a row for each variant, and what to do about those that failed."""
+def print_verify_results(results: Sequence[VerifyResult]) -> None:
+    """Print a table with one row per variant, and the next step for each failure."""
     from rich.table import Table
-    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("variant", "provider", "answers"):
-        table.add_column(name)
-    for name in ("images", "top-1", "largest difference", "allowed"):
-        table.add_column(name, justify="right")
-    for one in found:
-        gate = one.gate
-        difference, agreement = gate.get("max_logit_difference"), gate.get("top1_agreement")
+    for heading in ("variant", "provider", "result"):
+        table.add_column(heading)
+    for heading in ("images", "top-1", "max |Δlogit|", "tolerance"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        gate = result.gate
+        difference = gate.get("max_logit_difference")
+        agreement = gate.get("top1_agreement")
         table.add_row(
-            one.variant,
-            one.provider,
-            Text("right", style="green")
-            if one.passed
-            else Text("WRONG" if gate["checked"] else "not run", style="bold red"),
+            result.variant,
+            result.provider,
+            _status_text(result),
             str(gate.get("images", "")),
             "" if agreement is None else f"{agreement} of {gate['images']}",
             "" if difference is None else f"{difference:.3g}",
             f"{gate['tolerance']:.3g}" if "tolerance" in gate else "",
         )
     out.print(table)
-    for one in found:
-        if not one.passed:
-            told = (
-                f"\n{one.variant} on {one.provider}: {one.gate['reason'].rstrip('.')}. {one.advice}"
-            )
-            out.print(told.rstrip(), markup=False, soft_wrap=True)
+    for result in results:
+        if not result.passed:
+            reason = result.gate["reason"].rstrip(".")
+            message = f"\n{result.variant} on {result.provider}: {reason}. {result.advice}"
+            out.print(message.rstrip(), markup=False, soft_wrap=True)
+
+
+def _status_text(result: VerifyResult) -> Text:
+    from rich.text import Text
+
+    if result.passed:
+        return Text("passed", style="green")
+    return Text("FAILED" if result.gate["checked"] else "not run", style="bold red")

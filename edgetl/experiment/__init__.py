@@ -1,1 +1,1 @@
-"""`edgetl compare`: training strategies on one data set."""
+"""Comparison of training strategies on one data set (`edgetl compare`)."""

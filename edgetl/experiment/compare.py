@@ -1,11 +1,11 @@
-"""`edgetl compare`: the transfer-learning experiment on the user's own images."""
+"""Training strategies compared on one data set: the implementation of `edgetl compare`."""
 
 from __future__ import annotations
 
 import fcntl
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -42,107 +42,112 @@ from edgetl.report.compare.tables import render_compare_markdown
 from edgetl.report.html.blocks import write_page
 
 BENCH_ROUNDS = 4
-"""Of the exported file's benchmark: enough for a figure to choose by; `edgetl bench` gives one to promise."""
+"""Rounds when timing an exported file: enough to compare networks; `edgetl bench` uses more."""
 
 
 def plan_experiment(
-    config: CompareConfig, recipe: FinetuneConfig, watcher: ExperimentProgress | None = None
+    config: CompareConfig, recipe: FinetuneConfig, progress: ExperimentProgress | None = None
 ) -> ExperimentPlan:
-    """What `compare` would do, with the time it is expected to take; nothing is trained.
+    """Return the plan of `compare` with the estimated times, without training anything.
 
     Raises:
-        EdgetlError: as `compare`.
+        EdgetlError: see `make_plan`.
     """
     with tempfile.TemporaryDirectory(prefix="edgetl-compare-") as scratch:
-        return make_plan(config, recipe, watcher or NullExperimentProgress(), Path(scratch))
+        return make_plan(config, recipe, progress or NullExperimentProgress(), Path(scratch))
 
 
 def compare(
-    config: CompareConfig, recipe: FinetuneConfig, watcher: ExperimentProgress | None = None
+    config: CompareConfig, recipe: FinetuneConfig, progress: ExperimentProgress | None = None
 ) -> Experiment:
-    """Train every run of the plan that has not ended yet, export and time the best of each network, and write what they show.
+    """Train the unfinished runs of an experiment, export and time the best of each network.
 
-    Every run is trained in a process of its own, with a new cache: what one computed does not shorten another. One that fails is in the
-    result with its reason; the others go on.
+    Each run is trained in its own process with a new cache, so no run benefits from the work of
+    another. A failed run is recorded with its reason, and the other runs continue.
 
     Args:
-        config: which runs.
-        recipe: what they share.
-        watcher: is told how far it has come.
+        config: the runs to train.
+        recipe: data, weights and training options shared by all runs.
+        progress: callbacks for notes, the plan and the runs.
+
+    Returns:
+        The experiment, as also written to the output folder with its report.
 
     Raises:
-        ConfigError, ArchitectureError, DataError, WeightsError, BenchError: before anything is trained; see `make_plan`.
+        ConfigError, ArchitectureError, DataError, WeightsError, BenchError: before training; see
+            `make_plan`.
         DataError: the images changed between the runs.
-        RunError: another process works on the folder.
-        KeyboardInterrupt: as it came; what has ended is kept, and the same call goes on.
+        RunError: another process is using the output folder.
+        KeyboardInterrupt: finished runs are kept, and the same call continues.
     """
-    watcher = watcher or NullExperimentProgress()
+    progress = progress or NullExperimentProgress()
     folder = ExperimentDirectory(config.output)
-    plan = plan_experiment(config, recipe, watcher)
+    plan = plan_experiment(config, recipe, progress)
     folder.runs.mkdir(parents=True, exist_ok=True)
     with _lock_folder(folder):
         write_plan(folder, plan, config, recipe)
-        watcher.on_plan(plan.runs, plan.finished_runs, plan.estimated_seconds)
-        results: dict[str, StrategyRun] = {}
-        gathered = partial(
+        progress.on_plan(plan.runs, plan.finished_runs, plan.estimated_seconds)
+        failed: dict[str, StrategyRun] = {}
+        build = partial(
             _build_experiment, folder, config, recipe, plan, _read_deployed_models(folder)
         )
         for run in plan.runs:
             if run.name not in plan.finished_runs:
-                failure = _train(run, plan.runs, folder, watcher)
+                failure = _train(run, plan.runs, folder, progress)
                 if failure is not None:
-                    results[run.name] = StrategyRun(**run_identity(run), failed=failure)
-                found = gathered(results)
-                watcher.on_run_end(run, next(one for one in found.runs if one.name == run.name))
-                _write(found, folder)
-        found = gathered(results)
-        for network in found.networks if config.bench else ():
-            found = _add_deployed_model(found, network, folder, watcher)
-            found.write(folder.result)
-        _write(found, folder)
-    return found
+                    failed[run.name] = StrategyRun(**run_identity(run), failed=failure)
+                experiment = build(failed)
+                result = next(result for result in experiment.runs if result.name == run.name)
+                progress.on_run_end(run, result)
+                _write(experiment, folder)
+        experiment = build(failed)
+        for network in experiment.networks if config.bench else ():
+            experiment = _add_deployed_model(experiment, network, folder, progress)
+            experiment.write(folder.result)
+        _write(experiment, folder)
+    return experiment
 
 
 @contextmanager
 def _lock_folder(folder: ExperimentDirectory) -> Iterator[None]:
-    """This process alone trains in the folder; what a killed one left is removed."""
+    """Lock the folder for this process and remove the caches of killed processes."""
     with (folder.path / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as cause:
             raise RunError(
-                f"Another process works on {folder.path}. Wait for it, or choose another -o."
+                f"{folder.path} is in use by another process. Wait for it, or choose another -o."
             ) from cause
-        for left in folder.path.glob(".cache-*"):
-            shutil.rmtree(left, ignore_errors=True)
+        for cache in folder.path.glob(".cache-*"):
+            shutil.rmtree(cache, ignore_errors=True)
         yield
 
 
-def _write(found: Experiment, folder: ExperimentDirectory) -> None:
-    found.write(folder.result)
-    write_text(folder.table, render_compare_markdown(found))
-    write_page(folder.report, partial(render_compare_report, found))
+def _write(experiment: Experiment, folder: ExperimentDirectory) -> None:
+    experiment.write(folder.result)
+    write_text(folder.table, render_compare_markdown(experiment))
+    write_page(folder.report, partial(render_compare_report, experiment))
 
 
 def _train(
     run: PlannedRun,
     runs: Sequence[PlannedRun],
     folder: ExperimentDirectory,
-    watcher: ExperimentProgress,
+    progress: ExperimentProgress,
 ) -> str | None:
-    """Why the run failed; None where it ended well."""
+    """Train one run in its own process; return the reason if it fails, otherwise None."""
     config = run.config
     if run.budget_run is not None:
-        reference = next(other for other in runs if other.name == run.budget_run)
+        reference = next(planned for planned in runs if planned.name == run.budget_run)
         if not is_finished(reference):
-            return f"It takes the time of {run.budget_run}, which failed."
+            return f"Its time budget is the time of {run.budget_run}, which failed."
         config = replace(config, budget_s=read_strategy_run(reference)[0].seconds)
-    watcher.on_run_start(run)
+    progress.on_run_start(run)
     try:
         run_task(
             {"task": "train", "config": config.to_json()},
             folder.logs / f"{run.name}.log",
-            partial(watcher.on_run_message, run),
+            partial(progress.on_run_message, run),
             folder.path,
         )
     except EdgetlError as error:
@@ -155,24 +160,27 @@ def _build_experiment(
     config: CompareConfig,
     recipe: FinetuneConfig,
     plan: ExperimentPlan,
-    deployed: Sequence[DeployedModel],
+    deployed_models: Sequence[DeployedModel],
     failed: dict[str, StrategyRun],
 ) -> Experiment:
-    found: list[StrategyRun] = []
+    """Build the experiment from the finished run directories and the failed runs."""
+    results: list[StrategyRun] = []
     data: dict[str, Any] = {}
     classes: tuple[str, ...] = ()
     for run in plan.runs:
         if run.name in failed:
-            found.append(failed[run.name])
+            results.append(failed[run.name])
         elif is_finished(run):
-            figures, content = read_strategy_run(run)
-            if data and content["data"]["fingerprint"] != data["fingerprint"]:
+            result, run_config = read_strategy_run(run)
+            if data and run_config["data"]["fingerprint"] != data["fingerprint"]:
                 raise DataError(
-                    f"The images changed: {run.name} was trained on others than {found[0].name}. Put them back and remove "
-                    f"{folder.runs / run.name}, which is then trained again; or begin anew with another -o."
+                    f"The images changed: those of {run.name} do not match those of {results[0].name}. "
+                    f"Restore the images and remove {folder.runs / run.name} to train it again, "
+                    "or choose another -o."
                 )
-            data, classes = content["data"], tuple(content["classes"])
-            found.append(figures)
+            data, classes = run_config["data"], tuple(run_config["classes"])
+            results.append(result)
+    names = {result.name for result in results}
     return Experiment(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         edgetl=edgetl.__version__,
@@ -181,8 +189,8 @@ def _build_experiment(
         classes=classes,
         data={**data, "folder": recipe.data.name},
         planned=tuple(run.name for run in plan.runs),
-        runs=tuple(found),
-        deployed_models=tuple(one for one in deployed if one.run in {run.name for run in found}),
+        runs=tuple(results),
+        deployed_models=tuple(model for model in deployed_models if model.run in names),
         screened_networks=() if plan.candidates is None else to_screened_networks(plan.candidates),
         folder=folder.path,
     )
@@ -190,43 +198,44 @@ def _build_experiment(
 
 def _read_deployed_models(folder: ExperimentDirectory) -> tuple[DeployedModel, ...]:
     try:
-        return tuple(
-            one for one in read_experiment(folder.result).deployed_models if one.failed is None
-        )
-    except RunError:  # there is none, or it is broken: it is written anew
+        models = read_experiment(folder.result).deployed_models
+    except RunError:  # Missing or broken; it is written again at the end.
         return ()
+    return tuple(model for model in models if model.failed is None)
 
 
 def _add_deployed_model(
-    found: Experiment, network: str, folder: ExperimentDirectory, watcher: ExperimentProgress
+    experiment: Experiment, network: str, folder: ExperimentDirectory, progress: ExperimentProgress
 ) -> Experiment:
-    row = found.recommend_strategy(network)
-    if row is None or any(
-        (one.network, one.run) == (network, row.best_run.name) for one in found.deployed_models
+    """Export and time the recommended run of the network, unless that was done before."""
+    row = experiment.recommend_strategy(network)
+    if row is None:
+        return experiment
+    run = row.best_run
+    if any(
+        (model.network, model.run) == (network, run.name) for model in experiment.deployed_models
     ):
-        return found
-    others = tuple(one for one in found.deployed_models if one.network != network)
-    return replace(
-        found, deployed_models=(*others, _deploy(network, row.best_run, folder, watcher))
-    )
+        return experiment
+    others = [model for model in experiment.deployed_models if model.network != network]
+    deployed = _deploy(network, run, folder, progress)
+    return replace(experiment, deployed_models=(*others, deployed))
 
 
 def _deploy(
-    network: str, run: StrategyRun, folder: ExperimentDirectory, watcher: ExperimentProgress
+    network: str, run: StrategyRun, folder: ExperimentDirectory, progress: ExperimentProgress
 ) -> DeployedModel:
     directory = RunDirectory(folder.path / run.folder)
-    nothing = DeployedModel(network, run.name, 0, None, None, noisy=False, threads=0)
-    silent: Callable[[object], None] = lambda message: None  # noqa: E731
+    failed = DeployedModel(network, run.name, 0, None, None, noisy=False, threads=0)
     try:
         if not BundleDirectory.exists_at(directory.bundle):
-            watcher.note(f"Exporting {run.name}.")
+            progress.note(f"Exporting {run.name}.")
             run_task(
                 {"task": "export", "run": str(directory.path)},
                 folder.logs / f"{run.name}-export.log",
-                silent,
+                _ignore_message,
                 folder.path,
             )
-        watcher.note(f"Timing the exported file of {run.name}.")
+        progress.note(f"Benchmarking {run.name}.")
         result = bench(
             BenchConfig(
                 directory.path,
@@ -235,22 +244,25 @@ def _deploy(
                 torch_modes=(),
                 rounds=BENCH_ROUNDS,
             ),
-            watcher.on_bench_progress,
+            progress.on_bench_progress,
         )
     except EdgetlError as error:
-        return replace(nothing, failed=str(error))
+        return replace(failed, failed=str(error))
     row = result.rows[0]
-    size = BundleDirectory(directory.bundle).variant("fp32").stat().st_size
+    file_bytes = BundleDirectory(directory.bundle).variant("fp32").stat().st_size
     if row.has_failed_gate or not row.rounds:
-        return replace(
-            nothing, file_bytes=size, failed="It does not answer on this device as PyTorch does."
-        )
+        reason = "The outputs of the exported file do not match PyTorch on this device."
+        return replace(failed, file_bytes=file_bytes, failed=reason)
     return DeployedModel(
         network,
         run.name,
-        size,
+        file_bytes,
         row.percentile_ms(50),
         row.p50_interval_ms,
         result.noise.is_noisy,
         row.threads,
     )
+
+
+def _ignore_message(message: dict[str, Any]) -> None:
+    pass

@@ -1,4 +1,4 @@
-"""Strategies x seeds x networks to planned runs."""
+"""Expansion of strategies, seeds and networks to planned runs."""
 
 from __future__ import annotations
 
@@ -12,66 +12,68 @@ from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 
 _HEAD_PHASE_SHARE = 10 / 16
-"""Of the epochs of a strategy with two phases, the first phase's: as in the default recipe."""
+"""Share of the epochs spent in the head phase of two-phase strategies, as in the default recipe."""
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """An architecture at an image size."""
+    """An architecture with an image size."""
 
     architecture: str
     image_size: int
-    """Side of the input, pixels."""
+    """Side of the square input in pixels."""
     blocks: int
-    """Of the backbone."""
+    """Number of blocks of the backbone."""
 
     @property
     def name(self) -> str:
-        """Unique in an experiment."""
+        """Name, unique in an experiment."""
         return f"{self.architecture}-{self.image_size}"
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of the experiment."""
+    """One training run of an experiment."""
 
     network: NetworkSpec
     strategy: str
     seed: int
     config: FinetuneConfig
     budget_run: str | None = None
-    """The run whose total time is this one's budget."""
+    """Name of the run whose total time is the budget of this run."""
 
     @property
     def row(self) -> str:
-        """What runs of all seeds have in common."""
+        """Name of the table row that the runs of all seeds share."""
         return f"{self.network.name}-{self.strategy}"
 
     @property
     def name(self) -> str:
-        """Unique in an experiment; the run directory's name."""
+        """Name, unique in an experiment; also the name of the run directory."""
         return f"{self.row}-s{self.seed}"
 
 
 def plan_runs(
     config: CompareConfig, recipe: FinetuneConfig, networks: Sequence[NetworkSpec], folder: Path
 ) -> list[PlannedRun]:
-    """Every run in the order in which they are run: a whole experiment of the first seed first, and what is quick before what is slow.
+    """Return all runs in execution order: seed by seed, fast strategies before slow ones.
 
     Args:
-        recipe: what all runs share: data, weights and training procedure.
-        networks: architectures and image sizes.
-        folder: where the run directories go.
+        config: strategies, seeds and epochs.
+        recipe: data, weights and training options shared by all runs.
+        networks: architectures with their image sizes.
+        folder: parent of the run directories.
 
     Raises:
-        ConfigError: pretrained strategies without weights.
+        ConfigError: `config` has pretrained strategies and `recipe` has no weights.
     """
     pretrained = [
         name for name in config.expanded_strategies if name not in ("scratch", EQUAL_TIME)
     ]
     if recipe.weights == "none" and pretrained:
         raise ConfigError(
-            f"--weights none has nothing pretrained for {', '.join(pretrained)}. Give weights, or --strategies scratch."
+            f"--weights none does not work with {', '.join(pretrained)}: these strategies need "
+            "pretrained weights. Give weights, or use --strategies scratch."
         )
     runs = [
         run
@@ -99,31 +101,26 @@ def _plan_network_runs(
     )
     head_epochs = min(config.epochs - 1, max(1, round(_HEAD_PHASE_SHARE * config.epochs)))
     one_phase: dict[str, Any] = {"epochs": config.epochs, "finetune_epochs": 0}
-    two_phases: dict[str, Any] = {
-        "epochs": head_epochs,
-        "finetune_epochs": config.epochs - head_epochs,
-    }
-    unfreeze = {
-        "full": "all",
-        **{
-            f"freeze-{share}": str(_count_unfrozen_blocks(share, network.blocks))
-            for share in (25, 50, 75)
-        },
-    }
+    finetune_epochs = config.epochs - head_epochs
+    two_phases: dict[str, Any] = {"epochs": head_epochs, "finetune_epochs": finetune_epochs}
+    unfreeze = {"full": "all"}
+    for share in (25, 50, 75):
+        unfreeze[f"freeze-{share}"] = str(_count_unfrozen_blocks(share, network.blocks))
     reference = next((name for name in REFERENCE_STRATEGIES if name in strategies), None)
-    last = (EQUAL_TIME, "scratch")
-    for strategy in [
-        *(name for name in strategies if name not in last),
-        *(name for name in last if name in strategies),
-    ]:
-        if strategy in last:
-            own = replace(base, weights="none", **one_phase)
+    slowest = (EQUAL_TIME, "scratch")
+    fast = [name for name in strategies if name not in slowest]
+    for strategy in [*fast, *(name for name in slowest if name in strategies)]:
+        if strategy in slowest:
+            run_config = replace(base, weights="none", **one_phase)
         elif strategy == "head":
-            own = replace(base, unfreeze="head", **one_phase)
+            run_config = replace(base, unfreeze="head", **one_phase)
         else:
-            own = replace(base, unfreeze=unfreeze.get(strategy, recipe.unfreeze), **two_phases)
-        timed_by = f"{network.name}-{reference}-s{seed}" if strategy == EQUAL_TIME else None
-        yield PlannedRun(network, strategy, seed, own, timed_by)
+            blocks = unfreeze.get(strategy, recipe.unfreeze)
+            run_config = replace(base, unfreeze=blocks, **two_phases)
+        budget_run = None
+        if strategy == EQUAL_TIME:
+            budget_run = f"{network.name}-{reference}-s{seed}"
+        yield PlannedRun(network, strategy, seed, run_config, budget_run)
 
 
 def _count_unfrozen_blocks(share: int, blocks: int) -> int:

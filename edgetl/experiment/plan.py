@@ -1,4 +1,4 @@
-"""Before anything is trained: which networks are fast enough, which runs there will be, how long they will take."""
+"""Planning of an experiment: screening of networks, the runs and their estimated time."""
 
 from __future__ import annotations
 
@@ -35,16 +35,129 @@ from edgetl.export.candidates import time_candidates
 from edgetl.train.data.folders import find_files
 from edgetl.train.model.torchvision_models import get_architecture
 
+_PER_RUN_FIELDS = ("seed", "output")
+_RECIPE_DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig)}
 
-def is_finished(planned: PlannedRun) -> bool:
-    """Whether its run directory holds a run that ended."""
-    return (
-        planned.config.output is not None and RunDirectory(planned.config.output).metrics.is_file()
+
+@dataclass(frozen=True)
+class ExperimentPlan:
+    """The runs of an experiment with their estimated times."""
+
+    runs: list[PlannedRun]
+    estimated_seconds: dict[str, float]
+    """Estimated time by run name, measured on this device and these images."""
+    finished_runs: list[str]
+    """Names of runs finished earlier."""
+    candidates: CandidatesResult | None = None
+    """Latencies of the networks; None without a latency budget."""
+
+    @property
+    def remaining_seconds(self) -> float:
+        """Estimated time of the unfinished runs."""
+        return sum(
+            self.estimated_seconds[run.name]
+            for run in self.runs
+            if run.name not in self.finished_runs
+        )
+
+
+def make_plan(
+    config: CompareConfig, recipe: FinetuneConfig, progress: ExperimentProgress, scratch: Path
+) -> ExperimentPlan:
+    """Validate the request, select the networks and estimate the time of each run.
+
+    Nothing is written except the latencies measured for a latency budget.
+
+    Args:
+        config: the runs to plan.
+        recipe: data and training options shared by all runs.
+        progress: receives notes and the progress of measurements.
+        scratch: a directory for temporary files.
+
+    Raises:
+        ConfigError: invalid options, or the output folder holds something else or another plan.
+        ArchitectureError: unknown architecture, or no network could be timed.
+        DataError: unusable images.
+        WeightsError: the weights cannot be loaded.
+        BenchError: no network is within the latency budget.
+    """
+    folder = ExperimentDirectory(config.output)
+    _check_output_folder(folder, recipe)
+    if recipe.val_split == 0:
+        raise ConfigError(
+            "--val-split must be > 0: strategies are compared on validation images. Use 0.2."
+        )
+    labels = find_files(recipe.data.expanduser().absolute()).labels
+    networks = _list_networks(config)
+    candidates = None
+    if config.latency_budget_ms is not None:
+        candidates = _time_networks(config, networks, len(labels), folder, progress)
+        networks = _select_within_budget(candidates, networks, progress)
+    runs = plan_runs(config, recipe, networks, folder.runs)
+    finished = [run.name for run in runs if is_finished(run)]
+    _check_plan_unchanged(folder, runs, finished)
+    estimates = {}
+    if len(finished) < len(runs):
+        estimates = _estimate_run_seconds(runs, progress, scratch)
+    return ExperimentPlan(runs, estimates, finished, candidates)
+
+
+def _list_networks(config: CompareConfig) -> list[NetworkSpec]:
+    """Return every requested architecture at every image size, or at its default size."""
+    image_sizes = dict.fromkeys(config.image_sizes) or (None,)
+    networks = []
+    for name, image_size in product(dict.fromkeys(config.models), image_sizes):
+        architecture = get_architecture(name)
+        networks.append(
+            NetworkSpec(name, image_size or architecture.image_size, architecture.blocks)
+        )
+    return networks
+
+
+def write_plan(
+    folder: ExperimentDirectory, plan: ExperimentPlan, config: CompareConfig, recipe: FinetuneConfig
+) -> None:
+    """Write plan.json, which identifies an experiment and guards resuming it with other options."""
+    runs = {**_read_planned_runs(folder), **{run.name: _run_settings(run) for run in plan.runs}}
+    write_json(folder.plan, {"kind": "plan", **request_json(config, recipe), "runs": runs})
+
+
+def request_json(config: CompareConfig, recipe: FinetuneConfig) -> dict[str, Any]:
+    """Return the requested configuration as JSON, without the fields that differ between runs."""
+    compare = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in vars(config).items()
+        if name != "output"
+    }
+    shared_recipe = {
+        name: value for name, value in recipe.to_json().items() if name not in _PER_RUN_FIELDS
+    }
+    return {"compare": compare, "recipe": shared_recipe}
+
+
+def to_screened_networks(candidates: CandidatesResult) -> tuple[ScreenedNetwork, ...]:
+    """Convert the measured latencies to entries of the experiment's result, fastest first."""
+    rows = sorted(candidates.rows, key=lambda row: math.inf if row.p50_ms is None else row.p50_ms)
+    return tuple(
+        ScreenedNetwork(
+            row.name,
+            row.p50_ms,
+            row.ci95_ms,
+            None if row.failed else candidates.fits_budget(row),
+            row.failed,
+        )
+        for row in rows
     )
 
 
+def is_finished(planned: PlannedRun) -> bool:
+    """Return whether the run directory holds a finished run."""
+    output = planned.config.output
+    return output is not None and RunDirectory(output).metrics.is_file()
+
+
 def read_strategy_run(planned: PlannedRun) -> tuple[StrategyRun, dict[str, Any]]:
-    """The run's figures, and its config.json.
+    """Return the results of a finished run and the contents of its config.json.
 
     Raises:
         RunError: a file is missing or broken.
@@ -52,58 +165,54 @@ def read_strategy_run(planned: PlannedRun) -> tuple[StrategyRun, dict[str, Any]]
     """
     assert planned.config.output is not None
     run = RunDirectory(planned.config.output)
-    metrics, config = (
-        read_json(run.metrics, RunError, "The run's metrics"),
-        read_json(run.config, RunError, "The run's configuration"),
-    )
+    metrics = read_json(run.metrics, RunError, "The run's metrics")
+    config = read_json(run.config, RunError, "The run's configuration")
     if metrics.get("val") is None:
         raise DataError(
-            "The data has no validation images, and strategies are compared on those. Add images, or a val/ folder."
+            "No validation images found: strategies are compared on them. "
+            "Add images, or a val/ folder."
         )
     try:
-        epochs = [
-            parse_json(line) for line in read_regular_file(run.history, MAX_JSON_BYTES).splitlines()
-        ]
-        answers = [(row["label"], row["predicted"]) for row in read_csv(run.predictions)]
-        if not answers or not epochs:
-            raise ValueError("no epochs, or no predictions")
-        number = {label: index for index, label in enumerate(metrics["classes"])}
-        confusion = [[0] * len(number) for _ in number]
-        for label, predicted in answers:
-            confusion[number[label]][number[predicted]] += 1
-        figures = {
-            **run_identity(planned),
-            "seconds": metrics["seconds"]["total"],
-            "train_images": metrics["train"]["images"],
-            "train_accuracy": metrics["train"]["accuracy"],
-            "macro_f1": metrics["val"]["macro_f1"],
-            "best_epoch": metrics["best_epoch"],
-            "trainable": metrics["parameters"]["trainable"],
-            "parameters": metrics["parameters"]["total"],
-            "peak_memory_bytes": metrics["peak_memory_bytes"],
-            "peak_gpu_memory_bytes": metrics["peak_gpu_memory_bytes"],
-            "device": metrics["device"],
-            "precision": metrics["precision"],
-            "weights": metrics["weights"]["source"],
-            "epochs": [
-                {
-                    name: epoch[name]
-                    for name in ("phase", "elapsed", "train_accuracy", "val_accuracy")
-                }
-                for epoch in epochs
-            ],
-            "correct": "".join("1" if label == predicted else "0" for label, predicted in answers),
-            "confusion": confusion,
-        }
-        return parse_as(StrategyRun, figures, "its figures"), config
+        content = {**run_identity(planned), **_run_results(run, metrics)}
+        return parse_as(StrategyRun, content, "its results"), config
     except (OSError, KeyError, IndexError, TypeError, ValueError) as cause:
         raise RunError(
             f"The run {run.path} is broken: {cause!r}. Remove it, and `edgetl compare` trains it again."
         ) from cause
 
 
+def _run_results(run: RunDirectory, metrics: dict[str, Any]) -> dict[str, Any]:
+    history = read_regular_file(run.history, MAX_JSON_BYTES).splitlines()
+    epochs = [parse_json(line) for line in history]
+    predictions = [(row["label"], row["predicted"]) for row in read_csv(run.predictions)]
+    if not predictions or not epochs:
+        raise ValueError("no epochs, or no predictions")
+    class_index = {label: index for index, label in enumerate(metrics["classes"])}
+    confusion = [[0] * len(class_index) for _ in class_index]
+    for label, predicted in predictions:
+        confusion[class_index[label]][class_index[predicted]] += 1
+    epoch_fields = ("phase", "elapsed", "train_accuracy", "val_accuracy")
+    return {
+        "seconds": metrics["seconds"]["total"],
+        "train_images": metrics["train"]["images"],
+        "train_accuracy": metrics["train"]["accuracy"],
+        "macro_f1": metrics["val"]["macro_f1"],
+        "best_epoch": metrics["best_epoch"],
+        "trainable": metrics["parameters"]["trainable"],
+        "parameters": metrics["parameters"]["total"],
+        "peak_memory_bytes": metrics["peak_memory_bytes"],
+        "peak_gpu_memory_bytes": metrics["peak_gpu_memory_bytes"],
+        "device": metrics["device"],
+        "precision": metrics["precision"],
+        "weights": metrics["weights"]["source"],
+        "epochs": [{name: epoch[name] for name in epoch_fields} for epoch in epochs],
+        "correct": "".join("1" if label == predicted else "0" for label, predicted in predictions),
+        "confusion": confusion,
+    }
+
+
 def run_identity(planned: PlannedRun) -> dict[str, Any]:
-    """What a run is called and what it is, before anything is known of its end."""
+    """Return the fields of a `StrategyRun` that are known before the run."""
     return {
         "name": planned.name,
         "row": planned.row,
@@ -115,152 +224,47 @@ def run_identity(planned: PlannedRun) -> dict[str, Any]:
     }
 
 
-_PER_RUN_FIELDS = ("seed", "output")
-_RECIPE_DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig)}
-
-
-@dataclass(frozen=True)
-class ExperimentPlan:
-    """The runs of an experiment, with what they are expected to take."""
-
-    runs: list[PlannedRun]
-    estimated_seconds: dict[str, float]
-    """For each run's name; measured here, on these images."""
-    finished_runs: list[str]
-    """Names of runs that ended before."""
-    candidates: CandidatesResult | None = None
-    """The networks timed before the plan was made, where there is a latency budget."""
-
-    @property
-    def remaining_seconds(self) -> float:
-        """Of the runs that have not ended."""
-        return sum(
-            self.estimated_seconds[run.name]
-            for run in self.runs
-            if run.name not in self.finished_runs
-        )
-
-
-def make_plan(
-    config: CompareConfig, recipe: FinetuneConfig, watcher: ExperimentProgress, scratch: Path
-) -> ExperimentPlan:
-    """Find out all that can be wrong, and what is to be done; nothing is written but what a latency budget had measured.
-
-    Args:
-        scratch: a folder for what is needed in between.
-
-    Raises:
-        ConfigError: the options, or a folder that holds something else.
-        ArchitectureError, DataError, WeightsError: as `edgetl finetune`, found before anything is trained.
-        BenchError: no network is within the latency budget.
-    """
-    folder = ExperimentDirectory(config.output)
-    _check_output_folder(folder, recipe)
-    if recipe.val_split == 0:
-        raise ConfigError(
-            "--val-split 0 leaves no validation images, and strategies are compared on those. Take 0.2."
-        )
-    labels = find_files(recipe.data.expanduser().absolute()).labels
-    networks = [
-        NetworkSpec(name, size or get_architecture(name).image_size, get_architecture(name).blocks)
-        for name, size in product(
-            dict.fromkeys(config.models), dict.fromkeys(config.image_sizes) or (None,)
-        )
-    ]
-    candidates = None
-    if config.latency_budget_ms is not None:
-        candidates = _time_networks(config, networks, len(labels), folder, watcher)
-        networks = _select_within_budget(candidates, networks, watcher)
-    runs = plan_runs(config, recipe, networks, folder.runs)
-    finished = [run.name for run in runs if is_finished(run)]
-    _check_plan_unchanged(folder, runs, finished)
-    return ExperimentPlan(
-        runs,
-        _estimate_run_seconds(runs, watcher, scratch) if len(finished) < len(runs) else {},
-        finished,
-        candidates,
-    )
-
-
-def write_plan(
-    folder: ExperimentDirectory, plan: ExperimentPlan, config: CompareConfig, recipe: FinetuneConfig
-) -> None:
-    """Write plan.json: by it an experiment is known, and gone on with only as it began."""
-    runs = {**_read_planned_runs(folder), **{run.name: _settings(run) for run in plan.runs}}
-    write_json(folder.plan, {"kind": "plan", **request_json(config, recipe), "runs": runs})
-
-
-def to_screened_networks(timed: CandidatesResult) -> tuple[ScreenedNetwork, ...]:
-    """The networks timed before any was trained, fastest first, for the experiment's result."""
-    rows = sorted(timed.rows, key=lambda row: math.inf if row.p50_ms is None else row.p50_ms)
-    return tuple(
-        ScreenedNetwork(
-            row.name,
-            row.p50_ms,
-            row.ci95_ms,
-            None if row.failed else timed.fits_budget(row),
-            row.failed,
-        )
-        for row in rows
-    )
-
-
-def request_json(config: CompareConfig, recipe: FinetuneConfig) -> dict[str, Any]:
-    """What was asked for, as JSON."""
-    compare = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in vars(config).items()
-        if name != "output"
-    }
-    return {
-        "compare": compare,
-        "recipe": {
-            name: value for name, value in recipe.to_json().items() if name not in _PER_RUN_FIELDS
-        },
-    }
-
-
 def _check_output_folder(folder: ExperimentDirectory, recipe: FinetuneConfig) -> None:
     path, data = folder.path.expanduser().resolve(), recipe.data.expanduser().resolve()
     if path == data or data in path.parents or path in data.parents:
         raise ConfigError(
-            f"The experiment's folder {folder.path} and the data folder {recipe.data} lie in each other. Choose another -o."
+            f"The output folder {folder.path} and the data folder {recipe.data} must not contain "
+            "each other. Choose another -o."
         )
-    if (
-        folder.path.exists()
-        and not folder.exists_at(folder.path)
-        and (not folder.path.is_dir() or any(folder.path.iterdir()))
-    ):
-        # What a latency budget measured lies there before the plan does.
-        if folder.path.is_dir() and {entry.name for entry in folder.path.iterdir()} == {
-            folder.candidates.name
-        }:
-            return
-        raise ConfigError(
-            f"{folder.path} exists and is no experiment of edgetl. Choose another folder with -o."
-        )
+    if not folder.path.exists() or folder.exists_at(folder.path):
+        return
+    entries = {entry.name for entry in folder.path.iterdir()} if folder.path.is_dir() else None
+    # The latencies measured for a latency budget are written before the plan.
+    if entries in (set(), {folder.candidates.name}):
+        return
+    raise ConfigError(
+        f"{folder.path} already exists and is not an experiment of edgetl. Choose another -o."
+    )
 
 
 def _check_plan_unchanged(
     folder: ExperimentDirectory, runs: Sequence[PlannedRun], finished: Sequence[str]
 ) -> None:
-    before = _read_planned_runs(folder)
+    planned = _read_planned_runs(folder)
     for run in runs:
-        then, now = before.get(run.name), _settings(run)
-        if run.name in finished and then is None:
+        if run.name not in finished:
+            continue
+        old, new = planned.get(run.name), _run_settings(run)
+        if old is None:
             raise ConfigError(
-                f"{folder.path} holds {run.name}, which its plan does not know. Move it away, or choose another -o."
+                f"{folder.path} contains {run.name}, which is not in its plan. "
+                "Move it away, or choose another -o."
             )
-        # What an earlier edgetl did not ask is as it was there: the default.
-        changed = (
-            []
-            if then is None
-            else [name for name in now if then.get(name, _RECIPE_DEFAULTS.get(name)) != now[name]]
-        )
-        if run.name in finished and then is not None and changed:
-            told = ", ".join(f"{name} was {then.get(name)!r}, is {now[name]!r}" for name in changed)
+        # A setting that an earlier edgetl did not have counts as its default.
+        changes = [
+            f"{name} was {old.get(name)!r}, is {value!r}"
+            for name, value in new.items()
+            if old.get(name, _RECIPE_DEFAULTS.get(name)) != value
+        ]
+        if changes:
             raise ConfigError(
-                f"{folder.path} holds runs of another plan: {run.name} ({told}). Give the same options to go on, or another -o."
+                f"{folder.path} contains runs of another plan: {run.name} ({', '.join(changes)}). "
+                "Use the same options to continue, or choose another -o."
             )
 
 
@@ -276,38 +280,43 @@ def _read_planned_runs(folder: ExperimentDirectory) -> dict[str, dict[str, Any]]
         ) from cause
 
 
-def _settings(run: PlannedRun) -> dict[str, Any]:
-    content = run.config.to_json()
-    return {
-        **{name: value for name, value in content.items() if name != "output"},
-        "timed_by": run.budget_run,
-    }
+def _run_settings(run: PlannedRun) -> dict[str, Any]:
+    settings = run.config.to_json()
+    del settings["output"]
+    return {**settings, "timed_by": run.budget_run}
 
 
 def _estimate_run_seconds(
-    runs: Sequence[PlannedRun], watcher: ExperimentProgress, scratch: Path
+    runs: Sequence[PlannedRun], progress: ExperimentProgress, scratch: Path
 ) -> dict[str, float]:
-    # Runs that differ in their seed alone take as long; one timed by another takes as long as that.
-    rows = {run.name: run.row for run in runs}
-    row_of = {run.name: rows[run.budget_run] if run.budget_run else run.row for run in runs}
-    open_ = {row_of[run.name] for run in runs if not is_finished(run)}
-    kinds = {run.row: run for run in reversed(runs) if run.row in open_}
-    if all(run.config.budget_s for run in kinds.values()):
-        # Nothing to be timed: that is what a run takes at most.
-        return {run.name: run.config.budget_s or 0.0 for run in runs if row_of[run.name] in kinds}
-    watcher.note(f"Timing steps of {len(kinds)} kinds of runs before anything is trained.")
-    found: list[float] = []
-    task = {
-        "task": "estimate",
-        "configs": [
-            replace(run.config, output=scratch / "unused").to_json() for run in kinds.values()
-        ],
+    """Return the estimated time by run name; finished rows may be missing."""
+    # Runs that differ only in their seed take equally long, and a run with the budget of another
+    # run takes as long as that run.
+    row_by_name = {run.name: run.row for run in runs}
+    timed_row = {
+        run.name: row_by_name[run.budget_run] if run.budget_run else run.row for run in runs
     }
+    unfinished_rows = {timed_row[run.name] for run in runs if not is_finished(run)}
+    representatives = {run.row: run for run in reversed(runs) if run.row in unfinished_rows}
+    if all(run.config.budget_s for run in representatives.values()):
+        # A time budget is an upper bound on the time of a run.
+        return {
+            run.name: run.config.budget_s or 0.0
+            for run in runs
+            if timed_row[run.name] in representatives
+        }
+    progress.note(f"Timing training steps of {len(representatives)} kinds of runs.")
+    estimates: list[float] = []
+    output = scratch / "unused"
+    configs = [replace(run.config, output=output).to_json() for run in representatives.values()]
     run_task(
-        task, scratch / "estimate.log", lambda message: found.append(message["seconds"]), scratch
+        {"task": "estimate", "configs": configs},
+        scratch / "estimate.log",
+        lambda message: estimates.append(message["seconds"]),
+        scratch,
     )
-    seconds = dict(zip(kinds, found, strict=True))
-    return {run.name: seconds[row_of[run.name]] for run in runs if row_of[run.name] in seconds}
+    row_seconds = dict(zip(representatives, estimates, strict=True))
+    return {name: row_seconds[row] for name, row in timed_row.items() if row in row_seconds}
 
 
 def _time_networks(
@@ -315,9 +324,10 @@ def _time_networks(
     networks: Sequence[NetworkSpec],
     classes: int,
     folder: ExperimentDirectory,
-    watcher: ExperimentProgress,
+    progress: ExperimentProgress,
 ) -> CandidatesResult:
-    wanted = CandidatesConfig(
+    """Return the latencies of the networks, reusing an earlier complete measurement."""
+    request = CandidatesConfig(
         architectures=tuple(dict.fromkeys(network.architecture for network in networks)),
         classes=classes,
         image_sizes=config.image_sizes,
@@ -325,53 +335,55 @@ def _time_networks(
         output=folder.candidates,
     )
     if folder.candidates.exists():
-        before = read_candidates(folder.candidates)
+        cached = read_candidates(folder.candidates)
         names = {network.name for network in networks}
-        rows = tuple(row for row in before.rows if row.name in names)
-        whole = (
+        rows = tuple(row for row in cached.rows if row.name in names)
+        is_complete = (
             {row.name for row in rows} == names
-            and not before.interrupted
+            and not cached.interrupted
             and not any(row.failed for row in rows)
         )
         if (
-            whole
-            and before.classes == classes
-            and describe_device(before.device) == describe_device(collect_device_info())
+            is_complete
+            and cached.classes == classes
+            and describe_device(cached.device) == describe_device(collect_device_info())
         ):
-            return replace(before, latency_budget_ms=config.latency_budget_ms, rows=rows)
+            return replace(cached, latency_budget_ms=config.latency_budget_ms, rows=rows)
         folder.candidates.unlink()
-    return time_candidates(wanted, watcher.on_bench_progress)
+    return time_candidates(request, progress.on_bench_progress)
 
 
 def _select_within_budget(
-    candidates: CandidatesResult, networks: Sequence[NetworkSpec], watcher: ExperimentProgress
+    candidates: CandidatesResult, networks: Sequence[NetworkSpec], progress: ExperimentProgress
 ) -> list[NetworkSpec]:
     rows = {row.name: row for row in candidates.rows}
-    able = [network for network in networks if rows[network.name].failed is None]
-    kept = [network for network in able if candidates.fits_budget(rows[network.name]) is not False]
-    dropped = [
-        f"{network.name} ({rows[network.name].p50_ms:.2f} ms)"
-        for network in able
-        if network not in kept
-    ]
+    timed = [network for network in networks if rows[network.name].failed is None]
+    fits = {network.name: candidates.fits_budget(rows[network.name]) for network in timed}
+    selected = [network for network in timed if fits[network.name] is not False]
     budget = f"--latency-budget {candidates.latency_budget_ms:g} ms"
-    if not kept:
-        failed = next((row.failed for row in rows.values() if row.failed), None)
-        if failed is not None and all(row.failed for row in rows.values()):
-            raise ArchitectureError(f"No network could be timed. {failed}")
+    if not selected:
+        failures = [row.failed for row in rows.values() if row.failed]
+        if failures and len(failures) == len(rows):
+            raise ArchitectureError(f"No network could be timed. {failures[0]}")
         fastest = candidates.timed_rows[0]
         raise BenchError(
             f"No network is within {budget}: the fastest, {fastest.name}, has {fastest.p50_ms:.2f} ms. "
-            "Take smaller images (--image-size), other --models, or a larger budget."
+            "Use smaller images (--image-size), other --models, or a larger budget."
         )
+    dropped = [
+        f"{network.name} ({rows[network.name].p50_ms:.2f} ms)"
+        for network in timed
+        if network not in selected
+    ]
     if dropped:
-        watcher.note(f"Dropped, above {budget}: {', '.join(dropped)}.")
+        progress.note(f"Dropped, above {budget}: {', '.join(dropped)}.")
     for network in networks:
-        if network not in able:
-            watcher.note(
-                f"Dropped, it could not be timed: {network.name}: {rows[network.name].failed}"
+        if network not in timed:
+            progress.note(
+                f"Dropped {network.name}, could not be timed: {rows[network.name].failed}"
             )
-    open_ = [network.name for network in kept if candidates.fits_budget(rows[network.name]) is None]
-    if open_:
-        watcher.note(f"Kept though not decided, the interval holds the budget: {', '.join(open_)}.")
-    return kept
+    undecided = [name for name, fit in fits.items() if fit is None]
+    if undecided:
+        names = ", ".join(undecided)
+        progress.note(f"Kept, undecided (the interval contains the budget): {names}.")
+    return selected

@@ -1,4 +1,4 @@
-"""What an experiment tells its caller while it runs."""
+"""Progress callbacks of an experiment."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from edgetl.experiment.matrix import PlannedRun
 
 
 class ExperimentProgress(Protocol):
-    """Called from the thread that runs the experiment."""
+    """Callbacks for the progress of an experiment, called from the thread that runs it."""
 
     def note(self, text: str) -> None:
-        """Something worth knowing."""
+        """Report a note for the user."""
 
     def on_bench_progress(self, done: int, total: int, text: str) -> None:
-        """A measurement of latencies goes on; not to be disturbed by drawing."""
+        """Report the progress of a latency measurement. Drawing would disturb the measurement."""
 
     def on_plan(
         self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
     ) -> None:
-        """The plan, the names of runs that had ended before, and what each is expected to take."""
+        """Report the plan: all runs, the names of finished runs, and the estimated time by name."""
 
     def on_run_start(self, run: PlannedRun) -> None:
-        """Its process is about to start."""
+        """Report that the process of a run is about to start."""
 
     def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
-        """A message of its process: `step`, `epoch`, `note` or `warning`."""
+        """Report a message of the run's process: `step`, `epoch`, `note` or `warning`."""
 
     def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
-        """It ended, or failed."""
+        """Report that a run finished or failed."""
 
 
 class NullExperimentProgress:
-    """An experiment that nobody watches."""
+    """Progress callbacks that do nothing."""
 
     def note(self, text: str) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def on_bench_progress(self, done: int, total: int, text: str) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def on_plan(
         self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
     ) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def on_run_start(self, run: PlannedRun) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
-        """Ignore it."""
+        """Do nothing."""
 
     def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
-        """Ignore it."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""Starting an experiment's processes, one at a time, and hearing what they tell."""
+"""Run one task of an experiment in a subprocess."""
 
 from __future__ import annotations
 
@@ -17,39 +17,42 @@ from edgetl.device.hardware.cpu import available_cores
 
 _LOG_TAIL_LINES = 12
 _EXIT_TIMEOUT_S = 60.0
-"""For a process that has told its end, or closed its channel, to leave."""
+"""Timeout for the process to exit after its last message or after closing its output."""
 
 
 def run_task(
-    task: dict[str, Any], log: Path, told: Callable[[dict[str, Any]], None], places: Path
+    task: dict[str, Any],
+    log: Path,
+    on_message: Callable[[dict[str, Any]], None],
+    cache_parent: Path,
 ) -> None:
-    """Do a task in a fresh process and wait for its end. Nothing computed for an earlier one helps it: its cache is its own and new.
+    """Run a task in a new process and wait for it. It starts with an empty cache of its own.
 
     Args:
-        task: see edgetl.experiment.worker.
-        log: what the process and its libraries say.
-        told: is called with each of its messages.
-        places: a folder on a disk with room for its cache.
+        task: a task of `edgetl.experiment.worker`.
+        log: file for the output of the process and its libraries.
+        on_message: called with each message of the process.
+        cache_parent: directory for the temporary cache, on a disk with enough space.
 
     Raises:
-        EdgetlError: what the process found wrong, as the class that it raised.
-        RunError: it died; its last words are in the message.
+        EdgetlError: the error raised in the process, with its class.
+        RunError: the process died; the message contains the end of its log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    ended: dict[str, Any] = {}
+    last_message: dict[str, Any] = {}
     with (
-        log.open("wb") as words,
-        tempfile.TemporaryDirectory(prefix=".cache-", dir=places) as cache,
+        log.open("wb") as stderr,
+        tempfile.TemporaryDirectory(prefix=".cache-", dir=cache_parent) as cache,
     ):
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "edgetl.experiment.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=words,
+            stderr=stderr,
             env={**make_worker_environment(available_cores()), "EDGETL_CACHE": cache},
             text=True,
             encoding="utf-8",
-            # Ctrl-C reaches this process alone, which then ends the other.
+            # Ctrl-C must reach this process only, which then kills the worker.
             start_new_session=True,
         )
         try:
@@ -60,29 +63,30 @@ def run_task(
             for line in process.stdout:
                 message = json.loads(line)
                 if message.keys() & {"done", "error"}:
-                    ended = message
+                    last_message = message
                 else:
-                    told(message)
+                    on_message(message)
         except BrokenPipeError:
-            pass  # it died before it read: told below
+            pass  # The worker died before reading the task; this is reported below.
         except BaseException:
             process.kill()
             raise
         finally:
-            # Closing its standard input at once would end it in the middle of its last words.
+            # Wait before closing the worker's standard input: it exits at once when that closes,
+            # possibly before its log is complete.
             with suppress(subprocess.TimeoutExpired):
                 process.wait(_EXIT_TIMEOUT_S)
             process.kill()
             process.communicate()
-    if "error" in ended:
-        raise error_from_json(ended["error"])
-    if not ended:
-        said = [
-            line
-            for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
-            if line.strip()
-        ][-_LOG_TAIL_LINES:]
-        death = f"The process ended with status {process.returncode}" + (
-            " (often: out of memory)" if process.returncode == -9 else ""
-        )
-        raise RunError("\n".join([f"{death}. All it said is in {log}.", *said]))
+    if "error" in last_message:
+        raise error_from_json(last_message["error"])
+    if not last_message:
+        raise RunError(_describe_death(process.returncode, log))
+
+
+def _describe_death(returncode: int, log: Path) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace")
+    lines = [line for line in text.splitlines() if line.strip()]
+    cause = " (often: out of memory)" if returncode == -9 else ""
+    summary = f"The process ended with status {returncode}{cause}. Its full output is in {log}."
+    return "\n".join([summary, *lines[-_LOG_TAIL_LINES:]])

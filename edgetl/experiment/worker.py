@@ -1,8 +1,9 @@
-"""A process that trains one run, times what runs would take, or exports one; it ends when the process that asked for it does.
+"""Worker process of an experiment: trains a run, estimates training times, or exports a run.
 
-    python -m edgetl.experiment.worker <task.json on the first line of standard input>
+    python -m edgetl.experiment.worker
 
-What it has to tell are JSON objects, a line each, on standard output; what libraries print goes to standard error.
+It reads one task as a line of JSON from standard input and writes messages as lines of JSON to
+standard output. Output of libraries goes to standard error. It exits when its parent does.
 """
 
 from __future__ import annotations
@@ -22,40 +23,40 @@ SendMessage = Callable[[dict[str, Any]], None]
 
 
 def main() -> None:
-    """Do the task and tell its end: `done`, or the error that the user can mend."""
+    """Run the task from standard input, then send `done`, or `error` for an `EdgetlError`."""
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
         os.dup2(2, 1)
 
-        def tell(message: dict[str, Any]) -> None:
+        def send(message: dict[str, Any]) -> None:
             channel.write(json.dumps(message) + "\n")
             channel.flush()
 
         task = json.loads(sys.stdin.readline())
         threading.Thread(target=_exit_with_parent, daemon=True).start()
         try:
-            _TASK_HANDLERS[task["task"]](task, tell)
+            _TASK_HANDLERS[task["task"]](task, send)
         except EdgetlError as error:
-            tell({"error": error_to_json(error)})
+            send({"error": error_to_json(error)})
         else:
-            tell({"done": True})
+            send({"done": True})
 
 
-def _estimate(task: dict[str, Any], tell: SendMessage) -> None:
+def _estimate(task: dict[str, Any], send: SendMessage) -> None:
     from edgetl.core.config.finetune import FinetuneConfig
     from edgetl.train.finetune import estimate_seconds
 
     for content in task["configs"]:
-        tell({"seconds": estimate_seconds(FinetuneConfig.from_json(content))})
+        send({"seconds": estimate_seconds(FinetuneConfig.from_json(content))})
 
 
-def _train(task: dict[str, Any], tell: SendMessage) -> None:
+def _train(task: dict[str, Any], send: SendMessage) -> None:
     from edgetl.core.config.finetune import FinetuneConfig
     from edgetl.train.finetune import finetune
 
-    finetune(FinetuneConfig.from_json(task["config"]), _MessageProgress(tell))
+    finetune(FinetuneConfig.from_json(task["config"]), _MessageProgress(send))
 
 
-def _export(task: dict[str, Any], tell: SendMessage) -> None:
+def _export(task: dict[str, Any], send: SendMessage) -> None:
     from edgetl.core.config.export import ExportConfig
     from edgetl.core.paths import RunDirectory
     from edgetl.export.exporter import export_run
@@ -71,9 +72,10 @@ _TASK_HANDLERS: dict[str, Callable[[dict[str, Any], SendMessage], None]] = {
 
 
 class _MessageProgress:
-    # edgetl.train.common.progress.Progress, a message each.
-    def __init__(self, tell: SendMessage) -> None:
-        self._send_message = tell
+    """Implementation of `edgetl.train.common.progress.Progress` that sends messages."""
+
+    def __init__(self, send: SendMessage) -> None:
+        self._send_message = send
 
     def note(self, text: str) -> None:
         self._send_message({"note": text})
@@ -95,8 +97,8 @@ class _MessageProgress:
 
 
 def _exit_with_parent() -> None:
-    # Standard input ends when the parent does, by whatever death: no run must go on that nobody waits for.
-    # Not by sys.stdin: Python aborts where a thread holds its lock at the end.
+    # Standard input closes when the parent exits or is killed; the run must not outlive it.
+    # Read the file descriptor: with sys.stdin, Python aborts at exit if a thread holds its lock.
     while os.read(0, 4096):
         pass
     os._exit(1)

@@ -1,4 +1,4 @@
-"""Writing a bundle: beside its final place, and moved there only when it is whole."""
+"""Bundle writer: write to a temporary directory and move it into place when complete."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ from edgetl.device.runtime.bundle import Variant
 
 
 def write_ort(file: Path) -> dict[str, Any]:
-    """Write NAME.ort beside NAME.onnx and load it once; returns its entry for bundle.json.
+    """Write NAME.ort beside NAME.onnx and load it once; return its entry in bundle.json.
 
-    Optimised as far as every machine can run it (level `extended`): layouts of one CPU's caches stay out.
+    The optimization level is `extended`: its output runs on every machine, while higher levels
+    choose memory layouts for this CPU.
 
     Raises:
-        ExportError: onnxruntime cannot write it or read it back.
+        ExportError: onnxruntime cannot write the file or read it back.
     """
     target = file.with_suffix(".ort")
     options = onnxruntime.SessionOptions()
@@ -51,41 +52,41 @@ def write_ort(file: Path) -> dict[str, Any]:
         onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
     except Exception as cause:  # onnxruntime's exceptions share no base class
         raise ExportError(
-            f"onnxruntime {onnxruntime.__version__} cannot write {file.name} in ORT format: {cause} Leave out --ort-format."
+            f"onnxruntime {onnxruntime.__version__} cannot write {file.name} in ORT format: {cause} Omit --ort-format."
         ) from cause
     return {"file": target.name, "sha256": sha256_file(target), "bytes": target.stat().st_size}
 
 
 @dataclass(frozen=True)
 class GoldenImages:
-    """What a device is checked against."""
+    """Golden images: reference images and logits that devices are checked against."""
 
     files: Sequence[Path]
     labels: Sequence[str]
     logits: NDArray[np.float32]
-    """[images, classes] of the PyTorch model."""
+    """Logits of the PyTorch model, [images, classes]."""
     kind: str
-    """`validation`, `training`, `given` or `generated`."""
+    """Source of the images: `validation`, `training`, `given` or `generated`."""
     tolerance: float
     fixed_size_logits: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    """The same for the images resized to the size of a variant of fixed size, by the variant's name."""
+    """Variant name to its logits for the images resized to its fixed size, [images, classes]."""
 
 
 @contextmanager
 def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
-    """Yield a temporary bundle directory that takes the place of `path` when the block ends without an error.
+    """Yield a temporary bundle directory that replaces `path` if the block ends without an error.
 
-    At every moment `path` is the old bundle, the new one, or for an instant nothing; never a mixture.
+    At any time `path` is the old bundle, the new one or, for an instant, missing; never a mixture.
 
     Raises:
-        BundleError: `path` is there already and `force` is not set, or it is something else than a bundle, or another process is
-            writing it, or the disk is full.
+        BundleError: `path` exists and `force` is not set, `path` is not a bundle, another process
+            is writing to it, or the disk is full.
     """
     refuse_existing(path, force)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _hold_lock(path):
-            # Another process may have put one there since.
+            # Another process may have written a bundle since the first check.
             refuse_existing(path, force)
             temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
             try:
@@ -95,21 +96,22 @@ def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as cause:
-        kept = " The bundle that was there is untouched." if BundleDirectory.exists_at(path) else ""
+        untouched = " The existing bundle is unchanged." if BundleDirectory.exists_at(path) else ""
         raise BundleError(
-            f"The bundle cannot be written to {path} ({cause.strerror or cause}).{kept} Make room there, or choose another place with -o."
+            f"The bundle cannot be written to {path} ({cause.strerror or cause}).{untouched} "
+            "Free some disk space, or choose another directory with -o."
         ) from cause
 
 
 @contextmanager
 def _hold_lock(path: Path) -> Iterator[None]:
-    # The system lets go of the lock when its process dies, however that happens.
+    # The operating system releases the lock when the process ends, even after a crash.
     lock = path.parent / f".{path.name}.lock"
     try:
         stream = _acquire_lock(lock)
     except BlockingIOError as cause:
         raise BundleError(
-            f"Another process is writing a bundle to {path}. Wait for it, or choose another place with -o."
+            f"Another process is writing a bundle to {path}. Wait for it, or choose another directory with -o."
         ) from cause
     with stream:
         try:
@@ -126,7 +128,7 @@ def _acquire_lock(path: Path) -> IO[str]:
             if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
                 return stream
         except FileNotFoundError:
-            # A process that ends removes its lock: one that was opened just before locks nothing any more.
+            # Another process has just removed its lock file; try again with a new one.
             pass
         except BaseException:
             stream.close()
@@ -149,77 +151,91 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def refuse_existing(path: Path, force: bool) -> None:
-    """Raise BundleError when a bundle may not or cannot be written to `path`."""
+    """Check that a bundle may be written to `path`.
+
+    Raises:
+        BundleError: the folder is not writable, `path` is a link, or it exists and must not be
+            replaced.
+    """
     nearest = next(parent for parent in path.absolute().parents if parent.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK) or path.is_symlink():
         raise BundleError(
-            f"A bundle cannot be written to {path}: a file, a link or missing rights are in the way. Choose another with -o."
+            f"A bundle cannot be written to {path}: it is a link, or its parent is a file or is not writable. "
+            "Choose another directory with -o."
         )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return
     if not path.is_dir() or read_manifest(BundleDirectory(path).manifest) is None:
-        raise BundleError(f"{path} exists and is not a bundle. Choose another place with -o.")
+        raise BundleError(f"{path} exists and is not a bundle. Choose another directory with -o.")
     if not force:
         raise BundleError(
-            f"There is a bundle at {path} already. --force replaces it, -o writes elsewhere."
+            f"The bundle {path} already exists. Replace it with --force, or choose another directory with -o."
         )
     foreign = find_foreign_bundle_files(path)
     if foreign:
         raise BundleError(
-            f"{describe_foreign_files(path, foreign)}, so --force does not replace it. Move them away, or choose another place with -o."
+            f"{describe_foreign_files(path, foreign)}, so --force does not replace it. "
+            "Move them away, or choose another directory with -o."
         )
 
 
 def write_model(directory: BundleDirectory, name: str, model: onnx.ModelProto) -> Path:
-    """Write one variant as a single file; equal models give equal bytes."""
+    """Write one variant as a single file; equal models give equal bytes.
+
+    Raises:
+        ExportError: the file on disk is truncated.
+    """
     path = directory.variant(name)
     content = model.SerializeToString(deterministic=True)
     path.write_bytes(content)
     on_disk = path.stat().st_size
     if on_disk != len(content):
         raise ExportError(
-            f"{path.name} was cut short: {on_disk} of {len(content)} bytes are on the disk. Make room; no bundle was written."
+            f"{path.name} is truncated: {on_disk} of {len(content)} bytes are on disk. "
+            "No bundle was written. Free some disk space."
         )
     return path
 
 
 def read_back(file: Path) -> onnx.ModelProto:
-    """The model as it lies on the disk.
+    """Load a model from disk.
 
     Raises:
-        ExportError: it is not what was written.
+        ExportError: the file is truncated or damaged.
     """
     try:
         return onnx.load(file)
     except Exception as cause:  # protobuf's exceptions share no base class across its versions
         raise ExportError(
-            f"{file.name} cannot be read back from the disk: {file.stat().st_size} bytes, cut short or damaged. No bundle was written."
+            f"{file.name} cannot be read back from disk ({file.stat().st_size} bytes): it is truncated or damaged. "
+            "No bundle was written."
         ) from cause
 
 
 def write_golden(directory: BundleDirectory, golden: GoldenImages) -> dict[str, Any]:
-    """Copy the images, keep the logits; returns the manifest's `golden`."""
+    """Copy the golden images and write their logits; return the manifest's `golden`."""
     directory.golden.mkdir()
     entries = []
     for number, source in enumerate(golden.files):
         target = directory.golden / f"{number}_{re.sub(r'[^A-Za-z0-9._-]+', '_', source.name)}"
         shutil.copyfile(source, target)
         entries.append({"file": f"golden/{target.name}", "sha256": sha256_file(target)})
-    fixed = {f"logits_{name}": logits for name, logits in golden.fixed_size_logits.items()}
-    names = np.array([entry["file"] for entry in entries])
+    fixed_size_arrays = {
+        f"logits_{name}": logits for name, logits in golden.fixed_size_logits.items()
+    }
     _write_arrays(
         directory.golden_logits,
-        files=names,
+        files=np.array([entry["file"] for entry in entries]),
         labels=np.array(golden.labels),
         logits=golden.logits,
-        **fixed,
+        **fixed_size_arrays,
     )
     logits = {"file": "golden/golden.npz", "sha256": sha256_file(directory.golden_logits)}
     return {"kind": golden.kind, "tolerance": golden.tolerance, "images": entries, "logits": logits}
 
 
 def _write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
-    """As numpy.savez, without the time of day in it."""
+    """Write an .npz file as numpy.savez does, but with a constant timestamp."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             content = io.BytesIO()
@@ -230,19 +246,18 @@ def _write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
 
 
 def write_clients(directory: BundleDirectory) -> dict[str, dict[str, str]]:
-    """Copy the stand-alone clients; returns their manifest entries."""
-    copied = {"client": directory.client, "cpp_client": directory.cpp_client}
-    for target in copied.values():
-        target.write_bytes((files("edgetl.export.client") / target.name).read_bytes())
-    return {
-        key: {"file": target.name, "sha256": sha256_file(target)} for key, target in copied.items()
-    }
+    """Copy the stand-alone clients; return their manifest entries."""
+    entries = {}
+    for key, path in (("client", directory.client), ("cpp_client", directory.cpp_client)):
+        path.write_bytes((files("edgetl.export.client") / path.name).read_bytes())
+        entries[key] = {"file": path.name, "sha256": sha256_file(path)}
+    return entries
 
 
 def write_manifest(
     directory: BundleDirectory, variants: Sequence[Variant], content: dict[str, Any]
 ) -> None:
-    """Write bundle.json, last of all."""
+    """Write bundle.json; it must be the last file written."""
     write_json(
         directory.manifest,
         {"kind": "bundle", **content, "variants": [asdict(variant) for variant in variants]},

@@ -1,4 +1,4 @@
-"""Architectures timed on this device before any of them is trained: each is exported with a new head and measured as a bundle is."""
+"""Latency of architectures on this device before training: export with a new head and benchmark."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgetl.core.errors import EdgetlError, ProviderError
 from edgetl.core.files import sha256_file
 from edgetl.device.bench import target
 from edgetl.device.bench.backend import ModelSource
-from edgetl.device.bench.gate import GatedCase, run_gates
+from edgetl.device.bench.correctness_gate import GatedCase, run_gates
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.rounds import BenchProgress, BenchRunner, RoundRunner
 from edgetl.device.hardware.cpu import resolve_intra_op_threads
@@ -30,9 +30,9 @@ from edgetl.export.random_init import check_names, write_untrained
 from edgetl.train.model.torchvision_models import get_architecture
 
 RESULTS = Path("bench")
-"""Where results go that no --output names."""
+"""Default folder for results."""
 _WARM_UP_WINDOWS = 4
-"""Before a block, roughly: for saying how long a measurement will take."""
+"""Rough number of warm-up windows before a block, to estimate the duration of a measurement."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _PreparedCandidate:
     row: CandidateRow
     gated_case: GatedCase | None = None
     block_s: float = 0.0
-    """Seconds of one block, its process and its warm-up included, roughly."""
+    """Estimated seconds of one block, including its process and warm-up."""
 
 
 def time_candidates(
@@ -48,56 +48,61 @@ def time_candidates(
     progress: BenchProgress | None = None,
     protocol: BenchProtocol | None = None,
 ) -> CandidatesResult:
-    """Export every architecture at every image size with random weights, time them in turns, and keep the result, returned with its path.
+    """Export every architecture at every image size with random weights and time them in rounds.
 
-    Measured is scope `model`, one image, preprocessing inside: what `edgetl bench` measures of the trained network's bundle.
-    A candidate that cannot be exported, does not answer as PyTorch does, or cannot be opened is in the result with its reason (`failed`);
-    the others go on.
+    The measurement is scope `model` with one image and preprocessing inside the file, as
+    `edgetl bench` measures the trained bundle. A candidate that cannot be exported, does not match
+    PyTorch or cannot be opened is in the result with its reason (`failed`); the others continue.
 
     Args:
-        config: what to time, and the budget.
-        progress: called before each export and each block with (done, all, what comes next); what is not counted (all 0) is a note that
-            says how long the measurement will take.
-        protocol: how long; None takes the protocol's own figures.
+        config: what to time, and the latency budget.
+        progress: called with (done, total, text) before each export and each block; total is 0 for
+            notes, such as the estimated duration.
+        protocol: lengths of blocks and warm-up; None for the default protocol.
+
+    Returns:
+        The result, as written to `result.path`.
 
     Raises:
-        ConfigError: unknown architectures, all of them at once, before anything is exported.
-        ProviderError: the provider is not there.
-        BenchError: the result cannot be written, or a worker died; two or more whole rounds are kept, and the message says where.
-        KeyboardInterrupt: as with a worker that died.
+        ConfigError: architectures are unknown; all of them are listed before anything is exported.
+        ProviderError: the execution provider is not available.
+        BenchError: the result cannot be written, or a worker died. If two or more rounds are
+            complete, they are written first, and the message contains the path.
+        KeyboardInterrupt: the user interrupted the measurement; complete rounds are written as
+            for BenchError.
     """
-    protocol, report = protocol or BenchProtocol(), progress or (lambda done, total, text: None)
+    protocol = protocol or BenchProtocol()
+    report = progress or (lambda done, total, text: None)
     check_names(config.architectures)
     check_provider(config.provider)
     check_output_path(config.output, RESULTS)
-    (threads,) = resolve_intra_op_threads(
-        () if config.threads is None else (config.threads,), config.force
-    )
-    facts, created = collect_device_info(), datetime.now(UTC)
+    requested_threads = () if config.threads is None else (config.threads,)
+    (threads,) = resolve_intra_op_threads(requested_threads, config.force)
+    device_info = collect_device_info()
+    created = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="edgetl-candidates-") as name:
         folder = Path(name)
-        prepared = list(_prepare_all(config, threads, protocol, folder, report))
-        able = [one.gated_case for one in prepared if one.gated_case is not None]
-        seconds = config.rounds * sum(one.block_s for one in prepared)
-        if able:
-            report(
-                0,
-                0,
-                f"Timing {len(able)} candidates in {config.rounds} rounds takes {_format_duration(seconds)}.",
-            )
-        campaign = BenchRunner()
-        with campaign.capture_stop():
-            campaign.measure(able, config.rounds, config.seed, folder, report)
-    names = {
-        one.gated_case.case.name: one.row.name for one in prepared if one.gated_case is not None
+        candidates = list(_prepare_all(config, threads, protocol, folder, report))
+        cases = [item.gated_case for item in candidates if item.gated_case is not None]
+        duration = _format_duration(config.rounds * sum(item.block_s for item in candidates))
+        note = f"Timing {len(cases)} candidates in {config.rounds} rounds takes {duration}."
+        if cases:
+            report(0, 0, note)
+        runner = BenchRunner()
+        with runner.capture_stop():
+            runner.measure(cases, config.rounds, config.seed, folder, report)
+    row_names = {
+        item.gated_case.case.name: item.row.name
+        for item in candidates
+        if item.gated_case is not None
     }
-    rows = tuple(_attach_rounds(one, campaign.round_runner) for one in prepared)
-    found = {row.name: row.rounds for row in rows}
+    rows = tuple(_attach_rounds(item, runner.round_runner) for item in candidates)
+    rounds_by_row = {row.name: row.rounds for row in rows}
     result = CandidatesResult(
         created=created.isoformat(timespec="seconds"),
         edgetl=edgetl.__version__,
-        device={**facts, **campaign.device_states},
-        noise=campaign.evaluate_noise(found),
+        device={**device_info, **runner.device_states},
+        noise=runner.evaluate_noise(rounds_by_row),
         protocol={
             **asdict(protocol),
             "rounds": config.rounds,
@@ -106,28 +111,28 @@ def time_candidates(
             "batch": 1,
         },
         order=tuple(
-            tuple(names[name] for name in order) for order in campaign.round_runner.case_order
+            tuple(row_names[name] for name in order) for order in runner.round_runner.case_order
         ),
         classes=config.classes,
         latency_budget_ms=config.latency_budget_ms,
         provider=config.provider,
         threads=threads,
         rows=rows,
-        interrupted=campaign.stop_cause is not None,
+        interrupted=runner.stop_cause is not None,
     )
     path, notes = store_result(partial(write_result, result), config.output, RESULTS, created)
-    campaign.raise_if_stopped(found, path, notes)
+    runner.raise_if_stopped(rounds_by_row, path, notes)
     return replace(result, path=path, notes=(*result.notes, *notes))
 
 
-def _attach_rounds(one: _PreparedCandidate, rounds: RoundRunner) -> CandidateRow:
-    if one.gated_case is None:
-        return one.row
-    died = rounds.failures.get(one.gated_case.case.name)
+def _attach_rounds(candidate: _PreparedCandidate, runner: RoundRunner) -> CandidateRow:
+    if candidate.gated_case is None:
+        return candidate.row
+    failure = runner.failures.get(candidate.gated_case.case.name)
     return replace(
-        one.row,
-        rounds=tuple(rounds.rounds_by_row.get(one.gated_case.rows[0].id, ())),
-        failed=one.row.failed if died is None else str(died),
+        candidate.row,
+        rounds=tuple(runner.rounds_by_row.get(candidate.gated_case.rows[0].id, ())),
+        failed=candidate.row.failed if failure is None else str(failure),
     )
 
 
@@ -139,27 +144,27 @@ def _prepare_all(
     report: BenchProgress,
 ) -> Iterator[_PreparedCandidate]:
     sizes = tuple(dict.fromkeys(config.image_sizes)) or (None,)
-    wanted = list(product(dict.fromkeys(config.architectures), sizes))
-    for number, (architecture, asked) in enumerate(wanted):
-        size = asked or get_architecture(architecture).image_size
-        report(number, len(wanted), f"exporting {architecture} at {size} px")
+    combinations = list(product(dict.fromkeys(config.architectures), sizes))
+    for number, (architecture, requested_size) in enumerate(combinations):
+        size = requested_size or get_architecture(architecture).image_size
+        report(number, len(combinations), f"exporting {architecture} at {size} px")
         row = CandidateRow(architecture, size)
         try:
             yield _prepare(row, config, threads, protocol, folder)
         except ProviderError:
-            raise  # it would be the same for all of them
+            raise  # all other candidates would fail the same way
         except EdgetlError as cause:
             yield _PreparedCandidate(replace(row, failed=str(cause)))
-        except (
-            Exception
-        ) as cause:  # PyTorch, onnx and the disk: one that fails is a finding, and the others go on
+        # PyTorch, onnx and the file system raise any exception. A failure is part of the result,
+        # and the other candidates continue.
+        except Exception as cause:
             yield _PreparedCandidate(replace(row, failed=f"{type(cause).__name__}: {cause}"))
 
 
 def _prepare(
     row: CandidateRow, config: CandidatesConfig, threads: int, protocol: BenchProtocol, folder: Path
 ) -> _PreparedCandidate:
-    written = write_untrained(
+    untrained = write_untrained(
         row.architecture,
         row.image_size,
         config.classes,
@@ -167,39 +172,38 @@ def _prepare(
         threads,
         folder / f"{row.name}.onnx",
     )
-    sha256, size = sha256_file(written.file), written.file.stat().st_size
-    source = ModelSource(written.file, threads, config.provider, "image", written.preprocessing)
-    # Checked above, against PyTorch itself: this opens it as it will be measured, proves the provider, and describes the session.
-    started = time.monotonic()
-    candidate = target.BenchCase("onnxruntime", row.name, source, sha256, size, ("model",))
-    ((contender,), _) = run_gates([candidate], None, protocol, folder, lambda text: None)
-    opened_s = time.monotonic() - started
-    opened = contender.rows[0]
+    sha256 = sha256_file(untrained.file)
+    size_bytes = untrained.file.stat().st_size
+    source = ModelSource(untrained.file, threads, config.provider, "image", untrained.preprocessing)
+    # The logits were already compared with PyTorch. The gate opens the file as it will be measured,
+    # checks the provider and describes the session.
+    start = time.monotonic()
+    case = target.BenchCase("onnxruntime", row.name, source, sha256, size_bytes, ("model",))
+    ((gated_case,), _) = run_gates([case], None, protocol, folder, lambda text: None)
+    open_s = time.monotonic() - start
+    gated_row = gated_case.rows[0]
     return _PreparedCandidate(
         replace(
             row,
-            parameters=written.parameters,
-            imagenet_top1=written.imagenet_top1,
-            file_bytes=size,
+            parameters=untrained.parameters,
+            imagenet_top1=untrained.imagenet_top1,
+            file_bytes=size_bytes,
             file_sha256=sha256,
-            parity=written.check,
-            session={**opened.session, "input": opened.input},
+            parity=untrained.check,
+            session={**gated_row.session, "input": gated_row.input},
         ),
-        contender,
-        opened_s + _block_s(protocol, written.inference_s),
+        gated_case,
+        open_s + _block_s(protocol, untrained.inference_s),
     )
 
 
-def _block_s(protocol: BenchProtocol, run_s: float) -> float:
-    warm_up = _WARM_UP_WINDOWS * max(protocol.window_seconds, protocol.window_runs * run_s)
-    return min(warm_up, protocol.warmup_seconds) + max(
-        protocol.block_seconds, protocol.block_runs * run_s
-    )
+def _block_s(protocol: BenchProtocol, inference_s: float) -> float:
+    window_s = max(protocol.window_seconds, protocol.window_runs * inference_s)
+    warmup_s = min(_WARM_UP_WINDOWS * window_s, protocol.warmup_seconds)
+    return warmup_s + max(protocol.block_seconds, protocol.block_runs * inference_s)
 
 
 def _format_duration(seconds: float) -> str:
-    return (
-        f"about {seconds / 60:.0f} minutes"
-        if seconds >= 90
-        else f"about {max(seconds, 1):.0f} seconds"
-    )
+    if seconds >= 90:
+        return f"about {seconds / 60:.0f} minutes"
+    return f"about {max(seconds, 1):.0f} seconds"

@@ -1,11 +1,11 @@
-"""`edgetl export`: a trained run or a stock architecture to a proven bundle."""
+"""Export of a trained run or a stock architecture to a proven bundle."""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ from edgetl.train.model.factory import LoadedModel, load_run_model, load_stock_m
 from edgetl.train.model.final_model import check_accuracy
 
 ExportProgress = Callable[[str, int, int], None]
-"""Told of each step in words, with done and total images; both 0 where nothing is counted."""
+"""Called with (step, done, total); done and total count images and are 0 for uncounted steps."""
 
 
 @dataclass(frozen=True)
@@ -63,33 +63,39 @@ class _ExportInputs:
     calibration_kind: str
     plots: Path | None = None
     check_accuracy: Callable[[float, int], None] | None = None
-    """Given PyTorch's accuracy on the proof images and their number; raises where the run's own figures are others."""
+    """Called with PyTorch's top-1 accuracy and the number of proof images.
+
+    It raises an error if they do not match the run's metrics.
+    """
 
 
 def export_run(
     run: RunDirectory, config: ExportConfig, progress: ExportProgress | None = None
 ) -> Bundle:
-    """Export a run's best weights, proven on its validation images (its training images where it has no others).
+    """Export a run's best weights and prove them on its validation images.
+
+    Training images are used if the run has no validation images.
 
     Raises:
-        BundleError: the output is there already.
-        ExportError, ParityError: see their modules, or the accuracy is not the run's; nothing is left behind.
-        DataError: the run's images are gone.
+        BundleError: the output already exists.
+        ExportError: the model cannot be exported, or its accuracy does not match the run's metrics.
+        ParityError: the exported file does not match PyTorch. No files are left behind.
+        DataError: images of the run are missing.
     """
     output = config.output or run.bundle
     refuse_existing(output, config.force)
     rows = read_split(run)
     validation = [row for row in rows if row.split == "val"]
-    chosen = validation or [row for row in rows if row.split == "train"]
-    missing = [row.path for row in chosen if not row.path.is_file()]
+    proof_rows = validation or [row for row in rows if row.split == "train"]
+    missing = [row.path for row in proof_rows if not row.path.is_file()]
     if missing:
         raise DataError(
-            f"{len(missing)} of the run's {len(chosen)} images are gone, the first is {missing[0]}. "
-            "Put the data set back where it was, or correct `data` in the run's config.json."
+            f"{len(missing)} of the run's {len(proof_rows)} images not found, the first is {missing[0]}. "
+            "Restore the data set at its old path, or correct `data` in the run's config.json."
         )
     images = EvaluationImages(
-        [row.path for row in chosen],
-        [row.label for row in chosen] if validation else None,
+        [row.path for row in proof_rows],
+        [row.label for row in proof_rows] if validation else None,
         "validation" if validation else "training",
     )
     training = [row for row in rows if row.split == "train" and row.path.is_file()]
@@ -112,11 +118,17 @@ def export_architecture(
     image_size: int | None = None,
     progress: ExportProgress | None = None,
 ) -> Bundle:
-    """Export a stock ImageNet model, proven on the photos in `images`, or on generated pictures where none are given.
+    """Export a stock ImageNet model and prove it on the photos in `images`.
+
+    Generated images are used if `images` is None.
 
     Raises:
-        ArchitectureError, WeightsError: the model cannot be had.
-        BundleError, ExportError, ParityError, DataError: as `export_run`.
+        ArchitectureError: the architecture is unknown or cannot be built.
+        WeightsError: the weights cannot be loaded.
+        BundleError: see `export_run`.
+        ExportError: see `export_run`.
+        ParityError: see `export_run`.
+        DataError: there are no images in `images`.
     """
     output = config.output or Path("bundles") / architecture
     refuse_existing(output, config.force)
@@ -124,20 +136,16 @@ def export_architecture(
         if images is None:
             proof = EvaluationImages(generate_images(Path(folder), 16), None, "generated")
         else:
-            found = list_images(images) if images.is_dir() else [images]
-            if not found or not found[0].is_file():
+            files = list_images(images) if images.is_dir() else [images]
+            if not files or not files[0].is_file():
                 raise DataError(
-                    f"No images in {images}. Give a folder of photos, or leave --images away to use generated pictures."
+                    f"No images in {images}. Give a folder of photos, or omit --images to use generated images."
                 )
-            proof = EvaluationImages(found, None, "given")
-        given = proof.files if proof.kind == "given" else []
-        return _export(
-            load_stock_model(architecture, weights, image_size),
-            _ExportInputs(proof, given, None, "--images"),
-            output,
-            config,
-            progress,
-        )
+            proof = EvaluationImages(files, None, "given")
+        calibration_files = proof.files if proof.kind == "given" else []
+        sources = _ExportInputs(proof, calibration_files, None, "--images")
+        model = load_stock_model(architecture, weights, image_size)
+        return _export(model, sources, output, config, progress)
 
 
 def _export(
@@ -148,65 +156,141 @@ def _export(
     progress: ExportProgress | None,
 ) -> Bundle:
     notify = progress or (lambda step, done, total: None)
-    # The proof runs PyTorch hundreds of times, and a third of that would be page faults; see docs/decisions/003.
+    # The proof runs PyTorch hundreds of times, and page faults would take a third of that time;
+    # see docs/decisions/003.
     keep_freed_memory()
     if {"int8", "fp16"} & set(config.variants):
         check_image_count(len(sources.calibration_files), sources.calibration_kind)
-    # Before anything is computed: what it may lack is told at once.
+    # Fetch the runtime first, so that a missing npm is reported before anything is computed.
     runtime = ensure_runtime_files() if config.web else None
     notify("Writing the ONNX graph", 0, 0)
     graph = export_network_graph(
         model.model, model.preprocessing.crop, len(model.labels), config.opset
     )
     with new_bundle(output, config.force) as directory:
-        metadata = {
-            "labels": model.labels,
-            "preprocessing": model.preprocessing.to_json(),
-            "input": config.input,
+        built = _BundleExport(directory, model, graph, sources, config, notify).write(runtime)
+    if sources.plots is not None:
+        _draw_label_flips(built, sources.plots, len(sources.evaluation_images.files), notify)
+    return open_bundle(output)
+
+
+@dataclass(frozen=True)
+class ProvenVariant:
+    """A file with its successful proof."""
+
+    name: str
+    """Name of the variant."""
+    proof: ParityProof
+    parity: Parity
+
+
+@dataclass(frozen=True)
+class _BundleExport:
+    """One export: writes the files of a bundle and proves them."""
+
+    directory: BundleDirectory
+    model: LoadedModel
+    graph: NetworkGraph
+    sources: _ExportInputs
+    config: ExportConfig
+    notify: ExportProgress
+
+    @cached_property
+    def _metadata(self) -> dict[str, Any]:
+        """Metadata written into each ONNX file."""
+        return {
+            "labels": self.model.labels,
+            "preprocessing": self.model.preprocessing.to_json(),
+            "input": self.config.input,
             "version": __version__,
-            "run_id": model.run_id,
-            "model": model.architecture,
+            "run_id": self.model.run_id,
+            "model": self.model.architecture,
         }
-        file = write_model(
-            directory, "fp32", assemble(graph.model, model.preprocessing, config.input, metadata)
-        )
-        # Proven is what lies on the disk, read back, not what was in memory.
-        proof = ParityProof(
-            model.model,
-            graph,
-            read_back(file),
-            model.preprocessing,
-            config,
-            sources.evaluation_images.kind,
-        )
-        parity = proof.prove(
-            sources.evaluation_images.files,
-            lambda done, total: notify("Proving it equal to PyTorch", done, total),
-        )
-        reference = compute_accuracy(
-            parity.pytorch_logits, parity.pytorch_logits, sources.evaluation_images, model.labels
-        )
-        if reference and sources.check_accuracy is not None:
-            sources.check_accuracy(reference["top1"], reference["images"])
-        workshop = VariantBuilder(
-            directory,
+
+    def write(self, runtime: Path | None) -> list[BuiltVariant]:
+        """Write and prove the bundle; return its smaller variants.
+
+        Args:
+            runtime: folder with the files of onnxruntime-web, or None to leave out the web page.
+        """
+        model, config = self.model, self.config
+        fp32 = self._write_and_prove("fp32", None)
+        self._check_accuracy(fp32.parity.pytorch_logits)
+        builder = VariantBuilder(
+            self.directory,
             config,
             model.preprocessing,
             model.labels,
-            metadata,
-            sources.evaluation_images,
-            parity.pytorch_logits,
+            self._metadata,
+            self.sources.evaluation_images,
+            fp32.parity.pytorch_logits,
         )
-        variants = [workshop.describe("fp32", file, "fp32", parity.to_json(), parity.onnx_logits)]
-        proofs = [ProvenVariant("fp32", proof, parity)]
+        variants = [_describe_proven(fp32, builder)]
+        proofs = [fp32]
         if config.fixed_size is not None:
-            notify("Writing the graph of fixed size", 0, 0)
-            fixed = _prove_fixed_size(directory, model, graph, sources, config, metadata, notify)
-            proofs.append(fixed)
-        golden = _create_golden_images(
-            directory, model.labels, proofs, sources.evaluation_images, config
+            self.notify("Writing the graph of fixed size", 0, 0)
+            name = name_fixed_size_variant(config.fixed_size)
+            proofs.append(self._write_and_prove(name, config.fixed_size))
+        manifest = self._make_manifest(self._create_golden_images(proofs))
+        task = QuantizationTask(
+            onnx.shape_inference.infer_shapes(self.graph.model),
+            self.graph.module_outputs,
+            partial(_load_quantization_images, self.sources, model),
+            config.max_accuracy_drop,
+            self.notify,
+            quick=config.search == "quick",
         )
-        manifest: dict[str, Any] = {
+        built = [
+            make_variant(name, task, builder)
+            for name in dict.fromkeys(config.variants)
+            if name != "fp32"
+        ]
+        if built or config.max_latency_ms is not None:
+            variants += [item.variant for item in built]
+            variants = _add_latencies(variants, built, task, self.directory, manifest)
+            choice = choose(variants, config)
+            manifest |= {"recommended": choice.name, "not_recommended": choice.rejection_reasons}
+        # Added after the choice: a file with a fixed image size is never recommended.
+        for fixed in proofs[1:]:
+            variants.append(replace(_describe_proven(fixed, builder), size=config.fixed_size))
+        if runtime is not None:
+            manifest["web"] = self._write_web_page(manifest, variants, runtime)
+        self.directory.model_card.write_text(model_card(manifest, variants), encoding="utf-8")
+        write_manifest(self.directory, variants, manifest)
+        return built
+
+    def _write_and_prove(self, name: str, size: tuple[int, int] | None) -> ProvenVariant:
+        """Write a float32 variant and prove it; `size` (height, width) fixes its image size."""
+        model, config, images = self.model, self.config, self.sources.evaluation_images
+        assembled = assemble(
+            self.graph.model, model.preprocessing, config.input, self._metadata, size
+        )
+        file = write_model(self.directory, name, assembled)
+        # Prove the file as read back from disk, not the model in memory.
+        proof = ParityProof(
+            model.model,
+            self.graph,
+            read_back(file),
+            model.preprocessing,
+            config,
+            images.kind,
+            size,
+        )
+        step = f"Proving {name} equal to PyTorch"
+        parity = proof.prove(images.files, lambda done, total: self.notify(step, done, total))
+        return ProvenVariant(name, proof, parity)
+
+    def _check_accuracy(self, pytorch_logits: Logits) -> None:
+        accuracy = compute_accuracy(
+            pytorch_logits, pytorch_logits, self.sources.evaluation_images, self.model.labels
+        )
+        if accuracy and self.sources.check_accuracy is not None:
+            self.sources.check_accuracy(accuracy["top1"], accuracy["images"])
+
+    def _make_manifest(self, golden: dict[str, Any]) -> dict[str, Any]:
+        """Copy the clients and return the content of bundle.json, still without variants."""
+        model = self.model
+        return {
             "edgetl": __version__,
             "run": {
                 "id": model.run_id,
@@ -217,175 +301,104 @@ def _export(
             "preprocessing": model.preprocessing.to_json(),
             "recommended": "fp32",
             "golden": golden,
-            **write_clients(directory),
+            **write_clients(self.directory),
             "versions": {
                 name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")
             },
         }
-        task = QuantizationTask(
-            onnx.shape_inference.infer_shapes(graph.model),
-            graph.module_outputs,
-            partial(_load_quantization_images, sources, model),
-            config.max_accuracy_drop,
-            notify,
-            quick=config.search == "quick",
+
+    def _create_golden_images(self, proofs: Sequence[ProvenVariant]) -> dict[str, Any]:
+        """Write the golden images, selected from the proof images or generated and proven here."""
+        images = self.sources.evaluation_images
+        if self.config.golden == "validation":
+            indices = choose_golden(images.files, images.labels)
+            files = [images.files[index] for index in indices]
+            logits = [proven.parity.pytorch_logits[indices] for proven in proofs]
+            return self._write_golden(files, images.kind, proofs, logits)
+        with tempfile.TemporaryDirectory() as folder:
+            files = generate_images(Path(folder), GOLDEN_COUNT)
+            logits = [proven.proof.prove(files).pytorch_logits for proven in proofs]
+            return self._write_golden(files, "generated", proofs, logits)
+
+    def _write_golden(
+        self,
+        files: Sequence[Path],
+        kind: str,
+        proofs: Sequence[ProvenVariant],
+        logits: Sequence[Logits],
+    ) -> dict[str, Any]:
+        # The bundle's tolerance is that of fp32, the first proof; other variants have their own.
+        tolerance = proofs[0].parity.end_to_end.tolerance
+        fixed_size_logits = {
+            proven.name: values for proven, values in zip(proofs[1:], logits[1:], strict=True)
+        }
+        golden = GoldenImages(
+            files, self.model.labels, logits[0], kind, tolerance, fixed_size_logits
         )
-        made = [
-            make_variant(name, task, workshop)
-            for name in dict.fromkeys(config.variants)
-            if name != "fp32"
-        ]
-        if made or config.max_latency_ms is not None:
-            variants = _add_latencies(
-                [*variants, *(one.variant for one in made)], made, task, directory, manifest
-            )
-            choice = choose(variants, config)
-            manifest |= {"recommended": choice.name, "not_recommended": choice.rejection_reasons}
-        if config.fixed_size is not None:
-            # After the choice: a file that takes images of one size only is never the recommended one.
-            name = name_fixed_size_variant(config.fixed_size)
-            at_size = replace(workshop, reference_logits=fixed.parity.pytorch_logits)
-            described = at_size.describe(
-                name,
-                directory.variant(name),
-                "fp32",
-                fixed.parity.to_json(),
-                fixed.parity.onnx_logits,
-            )
-            variants = [*variants, replace(described, size=config.fixed_size)]
-        if runtime is not None:
-            notify("Proving the page", 0, 0)
-            # WebAssembly has no instructions for int8: what is fastest on this CPU is slower there. Size is size everywhere.
-            smallest = next(
-                (one for one in variants if one.name == manifest["recommended"]), variants[0]
-            )
-            shown = smallest if config.optimise == "size" else variants[0]
-            manifest["web"] = write_web(directory, manifest, shown, runtime)
-        directory.model_card.write_text(model_card(manifest, variants), encoding="utf-8")
-        write_manifest(directory, variants, manifest)
-    if sources.plots is not None:
-        for one in made:
-            try:
-                draw_flips(
-                    sources.plots / f"flips_{one.variant.name}.png",
-                    one.variant.name,
-                    one.flips,
-                    len(sources.evaluation_images.files),
-                )
-            except OSError as cause:  # the bundle is complete without the picture
-                notify(f"The sheet of changed labels could not be written: {cause}", 0, 0)
-    return open_bundle(output)
+        return write_golden(self.directory, golden)
+
+    def _write_web_page(
+        self, manifest: dict[str, Any], variants: Sequence[Variant], runtime: Path
+    ) -> dict[str, Any]:
+        self.notify("Proving the page", 0, 0)
+        # WebAssembly has no int8 instructions, so the variant that is fastest on this CPU is slower
+        # in a browser. The size is the same everywhere.
+        variant = variants[0]
+        if self.config.optimise == "size":
+            recommended = manifest["recommended"]
+            variant = next((item for item in variants if item.name == recommended), variant)
+        return write_web(self.directory, manifest, variant, runtime)
+
+
+def _describe_proven(proven: ProvenVariant, builder: VariantBuilder) -> Variant:
+    parity = proven.parity
+    return replace(builder, reference_logits=parity.pytorch_logits).describe(
+        proven.name,
+        builder.directory.variant(proven.name),
+        "fp32",
+        parity.to_json(),
+        parity.onnx_logits,
+    )
 
 
 def _add_latencies(
     variants: list[Variant],
-    made: Sequence[BuiltVariant],
+    built: Sequence[BuiltVariant],
     task: QuantizationTask,
     directory: BundleDirectory,
     manifest: dict[str, Any],
 ) -> list[Variant]:
-    """The variants with their latencies, and with the operators to blame where one is not faster."""
-    # The benchmark takes whole bundles; this one is moved to its place, and its manifest written anew, when all is done.
+    """Measure the variants; return them with latencies, and with operator times if not faster."""
+    # The benchmark needs a complete bundle, so write a preliminary manifest; the final one
+    # replaces it.
     write_manifest(directory, variants, manifest)
-    found = measure_variant_latencies(
+    latencies = measure_variant_latencies(
         directory.path, task.notify, QUICK_PROTOCOL if task.quick else None
     )
-    timed = [replace(variant, latency=found[variant.name]) for variant in variants]
-    by_name = {one.variant.name: one for one in made}
-    return [
-        replace(by_name[variant.name], variant=variant).with_profile()
-        if variant.name in by_name
-        else variant
-        for variant in timed
-    ]
+    built_by_name = {item.variant.name: item for item in built}
+    timed = []
+    for variant in variants:
+        variant = replace(variant, latency=latencies[variant.name])
+        if variant.name in built_by_name:
+            variant = replace(built_by_name[variant.name], variant=variant).with_profile()
+        timed.append(variant)
+    return timed
 
 
 def _load_quantization_images(sources: _ExportInputs, model: LoadedModel) -> QuantizationImages:
     labels = sources.calibration_labels
-    numbers = None if labels is None else [model.labels.index(label) for label in labels]
+    indices = None if labels is None else [model.labels.index(label) for label in labels]
     return load_quantization_images(
-        sources.calibration_files, numbers, model.preprocessing, sources.calibration_kind
+        sources.calibration_files, indices, model.preprocessing, sources.calibration_kind
     )
 
 
-@dataclass(frozen=True)
-class ProvenVariant:
-    """A file's proof that held."""
-
-    name: str
-    """Of the variant."""
-    proof: ParityProof
-    parity: Parity
-
-
-def _prove_fixed_size(
-    directory: BundleDirectory,
-    model: LoadedModel,
-    graph: NetworkGraph,
-    sources: _ExportInputs,
-    config: ExportConfig,
-    metadata: dict[str, Any],
-    notify: ExportProgress,
-) -> ProvenVariant:
-    """Write the variant for images of one size and prove it on the proof images resized to that size."""
-    assert config.fixed_size is not None
-    name = name_fixed_size_variant(config.fixed_size)
-    assembled = assemble(
-        graph.model, model.preprocessing, config.input, metadata, config.fixed_size
-    )
-    file = write_model(directory, name, assembled)
-    proof = ParityProof(
-        model.model,
-        graph,
-        read_back(file),
-        model.preprocessing,
-        config,
-        sources.evaluation_images.kind,
-        config.fixed_size,
-    )
-    shown = f"Proving {name} equal to PyTorch"
-    parity = proof.prove(
-        sources.evaluation_images.files, lambda done, total: notify(shown, done, total)
-    )
-    return ProvenVariant(name, proof, parity)
-
-
-def _create_golden_images(
-    directory: BundleDirectory,
-    labels: Sequence[str],
-    proofs: Sequence[ProvenVariant],
-    images: EvaluationImages,
-    config: ExportConfig,
-) -> dict[str, Any]:
-    """Write the reference images: some of those that the export was proven on, or generated ones, proven here."""
-    if config.golden == "validation":
-        chosen = choose_golden(images.files, images.labels)
-        files = [images.files[index] for index in chosen]
-        return _write_golden(
-            directory,
-            labels,
-            files,
-            images.kind,
-            proofs,
-            [one.parity.pytorch_logits[chosen] for one in proofs],
-        )
-    with tempfile.TemporaryDirectory() as folder:
-        files = generate_images(Path(folder), GOLDEN_COUNT)
-        logits = [one.proof.prove(files).pytorch_logits for one in proofs]
-        return _write_golden(directory, labels, files, "generated", proofs, logits)
-
-
-def _write_golden(
-    directory: BundleDirectory,
-    labels: Sequence[str],
-    files: Sequence[Path],
-    kind: str,
-    proofs: Sequence[ProvenVariant],
-    logits: Sequence[Logits],
-) -> dict[str, Any]:
-    # The first is fp32's, whose tolerance is the bundle's; the others' stand with their variants.
-    fixed = {one.name: values for one, values in zip(proofs[1:], logits[1:], strict=True)}
-    return write_golden(
-        directory,
-        GoldenImages(files, labels, logits[0], kind, proofs[0].parity.end_to_end.tolerance, fixed),
-    )
+def _draw_label_flips(
+    built: Sequence[BuiltVariant], folder: Path, images: int, notify: ExportProgress
+) -> None:
+    for item in built:
+        name = item.variant.name
+        try:
+            draw_flips(folder / f"flips_{name}.png", name, item.flips, images)
+        except OSError as cause:  # the bundle is complete without the plot
+            notify(f"Cannot write the plot of changed labels: {cause}", 0, 0)

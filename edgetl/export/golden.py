@@ -1,4 +1,4 @@
-"""The bundle's reference images: few, varied, and the same at every export."""
+"""Selection and generation of golden images: few, varied, and the same at every export."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ GOLDEN_COUNT = 8
 
 
 def choose_golden(files: Sequence[Path], labels: Sequence[str] | None) -> list[int]:
-    """Indices of up to GOLDEN_COUNT images: the classes in turn, evenly spread within each."""
+    """Return indices of up to GOLDEN_COUNT images: classes in turn, evenly spread within each."""
     groups: dict[str, list[int]] = {}
     for index in range(len(files)):
         groups.setdefault(labels[index] if labels else "", []).append(index)
-    wanted = min(GOLDEN_COUNT, len(files))
-    per_class = -(-wanted // len(groups))
+    count = min(GOLDEN_COUNT, len(files))
+    per_class = -(-count // len(groups))
     spread = [
         [group[step * len(group) // per_class] for step in range(min(per_class, len(group)))]
         for group in groups.values()
     ]
     in_turn = [group[rank] for rank in range(per_class) for group in spread if rank < len(group)]
-    chosen = in_turn[:wanted]
-    # Small classes leave room: fill it from the front.
-    chosen += [index for index in range(len(files)) if index not in chosen][: wanted - len(chosen)]
-    return chosen
+    indices = in_turn[:count]
+    # Small classes leave room: fill it with the first images that are not selected yet.
+    remaining = [index for index in range(len(files)) if index not in indices]
+    return indices + remaining[: count - len(indices)]
 
 
 def generate_images(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """Write `count` PNG pictures of varied sizes to `folder`, photo-like where it matters for resizing: edges, gradients, fine texture.
+    """Write `count` PNG images of varied sizes to `folder`.
 
-    They stand in where photos must not leave the house, or where there are none.
+    They have what matters for resizing: edges, gradients and fine texture. They replace photos
+    that are private or missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
@@ -47,17 +48,17 @@ def generate_images(folder: Path, count: int, seed: int = 0) -> list[Path]:
 
 
 def _generate_image(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
-    """A lit gradient with hard-edged ellipses and bars, each with a wave texture of its own, and faint sensor noise."""
+    """Draw ellipses and bars with wave textures on a gradient and add faint sensor noise."""
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     corners = generator.uniform(20, 235, (2, 3))
     slope = (rows / height + columns / width)[..., None] / 2
     canvas = corners[0] * (1 - slope) + corners[1] * slope
     for shape in range(12):
-        centre_row, centre_column = generator.uniform(0, height), generator.uniform(0, width)
+        center_row, center_column = generator.uniform(0, height), generator.uniform(0, width)
         radius_row, radius_column = generator.uniform(0.04, 0.3, 2) * (height, width)
         angle = generator.uniform(0, np.pi)
-        along = (columns - centre_column) * np.cos(angle) + (rows - centre_row) * np.sin(angle)
-        across = (rows - centre_row) * np.cos(angle) - (columns - centre_column) * np.sin(angle)
+        along = (columns - center_column) * np.cos(angle) + (rows - center_row) * np.sin(angle)
+        across = (rows - center_row) * np.cos(angle) - (columns - center_column) * np.sin(angle)
         if shape % 3:
             mask = (along / radius_column) ** 2 + (across / radius_row) ** 2 < 1
         else:

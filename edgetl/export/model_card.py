@@ -1,4 +1,4 @@
-"""The bundle's README.md: what the model is, how well it does, how to use it."""
+"""The bundle's README.md: description, accuracy and usage of the model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from edgetl.device.runtime.bundle import Variant
 
 CARD = Template("""# $model: $classes classes
 
-Made by edgetl $version (run `$run_id`, weights from $weights).
+Exported by edgetl $version (run `$run_id`, weights from $weights).
 
 **Classes:** $labels
 
 **Accuracy:** $accuracy
 
-**Proof:** on $proof_images $proof_kind images the network gives PyTorch's logits to $network_diff on identical tensors, and to $path_diff
-from decoded photo to logits, with the same label on every image.
+**Proof:** on $proof_images $proof_kind images the logits differ from PyTorch's by at most
+$network_diff on identical tensors, and by at most $path_diff from decoded photo to logits, with the
+same label on every image.
 
 **Input** `$input`: $input_format.
 **Outputs:** `logits` and `probabilities`, float32 `[batch, classes]`.
@@ -38,50 +39,56 @@ $cpp$web
 | --- | --- | --- |
 $files
 $variants$fixed
-`golden/` holds reference images ($golden) with PyTorch's logits. A device that answers otherwise does not run this model rightly.
+`golden/` contains golden images ($golden) with PyTorch's logits. On a device with other logits the
+model does not run correctly; check with `edgetl verify`.
 """)
 
 _WEB = Template("""
-In a browser, which runs $variant by $runtime on the device itself:
+In a browser, with variant $variant and $runtime on the device itself:
 
-    python3 -m http.server -d web      # or any other web server, with this folder
+    python3 -m http.server -d web      # or any other web server
 
-and under Node.js: `cd web && npm install sharp && node predict.mjs photo.jpg`.
+In Node.js: `cd web && npm install sharp && node predict.mjs photo.jpg`.
 """)
 
 _CPP = Template("""
-In C++, with ONNX Runtime and OpenCV: `./predict $file photo.jpg`; the head of `predict.cpp` has the lines that build it.
+In C++, with ONNX Runtime and OpenCV: `./predict $file photo.jpg`. The build commands are at the top
+of `predict.cpp`.
 """)
 
 
 def model_card(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
-    """Markdown for the bundle described by `manifest`; the first variant is fp32."""
+    """Return Markdown for the bundle described by `manifest`; the first variant must be fp32."""
     variant = variants[0]
-    labels, crop = manifest["labels"], manifest["preprocessing"]["crop"]
-    inside = variant.input == "image"
-    compared = [one for one in variants if one.size is None]
+    labels = manifest["labels"]
+    crop = manifest["preprocessing"]["crop"]
+    has_image_input = variant.input == "image"
+    label_text = ", ".join(labels[:20])
+    if len(labels) > 20:
+        label_text += f" and {len(labels) - 20} more"
+    input_format = f"float32 `[batch, 3, {crop}, {crop}]`, preprocessed as below"
+    cpp = ""
+    if has_image_input:
+        input_format = "a photo as uint8 `[batch, height, width, 3]` RGB, of any size"
+        cpp = _CPP.substitute(file=f"{manifest['recommended'] or 'fp32'}.onnx")
+    compared = [item for item in variants if item.size is None]
     return CARD.substitute(
         model=manifest["run"]["model"],
         classes=len(labels),
         version=manifest["edgetl"],
         run_id=manifest["run"]["id"],
         weights=manifest["run"]["weights"],
-        labels=", ".join(labels[:20])
-        + (f" and {len(labels) - 20} more" if len(labels) > 20 else ""),
+        labels=label_text,
         accuracy=_accuracy_text(variant.accuracy),
         proof_images=variant.parity["network"]["images"],
         proof_kind=variant.parity["network"]["kind"],
         network_diff=f"{variant.parity['network']['max_abs_diff']:.2g}",
         path_diff=f"{variant.parity['path']['max_abs_diff']:.2g}",
-        input="image" if inside else "pixels",
-        input_format=(
-            "a photo as uint8 `[batch, height, width, 3]` RGB, of any size"
-            if inside
-            else f"float32 `[batch, 3, {crop}, {crop}]`, preprocessed as below"
-        ),
-        where=" (inside the ONNX file)" if inside else "",
+        input="image" if has_image_input else "pixels",
+        input_format=input_format,
+        where=" (inside the ONNX file)" if has_image_input else "",
         preprocessing=json.dumps(manifest["preprocessing"]),
-        cpp=_CPP.substitute(file=f"{manifest['recommended'] or 'fp32'}.onnx") if inside else "",
+        cpp=cpp,
         files="\n".join(_file_rows(variants)),
         web=_WEB.substitute(manifest["web"]) if "web" in manifest else "",
         variants=_variants_table(manifest, compared) if len(compared) > 1 else "",
@@ -92,11 +99,13 @@ def model_card(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
 
 def _accuracy_text(accuracy: dict[str, Any]) -> str:
     if not accuracy:
-        return "not measured: there were no labelled validation images."
+        return "not measured; there were no labeled validation images."
     low, high = accuracy["ci95"]
     return (
-        f"{accuracy['top1']:.1%} top-1 (95% interval {low:.1%} to {high:.1%}), macro-F1 {accuracy['macro_f1']:.3f}, measured with "
-        f"this ONNX file on {accuracy['images']} {accuracy['split']} images; {accuracy['flips']} labels differ from PyTorch's."
+        f"{accuracy['top1']:.1%} top-1 (95% interval {low:.1%} to {high:.1%}), "
+        f"macro-F1 {accuracy['macro_f1']:.3f}, measured with this ONNX file on "
+        f"{accuracy['images']} {accuracy['split']} images; "
+        f"{accuracy['flips']} labels differ from PyTorch's."
     )
 
 
@@ -105,8 +114,8 @@ def _fixed_size_text(variant: Variant) -> str:
         return ""
     height, width = variant.size
     return (
-        f"\n`{variant.file}` answers as the float32 file does and takes photos of {width} x {height} pixels only: its shapes are "
-        "constant and it has no control flow, for TensorRT and CUDA graphs.\n"
+        f"\n`{variant.file}` is the float32 model for photos of {width} x {height} pixels only: "
+        "its shapes are constant and it has no control flow, for TensorRT and CUDA graphs.\n"
     )
 
 
@@ -126,10 +135,13 @@ def _variants_table(manifest: dict[str, Any], variants: Sequence[Variant]) -> st
         "",
         "## Variants",
         "",
-        f"Recommended: **{manifest['recommended'] or 'none: no variant met the limits'}**. Latencies are p50 of one image, network only, "
-        f"{variants[0].latency.get('threads')} threads, on {variants[0].latency.get('cpu')}; a device has its own: `edgetl bench`.",
+        f"Recommended: **{manifest['recommended'] or 'none: no variant met the limits'}**. "
+        "Latencies are p50 of one image, network only, "
+        f"{variants[0].latency.get('threads')} threads, on {variants[0].latency.get('cpu')}. "
+        "Measure them on the target device with `edgetl bench`.",
         "",
-        "| variant | MB | p50 ms | speed-up | top-1 | macro-F1 | labels changed | mean / max difference of logits | made of |",
+        "| variant | MB | p50 ms | speed-up | top-1 | macro-F1 | labels changed "
+        "| mean / max logit difference | method |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for variant in variants:
@@ -149,19 +161,12 @@ def _variants_table(manifest: dict[str, Any], variants: Sequence[Variant]) -> st
             variant.report.get("chosen", "float32"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    lines += [
-        "",
-        *(f"- {name} {reason}." for name, reason in manifest.get("not_recommended", {}).items()),
-    ]
-    blamed = {
-        variant.name: variant.report.get("slow_because", {}).get("to_blame") for variant in variants
-    }
-    lines += [
-        *(
-            f"- {name}: its time goes to {operators}."
-            for name, operators in blamed.items()
-            if operators
-        ),
-        "",
-    ]
+    lines.append("")
+    for name, reason in manifest.get("not_recommended", {}).items():
+        lines.append(f"- {name} {reason}.")
+    for variant in variants:
+        operators = variant.report.get("slow_because", {}).get("to_blame")
+        if operators:
+            lines.append(f"- {variant.name} spends its time in {operators}.")
+    lines.append("")
     return "\n".join(lines)

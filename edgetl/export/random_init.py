@@ -1,4 +1,4 @@
-"""An architecture as the ONNX file that training it would lead to, with random weights: the latency is the same, the answers are not."""
+"""Export of an untrained architecture: random weights, but the latency of the trained model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from edgetl.train.model.torchvision_models import (
 )
 
 _BATCH_SIZE = 4
-"""Random images that BatchNorm takes its statistics from, and on which the file is compared with PyTorch."""
+"""Number of random images, for BatchNorm statistics and the comparison with PyTorch."""
 _TRACEABLE_FAMILIES = {
     "efficientnet",
     "mnasnet",
@@ -47,27 +47,31 @@ _TRACEABLE_FAMILIES = {
     "shufflenetv2",
     "squeezenet",
 }
-"""Families of which the tracer writes what PyTorch's exporter writes: onnxruntime makes the same operators of both."""
+"""Families for which the tracer matches PyTorch's exporter: onnxruntime optimizes both alike."""
 
 
 @dataclass(frozen=True)
 class UntrainedFile:
-    """What was written, and that it is what PyTorch computes."""
+    """An exported file with random weights, and its check against PyTorch."""
 
     file: Path
     preprocessing: Preprocessing
     parameters: int
-    """With the new head."""
+    """Number of parameters, including the new head."""
     imagenet_top1: float | None
-    """Percent, of torchvision's default weights at their own size, as torchvision states it."""
+    """Top-1 in percent of torchvision's default weights at their default size, by torchvision."""
     check: dict[str, Any]
     """{"max_logit_difference", "tolerance"} between the file and PyTorch on identical tensors."""
     inference_s: float
-    """Seconds of one image through the network here, roughly: for saying how long a measurement will take."""
+    """Rough seconds of one inference here, to estimate the duration of a measurement."""
 
 
 def check_names(architectures: Sequence[str]) -> None:
-    """Raise ConfigError with a line for every name that torchvision does not know, with the nearest that it does."""
+    """Check that torchvision has all of the architectures.
+
+    Raises:
+        ConfigError: names are unknown; each has a line with the most similar known name.
+    """
     problems = []
     for name in dict.fromkeys(architectures):
         try:
@@ -81,57 +85,61 @@ def check_names(architectures: Sequence[str]) -> None:
 def write_untrained(
     architecture: str, image_size: int, classes: int, seed: int, threads: int, file: Path
 ) -> UntrainedFile:
-    """Write `architecture` with `edgetl finetune`'s own head, and with preprocessing inside: uint8 `image` to float32 `logits`.
+    """Write `architecture` with random weights, the head of `edgetl finetune` and preprocessing.
 
-    Nothing is downloaded and no random state of the caller's is touched.
+    The file's input is uint8 `image` [batch, height, width, 3], its output float32 `logits`.
+    Nothing is downloaded, and the caller's random state is not changed.
 
     Raises:
-        ArchitectureError: it cannot take images of this size, or cannot be given a new head.
-        ExportError: it cannot be written as ONNX.
-        ParityError: the file does not answer as PyTorch does.
+        ArchitectureError: the architecture does not accept images of this size or a new head.
+        ExportError: the network cannot be exported to ONNX.
+        ParityError: the file's logits do not match PyTorch's.
     """
-    contract = preprocessing_for(architecture, image_size)
+    preprocessing = preprocessing_for(architecture, image_size)
+    crop = preprocessing.crop
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_adapted_model(
             architecture,
-            contract.crop,
+            crop,
             classes,
             FinetuneConfig.head_width,
             FinetuneConfig.dropout,
             None,
         ).model
-        pixels = torch.randn(_BATCH_SIZE, 3, contract.crop, contract.crop)
+        pixels = torch.randn(_BATCH_SIZE, 3, crop, crop)
         _initialize_batch_norm_stats(network, pixels)
     metadata = {
         "labels": [f"class {number}" for number in range(classes)],
-        "preprocessing": contract.to_json(),
+        "preprocessing": preprocessing.to_json(),
         "input": "image",
         "version": __version__,
         "run_id": "untrained",
         "model": architecture,
     }
-    model = assemble(
-        _export_untrained_graph(network, architecture, contract.crop, classes),
-        contract,
-        "image",
-        metadata,
-    )
+    graph = _export_untrained_graph(network, architecture, crop, classes)
+    model = assemble(graph, preprocessing, "image", metadata)
     file.write_bytes(model.SerializeToString(deterministic=True))
-    check, run_s = _check_and_time(network, file, pixels, threads)
+    check, inference_s = _check_and_time(network, file, pixels, threads)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    return UntrainedFile(file, contract, parameters, imagenet_top1(architecture), check, run_s)
+    return UntrainedFile(
+        file, preprocessing, parameters, imagenet_top1(architecture), check, inference_s
+    )
 
 
 def imagenet_top1(architecture: str) -> float | None:
-    """Percent, as torchvision states it for its default weights; None where it states none."""
+    """Return torchvision's top-1 in percent for its default weights, or None if not stated."""
     meta = torchvision.models.get_model_weights(architecture).DEFAULT.meta
-    found = meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
-    return None if found is None else float(found)
+    top1 = meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
+    return None if top1 is None else float(top1)
 
 
 def _initialize_batch_norm_stats(network: nn.Module, pixels: torch.Tensor) -> None:
-    """As training would: with BatchNorm as it comes values die out or grow from block to block, and a comparison of logits says little."""
+    """Set BatchNorm statistics from `pixels`.
+
+    With the initial statistics, values vanish or grow from block to block, and a comparison of
+    logits is not meaningful.
+    """
     norms = [
         module
         for module in network.modules()
@@ -139,7 +147,7 @@ def _initialize_batch_norm_stats(network: nn.Module, pixels: torch.Tensor) -> No
     ]
     network.eval()
     for norm in norms:
-        norm.momentum = None  # a plain average, which one pass fills
+        norm.momentum = None  # cumulative average, complete after one pass
         norm.train()
     with torch.no_grad():
         network(pixels)
@@ -149,32 +157,34 @@ def _initialize_batch_norm_stats(network: nn.Module, pixels: torch.Tensor) -> No
 def _export_untrained_graph(
     network: nn.Module, architecture: str, image_size: int, classes: int
 ) -> onnx.ModelProto:
-    """`pixels` -> `logits`, as `edgetl export` writes it.
+    """Export `pixels` -> `logits` as `edgetl export` does.
 
-    For most convolutional families the tracer writes it in a fifth of a second, else PyTorch's exporter in 2 to 20 s. Compared at 64 and
-    224 px: the operators after onnxruntime's optimisation are the same, equally often, and the answers are equal to the bit. AlexNet, VGG
-    (pools that do nothing) and DenseNet (BatchNorm that only the exporter folds: a third slower when traced) are not the same.
+    The tracer handles most convolutional families in 0.2 s; PyTorch's exporter takes 2 to 20 s. At
+    64 and 224 px, onnxruntime's optimized graphs have the same operators with the same counts, and
+    the logits are bit-identical. The tracer does not match the exporter for AlexNet and VGG (pools
+    without effect) and DenseNet (only the exporter folds its BatchNorm; traced, it is a third
+    slower).
     """
     if get_architecture(architecture).family in _TRACEABLE_FAMILIES:
-        # Whatever the tracer makes of a forward method that it was not written for: the exporter is there.
+        # If the tracer fails on an unsupported forward method, use the exporter.
         with contextlib.suppress(Exception):
-            piece = fold_batch_norm(fx.symbolic_trace(network))
-            return _match_exporter_output(
-                convert_fx_to_onnx(piece, (torch.zeros(2, 3, image_size, image_size),), [PIXELS])
-            )
+            module = fold_batch_norm(fx.symbolic_trace(network))
+            example = (torch.zeros(2, 3, image_size, image_size),)
+            return _match_exporter_output(convert_fx_to_onnx(module, example, [PIXELS]))
     return export_network_graph(network, image_size, classes, ExportConfig.opset).model
 
 
 def _match_exporter_output(traced: onnx.ModelProto) -> onnx.ModelProto:
-    """The traced graph with the exporter's choices: a mean for the global pool, and the last layer's own value as `logits`.
+    """Rewrite a traced graph as PyTorch's exporter would write it.
 
-    onnxruntime lays out the one and the other differently; with these its optimised networks are the same, operator for operator.
+    The global pool becomes a mean, and the last layer's output becomes `logits`. Otherwise
+    onnxruntime chooses other layouts; with these changes its optimized graphs are identical.
     """
     graph = traced.graph
-    inner = graph.node.pop().input[0]
+    last_layer_output = graph.node.pop().input[0]
     for node in graph.node:
         for names in (node.input, node.output):
-            names[:] = [LOGITS if name == inner else name for name in names]
+            names[:] = [LOGITS if name == last_layer_output else name for name in names]
         if node.op_type == "GlobalAveragePool":
             node.op_type = "ReduceMean"
             node.input.append("pooled_axes")
@@ -193,21 +203,22 @@ def _check_and_time(
     )
     with torch.inference_mode():
         reference = network(pixels).numpy()
-    answer = session.run([LOGITS], {PIXELS: pixels.numpy()})[0]
-    if reference.shape != answer.shape:
+    logits = session.run([LOGITS], {PIXELS: pixels.numpy()})[0]
+    if reference.shape != logits.shape:
         raise ExportError(
-            f"The file gives logits {answer.shape} where PyTorch gives {reference.shape}."
+            f"The file's logits have shape {logits.shape}, PyTorch's have {reference.shape}."
         )
-    difference = float(np.abs(reference - answer).max())
-    # Random weights give logits of any size.
+    difference = float(np.abs(reference - logits).max())
+    # The tolerance is relative, as random weights can give logits of any magnitude.
     tolerance = ExportConfig.network_tolerance * max(1.0, float(np.abs(reference).max()))
-    if not difference <= tolerance:  # not finite is not within it either
+    if not difference <= tolerance:  # also true for NaN
         raise ParityError(
-            f"It does not answer as PyTorch does: logits differ by {difference:.3g}, tolerance {tolerance:g}. `edgetl export` says where."
+            f"The file does not match PyTorch: logits differ by {difference:.3g}, tolerance {tolerance:g}. "
+            "Run `edgetl export` to find the first module that differs."
         )
-    taken = []
+    durations_s = []
     for _ in range(3):
-        started = time.perf_counter()
+        start = time.perf_counter()
         session.run([LOGITS], {PIXELS: pixels[:1].numpy()})
-        taken.append(time.perf_counter() - started)
-    return {"max_logit_difference": difference, "tolerance": tolerance}, min(taken)
+        durations_s.append(time.perf_counter() - start)
+    return {"max_logit_difference": difference, "tolerance": tolerance}, min(durations_s)

@@ -1,4 +1,4 @@
-"""The smaller variants of a bundle: made, written, and held against PyTorch on the proof images."""
+"""Smaller variants of a bundle: quantize, write and compare with PyTorch on the proof images."""
 
 from __future__ import annotations
 
@@ -52,149 +52,130 @@ _INT8_COMPUTE_OPERATORS = (
     "MatMulInteger",
     "DynamicQuantizeMatMul",
 )
-"""What integers are faster at."""
+"""Operators that onnxruntime computes faster in integers."""
 _INT8_CAPABLE_OPERATORS = (
     "QLinear", "QuantizeLinear", "DequantizeLinear", "DynamicQuantize", "MaxPool", "NhwcMaxPool",
     "Concat", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
 )  # fmt: skip
-"""What else works on integers, converts to and from them, or moves either."""
+"""Other operators that work on integers, convert to or from them, or move data."""
 _MAX_LISTED_OPERATORS, _MIN_TIME_SHARE = 6, 0.02
 
 
 def operator_times(network: onnx.ModelProto) -> dict[str, dict[str, Any]]:
-    """Operator type, after ONNX Runtime's own fusions, to {"nodes", "share"} of the time of a run; the costliest first."""
-    sides = [
-        dimension.dim_value for dimension in network.graph.input[0].type.tensor_type.shape.dim[1:]
-    ]
-    # Times do not depend on what the picture shows.
-    image, content = np.zeros((1, *sides), np.float32), network.SerializeToString()
-    found = summarize_nodes(
-        profile_nodes(
-            lambda prefix: create_session(content, profile_prefix=prefix), {PIXELS: image}, _RUNS
-        )
+    """Profile a network and return its operator types, the most expensive first.
+
+    Types are those after ONNX Runtime's fusions; each maps to {"nodes": count, "share": of the
+    inference time}.
+    """
+    dimensions = network.graph.input[0].type.tensor_type.shape.dim[1:]
+    shape = [dimension.dim_value for dimension in dimensions]
+    # Times do not depend on the image content.
+    pixels = np.zeros((1, *shape), np.float32)
+    content = network.SerializeToString()
+    nodes = profile_nodes(
+        lambda prefix: create_session(content, profile_prefix=prefix), {PIXELS: pixels}, _RUNS
     )
     return {
         entry["operator"]: {"nodes": entry["nodes"], "share": entry["share"]}
-        for entry in found["operators"]
+        for entry in summarize_nodes(nodes)["operators"]
     }
 
 
 def slowest_operators_text(times: dict[str, dict[str, Any]]) -> str:
-    """What a quantized network spends its time on besides multiplying integers, in words: the costliest operators."""
-    named = [
-        (kind, found)
-        for kind, found in times.items()
-        if not kind.startswith(_INT8_COMPUTE_OPERATORS) and found["share"] >= _MIN_TIME_SHARE
-    ]
-    return ", ".join(
-        f"{kind} ({found['nodes']} nodes, {found['share']:.0%} of the time{'' if kind.startswith(_INT8_CAPABLE_OPERATORS) else ', in float'})"
-        for kind, found in named[:_MAX_LISTED_OPERATORS]
-    )
+    """Describe the most expensive operators of a quantized network, int8 products left out."""
+    descriptions = []
+    for operator, time in times.items():
+        if operator.startswith(_INT8_COMPUTE_OPERATORS) or time["share"] < _MIN_TIME_SHARE:
+            continue
+        suffix = "" if operator.startswith(_INT8_CAPABLE_OPERATORS) else ", in float"
+        descriptions.append(
+            f"{operator} ({time['nodes']} nodes, {time['share']:.0%} of the time{suffix})"
+        )
+    return ", ".join(descriptions[:_MAX_LISTED_OPERATORS])
 
 
 def draw_flips(path: Path, variant: str, flips: Sequence[LabelFlip], total: int) -> None:
-    """Draw them as a PNG; where there are none the picture says so."""
+    """Draw the images whose label changed as a PNG, or a message if there are none."""
     path.parent.mkdir(exist_ok=True)
     if not flips:
         save_message_figure(
             path, f"{variant}: no label changed", f"All {total} images get PyTorch's label."
         )
         return
-    tiles = [
-        Tile(
-            thumbnail(load_image(flip.file)),
-            flip.file.name,
-            (
-                *((("true", flip.truth, ""),) if flip.truth else ()),
-                ("PyTorch", flip.expected, ""),
-                (variant, flip.predicted, ""),
-            ),
-        )
-        for flip in flips[:MAX_TILES]
-    ]
-    shown = f", {MAX_TILES} of them" if len(flips) > MAX_TILES else ""
-    save_photo_sheet(
-        path,
-        f"{variant} labels {len(flips)} of {total} images otherwise than PyTorch{shown}",
-        tiles,
-    )
+    tiles = [_flip_tile(flip, variant) for flip in flips[:MAX_TILES]]
+    suffix = f" (showing {MAX_TILES})" if len(flips) > MAX_TILES else ""
+    title = f"{variant} and PyTorch differ in the label of {len(flips)} of {total} images{suffix}"
+    save_photo_sheet(path, title, tiles)
+
+
+def _flip_tile(flip: LabelFlip, variant: str) -> Tile:
+    labels = [("PyTorch", flip.expected, ""), (variant, flip.predicted, "")]
+    if flip.truth:
+        labels.insert(0, ("true", flip.truth, ""))
+    return Tile(thumbnail(load_image(flip.file)), flip.file.name, tuple(labels))
 
 
 _FASTER = "faster"
 _DIAGNOSIS_IMAGES = 4
-"""Images that tell where a variant goes astray."""
+"""Number of images used to find the first module that diverges."""
 
 
 @dataclass(frozen=True)
 class VariantBuilder:
-    """What all variants of a bundle are made with."""
+    """Writer of variants, with the inputs that all variants of a bundle share."""
 
     directory: BundleDirectory
     config: ExportConfig
     preprocessing: Preprocessing
     labels: Sequence[str]
     metadata: dict[str, Any]
-    """For the ONNX files."""
+    """Metadata written into each ONNX file."""
     evaluation_images: EvaluationImages
     reference_logits: Logits
-    """PyTorch's for the proof images, [images, classes]."""
+    """PyTorch's logits for the proof images, [images, classes]."""
 
     def write(self, name: str, network: onnx.ModelProto) -> Path:
-        """The network with preprocessing and softmax around it, as a file of the bundle."""
-        return write_model(
-            self.directory,
-            name,
-            assemble(network, self.preprocessing, self.config.input, self.metadata),
-        )
+        """Add preprocessing and softmax to `network` and write it as a file of the bundle."""
+        model = assemble(network, self.preprocessing, self.config.input, self.metadata)
+        return write_model(self.directory, name, model)
 
     def diagnosis_inputs(self) -> NDArray[np.float32]:
-        """Of a few proof images, as the network takes them: [images, 3, S, S]."""
-        return normalize(
-            np.stack(
-                [
-                    resize_and_crop(load_image(path), self.preprocessing)
-                    for path in self.evaluation_images.files[:_DIAGNOSIS_IMAGES]
-                ]
-            ),
-            self.preprocessing,
-        )
+        """Return network inputs for a few proof images, [images, 3, S, S]."""
+        paths = self.evaluation_images.files[:_DIAGNOSIS_IMAGES]
+        crops = [resize_and_crop(load_image(path), self.preprocessing) for path in paths]
+        return normalize(np.stack(crops), self.preprocessing)
 
     def max_golden_difference(self, file: Path) -> float:
-        """How far a file is from PyTorch on the reference images that lie in the bundle: in logits, and in the choice of the label.
+        """Return the largest difference of a file on the bundle's golden images.
 
-        With it, how far it is from fp32 on the benchmark's tensors of them, which are cropped otherwise.
+        It is the maximum of three values: the logit difference from PyTorch, the gap in PyTorch's
+        logits between its label and the file's label, and the logit difference from fp32 on the
+        benchmark's tensors, which are cropped differently.
         """
         with np.load(self.directory.golden_logits, allow_pickle=False) as golden:
-            images = EvaluationImages(
-                [self.directory.path / name for name in golden["files"]], None, "golden"
-            )
-            found, reference = (
-                logits_for_images(file, images, self.preprocessing, self.config.input),
-                golden["logits"],
-            )
-        chosen = np.take_along_axis(reference, found.argmax(1)[:, None], 1)[:, 0]
+            paths = [self.directory.path / name for name in golden["files"]]
+            images = EvaluationImages(paths, None, "golden")
+            logits = logits_for_images(file, images, self.preprocessing, self.config.input)
+            reference = golden["logits"]
+        predicted_logit = np.take_along_axis(reference, logits.argmax(1)[:, None], 1)[:, 0]
         tensors = [
             make_model_input(load_image(path), self.preprocessing, self.config.input)
             for path in images.files
         ]
-        apart = logits_for_batches(file, tensors) - logits_for_batches(
-            self.directory.variant("fp32"), tensors
-        )
-        # numpy's maximum, unlike Python's, does not lose what is no number.
-        return float(
-            np.max(
-                [
-                    np.abs(found - reference).max(),
-                    (reference.max(1) - chosen).max(),
-                    np.abs(apart).max(),
-                ]
-            )
-        )
+        fp32_logits = logits_for_batches(self.directory.variant("fp32"), tensors)
+        fp32_difference = logits_for_batches(file, tensors) - fp32_logits
+        differences = [
+            np.abs(logits - reference).max(),
+            (reference.max(1) - predicted_logit).max(),
+            np.abs(fp32_difference).max(),
+        ]
+        # numpy's maximum propagates NaN, Python's does not.
+        return float(np.max(differences))
 
     def describe(
         self, name: str, file: Path, precision: str, parity: dict[str, Any], logits: Logits
     ) -> Variant:
-        """The manifest's entry for a file."""
+        """Return the manifest entry of a file; with `ort_format`, also write its .ort file."""
         variant = Variant(
             name=name,
             file=file.name,
@@ -208,65 +189,52 @@ class VariantBuilder:
                 logits, self.reference_logits, self.evaluation_images, self.labels
             ),
         )
-        return (
-            replace(variant, report={"ort": write_ort(file)}) if self.config.ort_format else variant
-        )
+        if not self.config.ort_format:
+            return variant
+        return replace(variant, report={"ort": write_ort(file)})
 
 
 @dataclass(frozen=True)
 class BuiltVariant:
-    """A smaller variant and what is known of it."""
+    """A smaller variant with its quantized network and label flips."""
 
     variant: Variant
     quantized_model: QuantizedModel
     flips: list[LabelFlip]
 
     def with_profile(self) -> Variant:
-        """The entry, with the operators that keep it from being faster where it is not."""
-        if self.variant.latency.get(
-            "verdict"
-        ) == _FASTER or not self.quantized_model.precision.startswith("int8"):
+        """Return the manifest entry; an int8 variant that is not faster gets its operator times."""
+        is_faster = self.variant.latency.get("verdict") == _FASTER
+        if is_faster or not self.quantized_model.precision.startswith("int8"):
             return self.variant
         times = operator_times(self.quantized_model.network)
-        return replace(
-            self.variant,
-            report={
-                **self.variant.report,
-                "slow_because": {"operators": times, "to_blame": slowest_operators_text(times)},
-            },
-        )
+        slow_because = {"operators": times, "to_blame": slowest_operators_text(times)}
+        return replace(self.variant, report={**self.variant.report, "slow_because": slow_because})
 
 
-def make_variant(name: str, task: QuantizationTask, workshop: VariantBuilder) -> BuiltVariant:
-    """Make, write and account for the variant `name`.
+def make_variant(name: str, task: QuantizationTask, builder: VariantBuilder) -> BuiltVariant:
+    """Quantize the network as variant `name`, write the file and compare it with PyTorch.
 
     Raises:
-        ExportError: it cannot be made of this network.
+        ExportError: the network cannot be quantized this way.
     """
     quantized: QuantizedModel = load_from_registry(QUANTIZERS, name, "variant")(task)
-    file = workshop.write(name, quantized.network)
-    task.notify(f"Checking {name} on the {workshop.evaluation_images.kind} images", 0, 0)
-    logits = logits_for_images(
-        file, workshop.evaluation_images, workshop.preprocessing, workshop.config.input
-    )
-    found = find_label_flips(
-        logits, workshop.reference_logits, workshop.evaluation_images, workshop.labels
-    )
-    parity = compute_parity(
-        logits,
-        workshop.reference_logits,
-        workshop.evaluation_images.kind,
-        workshop.max_golden_difference(file),
-    )
-    variant = workshop.describe(name, file, quantized.precision, parity, logits)
+    file = builder.write(name, quantized.network)
+    images = builder.evaluation_images
+    task.notify(f"Checking {name} on the {images.kind} images", 0, 0)
+    logits = logits_for_images(file, images, builder.preprocessing, builder.config.input)
+    reference = builder.reference_logits
+    flips = find_label_flips(logits, reference, images, builder.labels)
+    parity = compute_parity(logits, reference, images.kind, builder.max_golden_difference(file))
+    variant = builder.describe(name, file, quantized.precision, parity, logits)
     report = {
         **variant.report,
         "chosen": quantized.summary,
         "search": quantized.report,
-        "flips": label_flips_to_json(found),
+        "flips": label_flips_to_json(flips),
     }
-    if not quantized.is_within_limit or accuracy_drop(variant) > workshop.config.max_accuracy_drop:
+    if not quantized.is_within_limit or accuracy_drop(variant) > builder.config.max_accuracy_drop:
         report["diverges"] = describe_first_noisy_module(
-            task.network, quantized.network, task.module_outputs, workshop.diagnosis_inputs()
+            task.network, quantized.network, task.module_outputs, builder.diagnosis_inputs()
         )
-    return BuiltVariant(replace(variant, report=report), quantized, found)
+    return BuiltVariant(replace(variant, report=report), quantized, flips)

@@ -1,8 +1,9 @@
-"""The device's side of `edgetl bench --host`, with nothing but the standard library: environment, bench, and nothing left behind.
+"""Agent of `edgetl bench --host` on the device: create an environment, run the bench, clean up.
 
-    python3 agent.py        in the folder that was sent, standard input held open by whoever waits
+    python3 agent.py        in the folder that was sent, with standard input kept open
 
-Where standard input ends, so does all that was begun here: a connection that breaks leaves no process and no file.
+It uses the standard library only. When standard input ends, it stops its processes and removes the
+folder, so a broken connection leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -23,20 +24,21 @@ TEMP_FOLDER = FOLDER / "tmp"
 _REMOVAL_TIMEOUT_S = 15
 _step_process: subprocess.Popen[bytes] | None = None
 _lock = threading.RLock()
-"""Held while a step is started and while everything is ended: nothing is started after the end has begun.
+"""Lock for starting a step and for shutting down, so that no step starts during shutdown.
 
-Reentrant, because a signal's handler runs in the thread that may already hold it."""
+It is reentrant because a signal handler runs in a thread that may already hold it.
+"""
 
 
 def send_reply(**content: Any) -> None:
-    """One line for whoever waits."""
+    """Send one JSON line to the waiting process."""
     print(json.dumps({"edgetl": True, **content}), flush=True)
 
 
 def run_step(*command: object) -> int:
-    """A step, in a process group of its own; what it says goes to standard error."""
+    """Run a command in its own process group, with its output on stderr; return its status."""
     global _step_process
-    # pip and ensurepip leave their temporary folders behind when they are killed; these are removed with the folder.
+    # Killed pip and ensurepip leave temporary folders behind, so these are put into the folder.
     environment = {
         **os.environ,
         "PYTHONPATH": "",
@@ -57,7 +59,7 @@ def run_step(*command: object) -> int:
 
 
 def abort(*_: object) -> None:
-    """End the step that runs, remove the folder and exit."""
+    """Kill the running step, remove the folder and exit."""
     with _lock:
         if _step_process is not None:
             for number in (signal.SIGTERM, signal.SIGKILL):
@@ -71,34 +73,35 @@ def abort(*_: object) -> None:
 
 
 def remove_folder() -> bool:
-    """Remove the folder; whether it is gone."""
-    give_up = time.monotonic() + _REMOVAL_TIMEOUT_S
+    """Remove the folder and return whether it has been removed."""
+    deadline = time.monotonic() + _REMOVAL_TIMEOUT_S
     while True:
         shutil.rmtree(FOLDER, ignore_errors=True)
-        if not FOLDER.exists() or time.monotonic() > give_up:
+        if not FOLDER.exists() or time.monotonic() > deadline:
             return not FOLDER.exists()
-        # A process that was killed may still finish a system call that creates a file in the folder.
+        # A killed process may still finish a system call that creates a file in the folder.
         time.sleep(0.1)
 
 
 def abort_on_disconnect() -> None:
-    """Wait for the end of standard input."""
+    """Abort when standard input ends."""
     while os.read(0, 4096):
         pass
     abort()
 
 
 def run_job(job: dict[str, Any]) -> dict[str, Any]:
-    """The environment and the bench; what became of them."""
+    """Create the environment, run the bench and return its outcome."""
     python = FOLDER / "env/bin/python"
     TEMP_FOLDER.mkdir()
     send_reply(step="installing")
     if run_step(sys.executable, "-m", "venv", FOLDER / "env"):
         return {
-            "failed": "python3 -m venv does not work there: `sudo apt install python3-venv` adds what it lacks."
+            "failed": "python3 -m venv failed on the device. "
+            "Install it there with `sudo apt install python3-venv`."
         }
-    source = ["--no-index", "--find-links", FOLDER / "wheels"] if job["wheels"] else []
-    wheel = f"{FOLDER / 'wheel' / job['wheel']}[{job['extra']}]"
+    index_options = ["--no-index", "--find-links", FOLDER / "wheels"] if job["wheels"] else []
+    requirement = f"{FOLDER / 'wheel' / job['wheel']}[{job['extra']}]"
     if run_step(
         python,
         "-m",
@@ -107,19 +110,19 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         "--quiet",
         "--disable-pip-version-check",
         "--no-input",
-        *source,
-        wheel,
+        *index_options,
+        requirement,
     ):
-        return {"failed": "pip could not install edgetl there."}
+        return {"failed": "pip cannot install edgetl on the device."}
     send_reply(step="measuring")
-    result = FOLDER / "result.json"
-    status = run_step(python, "-m", "edgetl", "bench", "bundle", *job["arguments"], "-o", result)
-    found = json.loads(result.read_text(encoding="utf-8")) if result.exists() else None
-    return {"status": status, "result": found}
+    path = FOLDER / "result.json"
+    status = run_step(python, "-m", "edgetl", "bench", "bundle", *job["arguments"], "-o", path)
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return {"status": status, "result": result}
 
 
 def main() -> None:
-    """Work, say what became of it, and clean up."""
+    """Run the job, report its outcome and clean up."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
         signal.signal(number, abort)
     threading.Thread(target=abort_on_disconnect, daemon=True).start()
@@ -128,7 +131,7 @@ def main() -> None:
     except OSError as cause:
         outcome = {"failed": f"{cause.strerror or cause} ({FOLDER})."}
     except (ValueError, KeyError, TypeError, RecursionError) as cause:
-        outcome = {"failed": f"Its result or the job that was sent is damaged ({cause!r})."}
+        outcome = {"failed": f"The job or its result is damaged ({cause!r})."}
     with _lock:
         send_reply(left=not remove_folder(), **outcome)
         os._exit(0)

@@ -1,11 +1,11 @@
-"""A bundle on several devices at once; what one of them cannot do, the others do not feel."""
+"""Benchmark a bundle on several hosts in parallel; a failing host does not affect the others."""
 
 from __future__ import annotations
 
 import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,85 +24,80 @@ from edgetl.fleet.ssh import RemoteError, SshHost
 
 @dataclass(frozen=True)
 class HostResult:
-    """What became of one host."""
+    """Outcome of one host."""
 
     host: str
     seconds: float
+    """Duration of all steps."""
     status: int | None = None
-    """The exit status of `edgetl bench` there; None where it never ran to its end."""
+    """Exit status of `edgetl bench` on the host; None if it did not finish."""
     result: BenchResult | None = None
     failure: str = ""
-    """Why there is no result, or why it counts for nothing; empty otherwise."""
+    """Why there is no valid result; empty on success."""
     leftover_folder: str = ""
-    """A folder on the host that could not be removed."""
+    """Folder on the host that could not be removed; empty if there is none."""
 
     def to_json(self) -> dict[str, Any]:
-        """For `edgetl bench --host ... --json`."""
+        """Return the JSON object of `edgetl bench --host ... --json`."""
+        path = None if self.result is None else self.result.path
         return {
             "host": self.host,
             "seconds": self.seconds,
             "status": self.status,
             "failed": self.failure or None,
             "left": self.leftover_folder or None,
-            "file": str(self.result.path)
-            if self.result is not None and self.result.path is not None
-            else None,
+            "file": None if path is None else str(path),
             "result": None if self.result is None else self.result.to_json(),
         }
 
 
 class FleetProgress(Protocol):
-    """Is told what happens on every host, from that host's thread."""
+    """Progress callbacks, called from the thread of each host."""
 
     def on_step(self, host: str, name: str) -> None:
-        """copying, installing, measuring or cleaning begins."""
+        """Report the start of a step: copying, installing, measuring or cleaning."""
 
     def on_output(self, host: str, line: str) -> None:
-        """The host's own words."""
+        """Report a line of output from the host."""
 
-    def on_host_end(self, outcome: HostResult) -> None:
-        """Its last word."""
+    def on_host_end(self, result: HostResult) -> None:
+        """Report that a host has finished."""
 
 
 def bench_hosts(
-    config: BenchConfig, hosts: Sequence[str], wheels: Path | None, watcher: FleetProgress
+    config: BenchConfig, hosts: Sequence[str], wheels: Path | None, progress: FleetProgress
 ) -> list[HostResult]:
-    """Copy the bundle to every host, install edgetl there, measure, and fetch the results.
+    """Copy the bundle to every host, install edgetl there, run the bench and fetch the results.
 
     Args:
-        config: what is measured on each; `output` is a folder, and gets a result for each host.
-        hosts: as `ssh` takes them.
-        wheels: a folder to install from; None takes each device's own index.
+        config: options of the bench; `output` is a folder for the results of all hosts.
+        hosts: addresses as `ssh` takes them.
+        wheels: a folder of wheels to install from; None means each device's own index.
+        progress: callbacks for the steps and output of each host.
 
     Returns:
-        One outcome for each host, in their order; results are written as they come.
+        One result per host, in their order. Result files are written as they arrive.
 
     Raises:
-        ConfigError: a host is named twice, or is none; or the configuration asks for what only this machine has.
-        BundleError: there is no bundle.
-        BenchError: nothing can be sent.
-        KeyboardInterrupt: Ctrl-C; every connection was ended, and what had come is kept.
+        ConfigError: a host is invalid or repeated, or an option cannot be used on hosts.
+        BundleError: the bundle is not found.
+        BenchError: the files to send cannot be prepared.
+        KeyboardInterrupt: interrupted; all connections were closed and written results remain.
     """
-    if twice := next((host for number, host in enumerate(hosts) if host in hosts[:number]), None):
-        raise ConfigError(
-            f"--host {twice} is named twice: two benches on one device would measure each other."
-        )
-    remotes = [SshHost(host) for host in hosts]
-    if config.torch_modes not in ((), ("eager",)) or config.limits.min_speedup is not None:
-        raise ConfigError(
-            "--pytorch and --min-speedup want PyTorch, which devices do not have; leave them out beside --host."
-        )
-    if config.inputs is not None:
-        raise ConfigError(
-            "--inputs feeds a lone ONNX file; --host measures bundles, which bring their own images."
-        )
+    for index, host in enumerate(hosts):
+        if host in hosts[:index]:
+            raise ConfigError(
+                f"--host {host} is repeated. Two benches on one device would disturb each other."
+            )
+    ssh_hosts = [SshHost(host) for host in hosts]
+    _check_options(config)
     bundle = open_bundle(config.target)
     extra = "gpu" if any(provider in CUDA_PROVIDERS for provider in config.providers) else "cpu"
-    parcel = Payload(bundle.directory, bench_arguments(config), extra, wheels, config.baseline)
+    payload = Payload(bundle.directory, bench_arguments(config), extra, wheels, config.baseline)
     folder = config.output or find_free_path(Path("bench"), "hosts")
     folder.mkdir(parents=True, exist_ok=True)
-    work = [_HostTask(remote, parcel, bundle, folder, watcher) for remote in remotes]
-    threads = [threading.Thread(target=one.run, daemon=True) for one in work]
+    tasks = [_HostTask(ssh_host, payload, bundle, folder, progress) for ssh_host in ssh_hosts]
+    threads = [threading.Thread(target=task.run, daemon=True) for task in tasks]
     for thread in threads:
         thread.start()
     try:
@@ -110,66 +105,82 @@ def bench_hosts(
             while thread.is_alive():
                 thread.join(0.2)
     except KeyboardInterrupt:
-        for remote in remotes:
-            remote.close()
+        for ssh_host in ssh_hosts:
+            ssh_host.close()
         for thread in threads:
             thread.join(10)
         raise
-    return [one.result for one in work]
+    return [task.result for task in tasks]
+
+
+def _check_options(config: BenchConfig) -> None:
+    if config.torch_modes not in ((), ("eager",)) or config.limits.min_speedup is not None:
+        raise ConfigError(
+            "--pytorch and --min-speedup need PyTorch, which is not installed on the hosts. "
+            "Leave them out with --host."
+        )
+    if config.inputs is not None:
+        raise ConfigError(
+            "--inputs needs a lone ONNX file, but --host measures bundles. Leave out --inputs."
+        )
 
 
 def bench_arguments(config: BenchConfig) -> list[str]:
-    """What `edgetl bench BUNDLE` is given on the device."""
+    """Return the arguments of `edgetl bench BUNDLE` on the device."""
     limits = config.limits
-
-    def given() -> Iterator[str]:
-        lists = {
-            "--scope": config.scopes, "--batch": config.batches, "--threads": config.threads, "--provider": config.providers,
-            "--variant": config.variants, "--rate": config.rates,
-            "--session": () if config.session_modes == ("default",) else config.session_modes,
-        }  # fmt: skip
-        for option, values in lists.items():
-            if values:
-                yield from (option, ",".join(map(str, values)))
-        yield from ("--rounds", str(config.rounds))
-        if config.sustained_s:
-            yield from ("--sustained", f"{_format_decimal(config.sustained_s)}s")
-        if config.baseline is not None:
-            yield from ("--baseline", "baseline.json")
-        if limits.max_regression is not None:
-            yield from ("--max-regression", f"{_format_decimal(100 * limits.max_regression)}%")
-        if limits.max_p99_ms is not None:
-            yield from ("--max-p99", f"{_format_decimal(limits.max_p99_ms)}ms")
-        flags = {
-            "--profile": config.profile,
-            "--any-model": config.any_model,
-            "--force": config.force,
-        }
-        yield from (option for option, on in flags.items() if on)
-
-    return list(given())
+    arguments: list[str] = []
+    lists: dict[str, Sequence[object]] = {
+        "--scope": config.scopes,
+        "--batch": config.batches,
+        "--threads": config.threads,
+        "--provider": config.providers,
+        "--variant": config.variants,
+        "--rate": config.rates,
+        "--session": () if config.session_modes == ("default",) else config.session_modes,
+    }
+    for option, values in lists.items():
+        if values:
+            arguments += [option, ",".join(map(str, values))]
+    arguments += ["--rounds", str(config.rounds)]
+    if config.sustained_s:
+        arguments += ["--sustained", f"{_format_decimal(config.sustained_s)}s"]
+    if config.baseline is not None:
+        arguments += ["--baseline", "baseline.json"]
+    if limits.max_regression is not None:
+        arguments += ["--max-regression", f"{_format_decimal(100 * limits.max_regression)}%"]
+    if limits.max_p99_ms is not None:
+        arguments += ["--max-p99", f"{_format_decimal(limits.max_p99_ms)}ms"]
+    flags = {
+        "--profile": config.profile,
+        "--any-model": config.any_model,
+        "--force": config.force,
+    }
+    return arguments + [option for option, is_set in flags.items() if is_set]
 
 
 def _format_decimal(value: float) -> str:
-    """Without an exponent, which options do not take."""
+    """Format a number without an exponent, which options do not accept."""
     return f"{value:.9f}".rstrip("0").rstrip(".")
 
 
 class _HostTask:
-    """One host's way, in a thread of its own."""
+    """All steps on one host, run in a thread of its own."""
 
     def __init__(
-        self, remote: SshHost, parcel: Payload, bundle: Bundle, folder: Path, watcher: FleetProgress
+        self,
+        host: SshHost,
+        payload: Payload,
+        bundle: Bundle,
+        folder: Path,
+        progress: FleetProgress,
     ) -> None:
-        self._host, self._payload, self._bundle, self._folder, self._progress = (
-            remote,
-            parcel,
-            bundle,
-            folder,
-            watcher,
-        )
+        self._host = host
+        self._payload = payload
+        self._bundle = bundle
+        self._folder = folder
+        self._progress = progress
         self._start_s = time.monotonic()
-        self.result = HostResult(remote.address, 0.0, failure="It was not begun.")
+        self.result = HostResult(host.address, 0.0, failure="It was not started.")
 
     def run(self) -> None:
         self._start_s = time.monotonic()
@@ -177,45 +188,42 @@ class _HostTask:
             self.result = self._measure()
         except BenchError as error:
             self.result = self._make_host_result(failure=str(error))
-        except Exception as error:  # a fault of one host's thread is that host's, and must be told
+        except Exception as error:  # an error in one thread is reported as its host's failure
             self.result = self._make_host_result(failure=f"{type(error).__name__}: {error}")
         self._progress.on_host_end(self.result)
 
     def _measure(self) -> HostResult:
-        host, remote = self._host.address, self._host
-        self._progress.on_step(host, "copying")
-        python, folder = remote.send(self._payload)
+        address = self._host.address
+        self._progress.on_step(address, "copying")
+        python, folder = self._host.send(self._payload)
+
+        def on_reply(reply: dict[str, Any]) -> None:
+            if "step" in reply:
+                self._progress.on_step(address, str(reply["step"])[:20])
+
         try:
-            said = remote.run(
-                python,
-                folder,
-                lambda reply: (
-                    self._progress.on_step(host, str(reply["step"])[:20])
-                    if "step" in reply
-                    else None
-                ),
-                lambda line: self._progress.on_output(host, line),
+            reply = self._host.run(
+                python, folder, on_reply, lambda line: self._progress.on_output(address, line)
             )
         except RemoteError as error:
-            self._progress.on_step(host, "cleaning")
-            return self._make_host_result(
-                failure=str(error), leftover_folder="" if remote.remove(folder) else folder
-            )
-        result = None if said["result"] is None else self._store_result(said["result"])
-        words = said["words"][-1] if said["words"] else ""
-        reason = f"edgetl bench failed there: {words}" if said["status"] not in (0, 4, 5) else ""
+            self._progress.on_step(address, "cleaning")
+            leftover_folder = "" if self._host.remove(folder) else folder
+            return self._make_host_result(failure=str(error), leftover_folder=leftover_folder)
+        result = None if reply["result"] is None else self._store_result(reply["result"])
+        failure = ""
+        if reply["status"] not in (0, 4, 5):
+            last_line = reply["lines"][-1] if reply["lines"] else ""
+            failure = f"edgetl bench failed on the host: {last_line}"
         return self._make_host_result(
-            status=said["status"],
+            status=reply["status"],
             result=result,
-            failure=reason,
-            leftover_folder=folder if said["left"] else "",
+            failure=failure,
+            leftover_folder=folder if reply["left"] else "",
         )
 
     def _store_result(self, content: dict[str, Any]) -> BenchResult:
-        stem = (
-            re.sub(r"[^\w.@-]+", "-", self._host.address.removeprefix("ssh://")).strip("-.")
-            or "host"
-        )
+        address = self._host.address.removeprefix("ssh://")
+        stem = re.sub(r"[^\w.@-]+", "-", address).strip("-.") or "host"
         path = self._folder / f"{stem}.json"
         number = 1
         while path.exists():
@@ -225,24 +233,26 @@ class _HostTask:
             write_json(path, content)
         except OSError as cause:
             raise RemoteError(
-                f"Its result cannot be written to {path} ({cause.strerror}). Make room, or choose another -o."
+                f"Cannot write its result to {path} ({cause.strerror}). "
+                "Free some space, or choose another --output."
             ) from cause
         except ValueError as cause:
-            raise RemoteError(f"Its result cannot be written: {cause}.") from cause
+            raise RemoteError(f"Cannot write its result: {cause}.") from cause
         try:
             result = read_bench_result(path)
             self._check_model(result)
         except BenchError:
-            # Nobody may take it for a measurement of this bundle later.
+            # Keep no file that could be mistaken for a measurement of this bundle.
             path.unlink()
             raise
         return result
 
     def _check_model(self, result: BenchResult) -> None:
-        sent = {variant.sha256 for variant in self._bundle.variants}
-        measured = {row.file_sha256 for row in result.rows}
-        if result.model.get("run_id") != self._bundle.run_id or not measured <= sent:
-            raise RemoteError("Its result is of another model than the bundle that was sent.")
+        sent_hashes = {variant.sha256 for variant in self._bundle.variants}
+        measured_hashes = {row.file_sha256 for row in result.rows}
+        is_same_run = result.model.get("run_id") == self._bundle.run_id
+        if not is_same_run or not measured_hashes <= sent_hashes:
+            raise RemoteError("Its result does not match the bundle that was sent.")
 
-    def _make_host_result(self, **what: Any) -> HostResult:
-        return HostResult(self._host.address, time.monotonic() - self._start_s, **what)
+    def _make_host_result(self, **fields: Any) -> HostResult:
+        return HostResult(self._host.address, time.monotonic() - self._start_s, **fields)

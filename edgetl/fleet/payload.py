@@ -1,4 +1,4 @@
-"""What a device is sent: edgetl as a wheel, the bundle, and the job."""
+"""Files sent to a device: edgetl as a wheel, the bundle and the job."""
 
 from __future__ import annotations
 
@@ -20,43 +20,45 @@ from edgetl.core.paths import BundleDirectory
 
 _ZIP_TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 _EXCLUDED_PARTS = ("_models", "__pycache__")
-"""Weights to begin a training with: no device trains."""
+"""Parts of edgetl that are not sent: devices do not train, so they need no initial weights."""
 
 
 def build_edgetl_wheel() -> tuple[str, bytes]:
-    """File name and content of a wheel (PyPA's binary distribution format, version 1.0) of the edgetl that runs here.
+    """Return file name and content of a wheel of this edgetl (PyPA's binary format 1.0).
 
-    It is packed from the installed files, so that the device measures by the same code, a checkout's own changes included.
+    The wheel is built from the installed files, so the device runs the same code, including local
+    changes of a checkout.
 
     Raises:
-        BenchError: edgetl is not installed, only found on a path; nobody knows then what it depends on.
+        BenchError: edgetl is only on the import path, not installed, so its dependencies are
+            unknown.
     """
     try:
         installed = metadata.distribution("edgetl")
     except metadata.PackageNotFoundError as cause:
         raise BenchError(
-            "--host sends edgetl as a wheel, and this one is not installed: `pip install` it first."
+            "--host needs an installed edgetl to build a wheel from. Run `pip install` first."
         ) from cause
     package = Path(edgetl.__file__).parent
-    about = f"edgetl-{installed.version}.dist-info"
+    dist_info = f"edgetl-{installed.version}.dist-info"
     entries = {
         path.relative_to(package.parent).as_posix(): path.read_bytes()
         for path in sorted(package.rglob("*"))
         if path.is_file() and not any(part in _EXCLUDED_PARTS for part in path.parts)
     }
-    entries[f"{about}/METADATA"] = (installed.read_text("METADATA") or "").encode()
-    entries[f"{about}/WHEEL"] = (
+    entries[f"{dist_info}/METADATA"] = (installed.read_text("METADATA") or "").encode()
+    entries[f"{dist_info}/WHEEL"] = (
         b"Wheel-Version: 1.0\nGenerator: edgetl\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     )
     record = "".join(
         f"{name},sha256={_digest(content)},{len(content)}\n" for name, content in entries.items()
     )
-    entries[f"{about}/RECORD"] = f"{record}{about}/RECORD,,\n".encode()
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+    entries[f"{dist_info}/RECORD"] = f"{record}{dist_info}/RECORD,,\n".encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in entries.items():
             archive.writestr(zipfile.ZipInfo(name, _ZIP_TIMESTAMP), content, zipfile.ZIP_DEFLATED)
-    return f"edgetl-{installed.version}-py3-none-any.whl", packed.getvalue()
+    return f"edgetl-{installed.version}-py3-none-any.whl", buffer.getvalue()
 
 
 def _digest(content: bytes) -> str:
@@ -64,7 +66,7 @@ def _digest(content: bytes) -> str:
 
 
 class Payload:
-    """All that a device needs, written as one tar stream as often as there are devices."""
+    """Files for the devices, written as a tar stream to each of them."""
 
     def __init__(
         self,
@@ -74,17 +76,19 @@ class Payload:
         wheels: Path | None = None,
         baseline: Path | None = None,
     ) -> None:
-        """Args:
-            bundle: its page for browsers stays here.
-            arguments: of `edgetl bench`, after the bundle.
-            extra: `cpu` or `gpu`, of edgetl.
-            wheels: a folder of wheels to install from; None takes the device's own index.
+        """Build the wheel and list the files.
+
+        Args:
+            bundle: the bundle, sent without its web page.
+            arguments: arguments of `edgetl bench` after the bundle.
+            extra: the extra of edgetl to install: `cpu` or `gpu`.
+            wheels: a folder of wheels to install from; None means the device's own index.
             baseline: an earlier result to send along.
 
         Raises:
-            BenchError: there are no wheels in `wheels`, or edgetl is not installed here.
+            BenchError: `wheels` contains no wheels, or edgetl is not installed here.
         """
-        self._wheel_name, content = build_edgetl_wheel()
+        self._wheel_name, wheel = build_edgetl_wheel()
         job = {
             "wheel": self._wheel_name,
             "extra": extra,
@@ -92,18 +96,16 @@ class Payload:
             "wheels": wheels is not None,
         }
         self._generated_files: Mapping[str, bytes] = {
-            f"wheel/{self._wheel_name}": content,
+            f"wheel/{self._wheel_name}": wheel,
             "job.json": json.dumps(job).encode(),
             "agent.py": (Path(__file__).parent / "agent.py").read_bytes(),
         }
+        root = bundle.path.resolve()
         web = bundle.web.resolve()
-        found = (
-            path
-            for path in sorted(bundle.path.resolve().rglob("*"))
-            if path.is_file() and not path.is_relative_to(web)
-        )
         self._copied_files: dict[str, Path] = {
-            f"bundle/{path.relative_to(bundle.path.resolve()).as_posix()}": path for path in found
+            f"bundle/{path.relative_to(root).as_posix()}": path
+            for path in sorted(root.rglob("*"))
+            if path.is_file() and not path.is_relative_to(web)
         }
         if wheels is not None:
             self._copied_files |= {f"wheels/{path.name}": path for path in _list_wheels(wheels)}
@@ -111,7 +113,7 @@ class Payload:
             self._copied_files["baseline.json"] = baseline
 
     def write(self, stream: IO[bytes]) -> None:
-        """Write the tar archive."""
+        """Write the files to `stream` as a tar archive."""
         with tarfile.open(fileobj=stream, mode="w|") as archive:
             for name, content in self._generated_files.items():
                 archive.addfile(_tar_entry(name, len(content)), io.BytesIO(content))
@@ -122,22 +124,24 @@ class Payload:
 
 def _tar_entry(name: str, size: int) -> tarfile.TarInfo:
     entry = tarfile.TarInfo(name)
-    entry.size, entry.mode = size, 0o644
+    entry.size = size
+    entry.mode = 0o644
     return entry
 
 
 def _list_wheels(folder: Path) -> Iterator[Path]:
-    found = sorted(folder.glob("*.whl")) if folder.is_dir() else []
-    if not found:
+    wheels = sorted(folder.glob("*.whl")) if folder.is_dir() else []
+    if not wheels:
         raise BenchError(
-            f"--wheels {folder} holds no wheels. Fill it where there is a network, with the device's own platform: "
-            'pip download --only-binary=:all: --platform manylinux_2_28_aarch64 -d wheels "edgetl[cpu]"'
+            f"No wheels found in --wheels {folder}. Download them for the device's platform: "
+            "pip download --only-binary=:all: --platform manylinux_2_28_aarch64 "
+            '-d wheels "edgetl[cpu]"'
         )
-    yield from found
+    yield from wheels
 
 
 def parse_reply(line: str) -> dict[str, Any] | None:
-    """What the device's side says in a line of its standard output; None where it is something else's word."""
+    """Parse a reply of the agent; return None for other lines of its standard output."""
     try:
         content = parse_json(line)
     except ValueError:

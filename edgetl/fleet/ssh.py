@@ -1,4 +1,4 @@
-"""One device behind OpenSSH."""
+"""Remote host over OpenSSH."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import IO, Any
 
@@ -16,24 +16,25 @@ from edgetl.core.errors import BenchError, ConfigError
 from edgetl.fleet.payload import Payload, parse_reply
 
 SSH_ENV_VAR = "EDGETL_SSH"
-"""Environment variable: the command to use for ssh, with options of its own if need be."""
+"""Environment variable with the ssh command, optionally with options."""
 _SSH_OPTIONS = {
     "BatchMode": "yes",
     "ConnectTimeout": "10",
     "ServerAliveInterval": "5",
     "ServerAliveCountMax": "3",
 }
-"""Nobody is asked for a password by several hosts at once; a host that has died is noticed within 20 seconds."""
-_MAX_LINE_BYTES, _MAX_LINES = 4096, 1000
-"""Of a host's words: bytes of a line, and lines."""
+"""Options of ssh: no password prompts, and a dead host is detected within 20 seconds."""
+_MAX_LINE_BYTES = 4096
+_MAX_LINES = 1000
+"""Number of output lines kept per host."""
 _MAX_REPLY_BYTES = 256 * 2**20
-"""Bytes of a reply: it holds every latency of a bench."""
+"""Largest size of a reply, which contains every latency of a bench."""
 _SSH_FAILURE_STATUS = 255
-"""ssh's own exit status where the connection is what failed."""
+"""Exit status of ssh if the connection failed."""
 _UNPACK_SCRIPT = """
-lacking="edgetl: there is no Python 3.11 or newer with venv there: \\`sudo apt install python3 python3-venv\\`"
+error="edgetl: Python 3.11 or newer with venv not found on the device: \\`sudo apt install python3 python3-venv\\`"
 for python in python3 python3.14 python3.13 python3.12 python3.11 ""; do
-    [ -z "$python" ] && { echo "$lacking" >&2; exit 3; }
+    [ -z "$python" ] && { echo "$error" >&2; exit 3; }
     "$python" -c "import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))" 2>/dev/null && break
 done
 umask 077
@@ -43,29 +44,30 @@ if tar -xf - -C "$folder"; then echo "$python $folder"; else rm -rf "$folder"; e
 
 
 class RemoteError(BenchError):
-    """What a device could not do; the others go on."""
+    """Failure of one host; the other hosts continue."""
 
 
 class LineReader:
-    """Reads a host's lines in a thread of its own; keeps the last of them, each cut to a bounded length."""
+    """Reader of a host's output in a thread; keeps the last lines, each truncated."""
 
     def __init__(
-        self, stream: IO[bytes] | None, heard: Callable[[str], None] = lambda line: None
+        self, stream: IO[bytes] | None, on_line: Callable[[str], None] = lambda line: None
     ) -> None:
-        """Begin to read; `heard` is given each line that is not blank, from the thread."""
+        """Start reading; `on_line` is called from the thread with each line that is not blank."""
         assert stream is not None
-        self._stream, self._on_line = stream, heard
+        self._stream = stream
+        self._on_line = on_line
         self._lines: deque[str] = deque(maxlen=_MAX_LINES)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     @property
     def last_lines(self) -> list[str]:
-        """The last lines that were read."""
+        """The last lines read."""
         return list(self._lines)
 
     def join(self) -> None:
-        """Wait a moment for what is still on its way."""
+        """Wait up to 5 seconds for the remaining output."""
         self._thread.join(5)
 
     def _read(self) -> None:
@@ -80,51 +82,61 @@ class LineReader:
 
 
 class SshHost:
-    """A host, as `ssh` knows it: an alias, user@host, or ssh://user@host:port."""
+    """A host, given as an alias of ssh, user@host or ssh://user@host:port."""
 
     def __init__(self, host: str) -> None:
-        """Raises:
-        ConfigError: it is no name of a host.
+        """Check the host's address.
+
+        Raises:
+            ConfigError: `host` is not a valid address.
         """
         if not host or host.startswith("-") or re.search(r"[\s\x00-\x1f]", host):
             raise ConfigError(
-                f"--host {host!r} is no host: give an alias of ~/.ssh/config, user@device or ssh://user@device:port."
+                "--host must be an alias of ~/.ssh/config, user@device or "
+                f"ssh://user@device:port, got {host!r}."
             )
         self.address = host
         self._process: subprocess.Popen[Any] | None = None
         self._close_event = threading.Event()
 
-    def send(self, parcel: Payload) -> tuple[str, str]:
-        """Copy it; the Python to use there, and the folder that it lies in.
+    def send(self, payload: Payload) -> tuple[str, str]:
+        """Copy the payload to a new folder on the host.
+
+        Returns:
+            The Python command to use there, and the folder.
 
         Raises:
-            RemoteError: the host cannot be reached, lets nobody in, lacks something, or has no room.
+            RemoteError: the host cannot be reached, denies access, has no suitable Python, or has
+                no space.
         """
         process = self._start(_UNPACK_SCRIPT)
         assert process.stdin is not None
-        # Read while the parcel is written: a host that prints before it reads would fill its pipe and wait.
-        said, complaints = LineReader(process.stdout), LineReader(process.stderr)
+        # Read while the payload is written: a host that prints before it reads would deadlock.
+        output = LineReader(process.stdout)
+        errors = LineReader(process.stderr)
         try:
-            parcel.write(process.stdin)
+            payload.write(process.stdin)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # what it said tells why
+            pass  # the host's error output has the reason
         except OSError as cause:
             self.close()
             raise RemoteError(
-                f"What is sent cannot be read ({cause.filename or cause}: {cause.strerror}). Export the bundle again."
+                f"Cannot read the files to send ({cause.filename or cause}: {cause.strerror}). "
+                "Export the bundle again."
             ) from cause
         finally:
             with suppress(BrokenPipeError, ConnectionResetError):
                 process.stdin.close()
         status = process.wait()
-        said.join()
-        complaints.join()
+        output.join()
+        errors.join()
         if status:
-            raise RemoteError(self._failure_message(status, "\n".join(complaints.last_lines)))
-        python, _, folder = (said.last_lines[-1] if said.last_lines else "").partition(" ")
+            raise RemoteError(self._failure_message(status, errors.last_lines))
+        last_line = output.last_lines[-1] if output.last_lines else ""
+        python, _, folder = last_line.partition(" ")
         if not folder.startswith("/"):
             raise RemoteError(
-                f"It answered {folder or python or 'nothing'!r} instead of where the parcel lies."
+                f"The host printed {folder or python or 'nothing'!r} instead of the folder's path."
             )
         return python, folder
 
@@ -132,48 +144,54 @@ class SshHost:
         self,
         python: str,
         folder: str,
-        told: Callable[[dict[str, Any]], None],
-        heard: Callable[[str], None],
+        on_reply: Callable[[dict[str, Any]], None],
+        on_line: Callable[[str], None],
     ) -> dict[str, Any]:
-        """Let it work there.
+        """Run the agent on the host.
 
         Args:
-            told: given each reply of the device's side.
-            heard: given each line that a step says.
+            python: the Python command, see `send`.
+            folder: the folder of the payload on the host.
+            on_reply: called with each reply of the agent.
+            on_line: called with each output line of the agent's steps.
+
+        Returns:
+            {"status", "result", "left", "lines"}: exit status and result of the bench, whether the
+            folder was left behind, and the output lines.
 
         Raises:
-            RemoteError: the connection was lost, or the device's side ended without a word.
+            RemoteError: the connection was lost, or the agent failed.
         """
         process = self._start(f"exec {shlex.quote(python)} {shlex.quote(folder)}/agent.py")
         assert process.stdout is not None
-        words = LineReader(process.stderr, heard)
-        last: dict[str, Any] = {}
+        errors = LineReader(process.stderr, on_line)
+        last_reply: dict[str, Any] = {}
         while line := process.stdout.readline(_MAX_REPLY_BYTES):
-            if (said := parse_reply(line.decode(errors="replace"))) is not None:
-                last = said
-                told(said)
+            if (reply := parse_reply(line.decode(errors="replace"))) is not None:
+                last_reply = reply
+                on_reply(reply)
         status = process.wait()
-        words.join()
-        lines = words.last_lines
-        if "status" not in last and "failed" not in last:
-            raise RemoteError(self._failure_message(status, "\n".join(lines)))
-        if "failed" in last:
-            reason = next(
-                (line for line in reversed(lines) if line.startswith("ERROR: ")),
-                lines[-1] if lines else "",
-            )
-            raise RemoteError(f"{last['failed']} {reason.removeprefix('ERROR: ')}".strip())
-        if type(last["status"]) is not int or not isinstance(last.get("result"), dict | None):
-            raise RemoteError("It answered something else than a status and a result.")
+        errors.join()
+        lines = errors.last_lines
+        if "status" not in last_reply and "failed" not in last_reply:
+            raise RemoteError(self._failure_message(status, lines))
+        if "failed" in last_reply:
+            last_line = lines[-1] if lines else ""
+            pip_errors = [line for line in lines if line.startswith("ERROR: ")]
+            reason = pip_errors[-1] if pip_errors else last_line
+            raise RemoteError(f"{last_reply['failed']} {reason.removeprefix('ERROR: ')}".strip())
+        result = last_reply.get("result")
+        if type(last_reply["status"]) is not int or not isinstance(result, dict | None):
+            raise RemoteError("The agent's reply has no valid status or result.")
         return {
-            "status": last["status"],
-            "result": last.get("result"),
-            "left": bool(last.get("left")),
-            "words": lines,
+            "status": last_reply["status"],
+            "result": result,
+            "left": bool(last_reply.get("left")),
+            "lines": lines,
         }
 
     def remove(self, folder: str) -> bool:
-        """Remove what may have been left; whether that is certain."""
+        """Remove the folder on the host and return whether that succeeded."""
         if self._close_event.is_set():
             return False
         try:
@@ -183,7 +201,7 @@ class SshHost:
             return False
 
     def close(self) -> None:
-        """End the connection; what was begun there ends with it."""
+        """Close the connection, which also stops the agent on the host."""
         self._close_event.set()
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
@@ -201,9 +219,9 @@ class SshHost:
             f"sh -c {shlex.quote(script)}",
         ]
         if self._close_event.is_set():
-            raise RemoteError("ended")
+            raise RemoteError("The connection was closed.")
         try:
-            # A session of its own: Ctrl-C reaches edgetl alone, which ends every connection in order.
+            # In a new session, so that Ctrl-C reaches only edgetl, which closes all connections.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -213,30 +231,34 @@ class SshHost:
             )
         except FileNotFoundError as cause:
             raise RemoteError(
-                f"There is no {command[0]} here: `sudo apt install openssh-client`."
+                f"{command[0]} not found. Install it with `sudo apt install openssh-client`."
             ) from cause
         except OSError as cause:
             raise RemoteError(
-                f"{command[0]} cannot be started ({cause.strerror}). Set {SSH_ENV_VAR} to an ssh that can."
+                f"Cannot start {command[0]} ({cause.strerror}). "
+                f"Set {SSH_ENV_VAR} to a working ssh command."
             ) from cause
         return self._process
 
-    def _failure_message(self, status: int, complaints: str) -> str:
-        said = [
+    def _failure_message(self, status: int, lines: Sequence[str]) -> str:
+        error_lines = [
             line.strip()
-            for line in complaints.splitlines()
+            for line in "\n".join(lines).splitlines()
             if line.strip() and not line.startswith("Warning: Permanently added")
         ]
-        if own := next(
-            (line.removeprefix("edgetl: ") for line in said if line.startswith("edgetl: ")), None
-        ):
-            return own
-        reason = said[-1].removeprefix("ssh: ").rstrip(".") if said else ""
+        prefix = "edgetl: "
+        for line in error_lines:
+            if line.startswith(prefix):
+                return line.removeprefix(prefix)
+        reason = error_lines[-1].removeprefix("ssh: ").rstrip(".") if error_lines else ""
         if status == _SSH_FAILURE_STATUS and "Permission denied" in reason:
-            return f"{reason}. Let a key in without a password: `ssh-copy-id {self.address}`."
+            return f"{reason}. Set up a key without a password: `ssh-copy-id {self.address}`."
+        reason = reason or "no error output"
         if status == _SSH_FAILURE_STATUS or status < 0:
-            return f"The connection was lost or never made: {reason or 'no word'}. See whether `ssh {self.address} true` works."
-        return f"It ended with status {status}: {reason or 'no word'}."
+            return (
+                f"Connection failed or lost: {reason}. Check that `ssh {self.address} true` works."
+            )
+        return f"The host's process exited with status {status}: {reason}."
 
 
 def _ssh_command() -> list[str]:
@@ -245,8 +267,9 @@ def _ssh_command() -> list[str]:
         command = shlex.split(text)
     except ValueError as cause:
         raise RemoteError(
-            f"{SSH_ENV_VAR}={text!r} is no command ({cause}). Unset it, or give ssh with its options."
+            f"{SSH_ENV_VAR} must be a command, got {text!r} ({cause}). "
+            "Unset it, or set it to ssh with its options."
         ) from cause
     if not command:
-        raise RemoteError(f"{SSH_ENV_VAR} is empty. Unset it, or give ssh with its options.")
+        raise RemoteError(f"{SSH_ENV_VAR} is empty. Unset it, or set it to ssh with its options.")
     return command

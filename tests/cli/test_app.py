@@ -1,4 +1,4 @@
-"""Commands where the surroundings fail: no standard output, an ASCII encoding, files that may not grow. With real processes."""
+"""Commands with closed streams, an ASCII encoding or limited storage, in real processes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tests.helpers.bundles import colour_logits, colour_model, write_bundle, wri
 
 
 def run(
-    *arguments: object, redirect: str = "", most_bytes: int | None = None, **environment: str
+    *arguments: object, redirect: str = "", max_file_bytes: int | None = None, **environment: str
 ) -> subprocess.CompletedProcess[bytes]:
     def limit() -> None:
-        if most_bytes is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+        if max_file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
 
     command = [
         "sh",
@@ -36,31 +36,31 @@ def run(
         "edgetl",
         *map(str, arguments),
     ]
-    surroundings = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    variables = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     return subprocess.run(
-        command, capture_output=True, env=surroundings, timeout=120, preexec_fn=limit
+        command, capture_output=True, env=variables, timeout=120, preexec_fn=limit
     )
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    pictures = write_pictures(tmp_path / "bundle/golden")
-    logits = np.stack([colour_logits(load_image(path)) for path in pictures])
+    images = write_pictures(tmp_path / "bundle/golden")
+    logits = np.stack([colour_logits(load_image(path)) for path in images])
     return write_bundle(tmp_path / "bundle", {"fp32": colour_model()}, logits, labels=["Bär", "猫"])
 
 
 @pytest.mark.parametrize("redirect", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_closed_streams_are_no_error(bundle: Path, redirect: str) -> None:
-    done = run("predict", bundle, bundle / "golden/0.png", "--json", redirect=redirect)
-    assert (done.returncode, done.stderr) == (0, b"")
+def test_closed_streams_are_not_an_error(bundle: Path, redirect: str) -> None:
+    process = run("predict", bundle, bundle / "golden/0.png", "--json", redirect=redirect)
+    assert (process.returncode, process.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("command", ["predict", "verify"])
-def test_an_ascii_terminal_gets_escapes(bundle: Path, command: str) -> None:
+def test_output_is_escaped_on_ascii_terminal(bundle: Path, command: str) -> None:
     arguments = [bundle, *([bundle / "golden/0.png"] if command == "predict" else [])]
-    told = run(command, *arguments, PYTHONIOENCODING="ascii")
-    assert (told.returncode, told.stderr) == (0, b"")
-    assert told.stdout.isascii()
+    plain = run(command, *arguments, PYTHONIOENCODING="ascii")
+    assert (plain.returncode, plain.stderr) == (0, b"")
+    assert plain.stdout.isascii()
     as_json = run(command, *arguments, "--json", PYTHONIOENCODING="ascii")
     content = json.loads(as_json.stdout)
     assert (
@@ -69,40 +69,45 @@ def test_an_ascii_terminal_gets_escapes(bundle: Path, command: str) -> None:
     )
 
 
-def test_a_limit_on_files_is_told(bundle: Path, tmp_path: Path) -> None:
-    done = run("bench", bundle, "--rounds", "2", "-o", tmp_path / "result.json", most_bytes=1024)
-    assert done.returncode == 1
-    assert b"Traceback" not in done.stderr
-    assert b"ulimit -f" in done.stderr
+def test_file_size_limit_is_reported(bundle: Path, tmp_path: Path) -> None:
+    process = run(
+        "bench", bundle, "--rounds", "2", "-o", tmp_path / "result.json", max_file_bytes=1024
+    )
+    assert process.returncode == 1
+    assert b"Traceback" not in process.stderr
+    assert b"ulimit -f" in process.stderr
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (
             OSError(errno.ENOSPC, "No space left on device", "/tmp/x"),
-            "no room left on the disk (/tmp/x)",
+            "No space left on the disk (/tmp/x)",
         ),
         (
             OSError(errno.EDQUOT, "Disk quota exceeded"),
-            "no room left on the disk (Disk quota exceeded)",
+            "No space left on the disk (Disk quota exceeded)",
         ),
         (
             FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']"),
-            "Point TMPDIR to a folder with room",
+            "Set TMPDIR to a folder with free space",
         ),
     ],
 )
-def test_a_full_disk_is_told(
-    error: OSError, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_full_disk_is_reported(
+    error: OSError,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fail(asked: str) -> None:
+    def fail(command: str) -> None:
         raise error
 
     monkeypatch.setattr(app, "create_app", fail)
     monkeypatch.setattr(app, "tolerate_closed_pipes", lambda: None)
     monkeypatch.setattr(app, "install_signal_handlers", lambda: None)
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         app.main()
-    assert ended.value.code == 1
-    assert told in " ".join(capsys.readouterr().err.split())
+    assert exit_info.value.code == 1
+    assert message in " ".join(capsys.readouterr().err.split())

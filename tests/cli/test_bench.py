@@ -36,22 +36,22 @@ def edgetl(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    pictures = write_pictures(tmp_path / "bundle/golden")
+    images = write_pictures(tmp_path / "bundle/golden")
     return write_bundle(
         tmp_path / "bundle",
         {"fp32": colour_model()},
-        np.stack([colour_logits(load_image(path)) for path in pictures]),
+        np.stack([colour_logits(load_image(path)) for path in images]),
     )
 
 
-def test_a_bundle_without_its_run(bundle: Path, tmp_path: Path) -> None:
-    done = edgetl(
+def test_bench_of_a_bundle_without_its_run(bundle: Path, tmp_path: Path) -> None:
+    process = edgetl(
         "bench", str(bundle), "--rounds", "2", "--scope", "model", "--threads", "1", cwd=tmp_path
     )
-    assert done.returncode == 0, done.stderr
-    (kept,) = (tmp_path / "bench").iterdir()
-    assert str(kept.relative_to(tmp_path)) in done.stdout
-    for words in (
+    assert process.returncode == 0, process.stderr
+    (result_path,) = (tmp_path / "bench").iterdir()
+    assert str(result_path.relative_to(tmp_path)) in process.stdout
+    for text in (
         "onnxruntime",
         "p50 ms",
         "images/s",
@@ -59,13 +59,13 @@ def test_a_bundle_without_its_run(bundle: Path, tmp_path: Path) -> None:
         "Noise",
         "PyTorch is not measured",
     ):
-        assert words in done.stdout
-    assert "gate: onnxruntime fp32 1 thread" in done.stderr
-    assert "\x1b" not in done.stderr
+        assert text in process.stdout
+    assert "gate: onnxruntime fp32 1 thread" in process.stderr
+    assert "\x1b" not in process.stderr
 
 
-def test_json_is_all_that_standard_output_holds(bundle: Path, tmp_path: Path) -> None:
-    done = edgetl(
+def test_json_is_the_only_output(bundle: Path, tmp_path: Path) -> None:
+    process = edgetl(
         "bench",
         str(bundle),
         "--rounds",
@@ -77,29 +77,31 @@ def test_json_is_all_that_standard_output_holds(bundle: Path, tmp_path: Path) ->
         "kept.json",
         cwd=tmp_path,
     )
-    assert done.returncode == 0, done.stderr
-    content = json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr
+    content = json.loads(process.stdout)
     assert (content["schema"], content["kind"]) == (1, "bench")
     assert content == json.loads((tmp_path / "kept.json").read_text())
     assert content["rows"][0]["p50_ms"] > 0
 
 
-def test_scopes_are_repeated_or_listed(bundle: Path, tmp_path: Path) -> None:
-    done = edgetl("bench", str(bundle), "--rounds", "2", "--scope", "model, pixels", cwd=tmp_path)
-    assert done.returncode == 1
+def test_invalid_scope_is_rejected(bundle: Path, tmp_path: Path) -> None:
+    process = edgetl(
+        "bench", str(bundle), "--rounds", "2", "--scope", "model, pixels", cwd=tmp_path
+    )
+    assert process.returncode == 1
     assert "--scope must be one of model, image, file, got 'pixels'" in " ".join(
-        done.stderr.split()
+        process.stderr.split()
     )
 
 
-def test_a_closed_gate_is_shown_and_fails(bundle: Path, tmp_path: Path) -> None:
-    pictures = sorted((bundle / "golden").glob("*.png"))
-    logits = np.stack([colour_logits(load_image(path)) for path in pictures]) + np.float32(1)
+def test_failed_gate_is_shown_and_exits_with_1(bundle: Path, tmp_path: Path) -> None:
+    images = sorted((bundle / "golden").glob("*.png"))
+    logits = np.stack([colour_logits(load_image(path)) for path in images]) + np.float32(1)
     write_bundle(bundle, {"fp32": colour_model()}, logits)
-    done = edgetl("bench", str(bundle), "--rounds", "2", "--scope", "model", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "failed" in done.stdout
-    assert "logits differ by 1" in " ".join(done.stderr.split())
+    process = edgetl("bench", str(bundle), "--rounds", "2", "--scope", "model", cwd=tmp_path)
+    assert process.returncode == 1
+    assert "failed" in process.stdout
+    assert "logits differ by 1" in " ".join(process.stderr.split())
     as_json = edgetl(
         "bench", str(bundle), "--rounds", "2", "--scope", "model", "--json", cwd=tmp_path
     )
@@ -123,59 +125,59 @@ def test_a_closed_gate_is_shown_and_fails(bundle: Path, tmp_path: Path) -> None:
         (["bundle", "--sustained", "1s"], "--sustained must be at least 10s"),
         (["bundle", "--max-regression", "5%"], "give --baseline"),
         (["bundle", "--max-regression", "little"], "is not a share"),
-        (["bundle", "--latency-budget", "5ms"], "belong to architectures"),
+        (["bundle", "--latency-budget", "5ms"], "can only be used with architectures"),
         (["bundle", "--inputs", "x.npy"], "a bundle brings its own"),
-        (["bundle", "second"], "Give one RUN"),
-        ([], "Give one RUN"),
+        (["bundle", "second"], "Expected one RUN"),
+        ([], "Expected one RUN"),
         (["bundle", "--variant", "int8"], "no variant 'int8'"),
         (["bundle", "--baseline", "absent.json"], "cannot be read"),
     ],
 )
-def test_mistakes_are_answered_with_a_message(
+def test_invalid_options_are_rejected(
     bundle: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    done = edgetl("bench", *arguments, cwd=tmp_path)
-    assert done.returncode == 1
-    assert message in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    process = edgetl("bench", *arguments, cwd=tmp_path)
+    assert process.returncode == 1
+    assert message in " ".join(process.stderr.split())
+    assert "Traceback" not in process.stderr
+    assert process.stdout == ""
     assert not (tmp_path / "bench").exists()
 
 
 def test_architectures_are_timed_without_training(tmp_path: Path) -> None:
     sizes = ("--image-size", "32,64", "--classes", "3", "--rounds", "2", "--latency-budget", "10s")
-    done = edgetl("bench", "squeezenet1_1", *sizes, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "edgetl finetune DATA --model squeezenet1_1 --image-size 64" in done.stdout
-    (kept,) = (tmp_path / "bench").iterdir()
-    assert json.loads(kept.read_text())["kind"] == "candidates"
-    misspelt = edgetl("bench", "--candidates", "squeezenet1_1,mobilnet_v2", cwd=tmp_path)
-    assert misspelt.returncode == 1
-    assert "Did you mean mobilenet_v2" in " ".join(misspelt.stderr.split())
+    process = edgetl("bench", "squeezenet1_1", *sizes, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "edgetl finetune DATA --model squeezenet1_1 --image-size 64" in process.stdout
+    (result_path,) = (tmp_path / "bench").iterdir()
+    assert json.loads(result_path.read_text())["kind"] == "candidates"
+    misspelled = edgetl("bench", "--candidates", "squeezenet1_1,mobilnet_v2", cwd=tmp_path)
+    assert misspelled.returncode == 1
+    assert "Did you mean mobilenet_v2" in " ".join(misspelled.stderr.split())
 
 
 @pytest.mark.parametrize("command", ["bench", "doctor"])
-def test_help_loads_nothing_heavy(command: str, tmp_path: Path) -> None:
+def test_help_imports_no_heavy_package(command: str, tmp_path: Path) -> None:
     program = (
         "import sys\nfrom edgetl.cli.app import create_app\napp = create_app()\n"
         f"try:\n    app(['{command}', '--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
         "print([name for name in ('numpy', 'PIL', 'torch', 'onnxruntime', 'edgetl.device') if name in sys.modules])"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert command in done.stdout
+    assert process.stdout.splitlines()[-1] == "[]"
+    assert command in process.stdout
 
 
-def shown(content: BenchResult) -> str:
+def rendered_text(content: BenchResult) -> str:
     with out.capture() as capture:
         show_bench_result(content)
     return capture.get()
 
 
-def test_the_table_fits_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(out._console(), "_width", 100)
+def test_table_fits_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(out._get_console(), "_width", 100)
     rows = [
         row(runtime, [9_876_000, 9_912_000], scope)
         for runtime in ("pytorch", "onnxruntime")
@@ -185,7 +187,7 @@ def test_the_table_fits_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> No
         (f"pytorch-fp32-{scope}-cpu-b1-t2", f"onnxruntime-fp32-{scope}-cpu-b1-t2")
         for scope in ("model", "file")
     )
-    text = shown(BenchResult(**{**vars(result()), "rows": tuple(rows), "pairs": pairs}))
+    text = rendered_text(BenchResult(**{**vars(result()), "rows": tuple(rows), "pairs": pairs}))
     lines = [
         line
         for line in text.splitlines()
@@ -193,34 +195,34 @@ def test_the_table_fits_a_hundred_columns(monkeypatch: pytest.MonkeyPatch) -> No
     ]
     assert all(len(line.rstrip()) <= 100 for line in lines)
     assert sum("onnxruntime" in line for line in lines) == 5, (
-        "two figures, two with stages, one of cold starts: no row is broken into two lines"
+        "two rows of latency, two of stages, one of cold starts, none wrapped"
     )
     assert text.count("inconclusive") == 2
     assert "1.00× [" in text
 
 
-def test_what_is_withheld_noisy_or_earlier_is_said() -> None:
+def test_table_shows_missing_values_noise_and_earlier_result() -> None:
     earlier = EarlierRow(
         "old.json", "2025-01-01T00:00:00+00:00", True, False, False, 4, True, 8.0, (8e6, 8.1e6)
     )
-    text = shown(
+    text = rendered_text(
         BenchResult(
             **{
                 **{name: value for name, value in vars(result()).items() if name != "comparisons"},
                 "noise": Noise(("other processes used 40% of the CPU",)),
-                "earlier": (
+                "earlier_pairs": (
                     ("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier),
                 ),
             }
         )
     )
-    words = " ".join(text.split())
+    joined = " ".join(text.split())
     assert "—" in text
-    assert "noisy: other processes used 40% of the CPU" in words
-    assert "another device, another model, another configuration, noisy" in words
+    assert "noisy: other processes used 40% of the CPU" in joined
+    assert "another device, another model, another configuration, noisy" in joined
 
 
-def test_table_shows_the_clock_of_a_profile_and_the_gpu() -> None:
+def test_table_shows_profile_clock_and_gpu_state() -> None:
     reading = {
         "index": 0,
         "sm_clocks_mhz": [1980],
@@ -244,7 +246,7 @@ def test_table_shows_the_clock_of_a_profile_and_the_gpu() -> None:
     ]
     profile = {"runs": 3, "clock": "host dispatch", "operators": operators, "nodes": []}
     content = replace(result(), rows=(measured,), pairs=(), profiles={measured.id: profile})
-    text = " ".join(shown(content).split())
+    text = " ".join(rendered_text(content).split())
     assert "Times are host dispatch: time to launch the work" in text
     assert (
         f"GPU {measured.id}: SM 1980 MHz of 1980, 61 °C, 300 W, 1024 MiB, throttle reasons: hw slowdown"
@@ -254,4 +256,4 @@ def test_table_shows_the_clock_of_a_profile_and_the_gpu() -> None:
         content,
         profiles={measured.id: {name: value for name, value in profile.items() if name != "clock"}},
     )
-    assert "Times are" not in shown(old)
+    assert "Times are" not in rendered_text(old)

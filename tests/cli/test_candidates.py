@@ -27,73 +27,69 @@ BROKEN = candidate(
 )
 
 
-def test_the_table_the_reasons_and_the_next_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_candidates_prints_table_failures_and_next_step(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     show_candidates(result_of(SLOW, BROKEN, EDGE, FAST, budget_ms=5.0))
-    shown = capsys.readouterr().out
-    lines = shown.splitlines()
-    names = [
-        line.split()[0]
-        for line in lines
-        if line.startswith(("shufflenet", "mnasnet", "mobilenet", "inception"))
-    ]
+    text = capsys.readouterr().out
+    lines = text.splitlines()
+    prefixes = ("shufflenet", "mnasnet", "mobilenet", "inception")
+    rows = [line for line in lines if line.startswith(prefixes)]
+    names = [line.split()[0] for line in rows]
     assert names == ["shufflenet_v2_x1_0", "mnasnet1_0", "mobilenet_v2", "inception_v3"]
-    assert [line.split()[-1] for line in lines if line.startswith(("shufflenet", "mnasnet", "mobilenet", "inception"))] == [
-        "yes", "decided", "no", "failed",
-    ]  # fmt: skip
-    assert "2.00 [2.00, 2.00]" in shown
-    assert (
-        "Failed   inception_v3 at 32 px: inception_v3 does not take images of 32 pixels." in shown
-    )
-    assert "edgetl finetune DATA --model shufflenet_v2_x1_0 --image-size 224" in shown
+    assert [line.split()[-1] for line in rows] == ["yes", "undecided", "no", "failed"]
+    assert "2.00 [2.00, 2.00]" in text
+    assert "Failed   inception_v3 at 32 px: inception_v3 does not take images of 32 pixels." in text
+    assert "edgetl finetune DATA --model shufflenet_v2_x1_0 --image-size 224" in text
 
 
-def test_the_conclusion_says_no_more_than_the_figures() -> None:
+def test_summary_matches_the_measurements() -> None:
     assert "Within 5 ms: shufflenet_v2_x1_0 at 224 px (2.00 ms)." in summarize_candidates(
         result_of(SLOW, EDGE, FAST, budget_ms=5.0)
     )
-    assert "Not decided: mnasnet1_0 at 224 px" in summarize_candidates(
+    assert "Undecided: mnasnet1_0 at 224 px" in summarize_candidates(
         result_of(SLOW, EDGE, FAST, budget_ms=5.0)
     )
     assert "widened" not in summarize_candidates(result_of(EDGE, budget_ms=5.0))
-    assert "widened by how far the rounds differ" in summarize_candidates(
+    assert "widened by the spread of the rounds" in summarize_candidates(
         result_of(EDGE, budget_ms=5.0, reasons=("steal",))
     )
-    nothing = summarize_candidates(result_of(SLOW, FAST, budget_ms=1.0))
+    no_fit = summarize_candidates(result_of(SLOW, FAST, budget_ms=1.0))
     assert (
-        "Nothing is surely within 1 ms; shufflenet_v2_x1_0 at 224 px (2.00 ms) came closest."
-        in nothing
+        "No candidate is certainly within 1 ms; the closest is shufflenet_v2_x1_0 at 224 px (2.00 ms)."
+        in no_fit
     )
-    assert "edgetl finetune" not in nothing
-    assert "Fastest is shufflenet_v2_x1_0" in summarize_candidates(result_of(SLOW, FAST))
+    assert "edgetl finetune" not in no_fit
+    assert "The fastest is shufflenet_v2_x1_0" in summarize_candidates(result_of(SLOW, FAST))
     small = candidate("mobilenet_v2", [3.0] * 4, 160, 72.2)
-    both = summarize_candidates(result_of(small, FAST, budget_ms=5.0))
-    assert both.count("edgetl finetune DATA") == 2
-    assert "only training decides" in both
+    summary = summarize_candidates(result_of(small, FAST, budget_ms=5.0))
+    assert summary.count("edgetl finetune DATA") == 2
+    assert "train each to compare" in summary
     assert summarize_candidates(result_of(BROKEN)) == "Nothing was timed."
 
 
-def test_without_a_budget_nothing_fits_or_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_has_no_fits_column_without_budget(capsys: pytest.CaptureFixture[str]) -> None:
     show_candidates(result_of(SLOW, FAST))
     assert "fits" not in capsys.readouterr().out.partition("Result")[0]
 
 
-def test_sizes_are_whole_numbers() -> None:
+def test_parse_image_sizes_accepts_whole_numbers_only() -> None:
     assert parse_image_sizes(" 160, 224,") == (160, 224)
     assert parse_image_sizes("") == ()
-    with pytest.raises(ConfigError, match=r"not 'big', '1\.5'"):
+    with pytest.raises(ConfigError, match=r"got 'big', '1\.5'"):
         parse_image_sizes("160,big,1.5")
 
 
-def test_plain_values_become_a_configuration(
+def test_run_candidates_builds_the_configuration(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from edgetl.export import candidates
 
-    asked: list[CandidatesConfig] = []
+    configs: list[CandidatesConfig] = []
 
     def time_candidates(config: CandidatesConfig, _progress: Any) -> CandidatesResult:
-        asked.append(config)
-        return result_of(FAST if len(asked) == 1 else BROKEN, budget_ms=config.latency_budget_ms)
+        configs.append(config)
+        return result_of(FAST if len(configs) == 1 else BROKEN, budget_ms=config.latency_budget_ms)
 
     monkeypatch.setattr(candidates, "time_candidates", time_candidates)
     run_candidates(
@@ -107,7 +103,7 @@ def test_plain_values_become_a_configuration(
         Path("result.json"),
         as_json=True,
     )
-    assert asked == [
+    assert configs == [
         CandidatesConfig(
             ("mobilenet_v2", "resnet18", "vgg11"),
             4,
@@ -120,5 +116,5 @@ def test_plain_values_become_a_configuration(
         ),
     ]
     assert json.loads(capsys.readouterr().out)["kind"] == "candidates"
-    with pytest.raises(BenchError, match="Not one candidate could be timed"):
+    with pytest.raises(BenchError, match="No candidate could be timed"):
         run_candidates(["inception_v3"])

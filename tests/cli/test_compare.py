@@ -15,24 +15,25 @@ from edgetl.core.config.finetune import FinetuneConfig
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 from tests.helpers.experiments import made_experiment
 
-M = "mobilenet_v2-224"
+NETWORK = "mobilenet_v2-224"
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[CompareConfig, FinetuneConfig]]:
-    """What the command asks the library for."""
-    from edgetl.experiment import compare as comparing
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[CompareConfig, FinetuneConfig]]:
+    """Record the configurations that the command passes to the library."""
+    from edgetl.experiment import compare as experiment_runner
 
-    seen: list[tuple[CompareConfig, FinetuneConfig]] = []
+    recorded_calls: list[tuple[CompareConfig, FinetuneConfig]] = []
 
-    def compare(config: CompareConfig, recipe: FinetuneConfig, watcher: Any) -> Any:
-        seen.append((config, recipe))
+    def compare(config: CompareConfig, recipe: FinetuneConfig, progress: Any) -> Any:
+        recorded_calls.append((config, recipe))
         return made_experiment(
-            {f"{M}/scratch": (0.5, 100.0), f"{M}/head": (0.9, 9.0)}, folder=config.output
+            {f"{NETWORK}/scratch": (0.5, 100.0), f"{NETWORK}/head": (0.9, 9.0)},
+            folder=config.output,
         )
 
-    monkeypatch.setattr(comparing, "compare", compare)
-    return seen
+    monkeypatch.setattr(experiment_runner, "compare", compare)
+    return recorded_calls
 
 
 def run(*arguments: object) -> Any:
@@ -41,16 +42,17 @@ def run(*arguments: object) -> Any:
     )
 
 
-def test_options_reach_the_library(
-    asked: list[tuple[CompareConfig, FinetuneConfig]], tmp_path: Path
+def test_options_are_passed_to_the_library(
+    calls: list[tuple[CompareConfig, FinetuneConfig]], tmp_path: Path
 ) -> None:
     result = run(
-        tmp_path / "pets", "--models", "resnet18,mobilenet_v2", "--strategies", "scratch,freeze-sweep", "--seeds", 2,
-        "--image-size", "160,224", "--weights", "/weights", "--epochs", 12, "--budget", "30m", "--target-accuracy", "0.9",
+        tmp_path / "pets", "--models", "resnet18,mobilenet_v2",
+        "--strategies", "scratch,freeze-sweep", "--seeds", 2, "--image-size", "160,224",
+        "--weights", "/weights", "--epochs", 12, "--budget", "30m", "--target-accuracy", "0.9",
         "--latency-budget", "5ms", "--preset", "classic", "--no-bench", "-o", tmp_path / "out",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    ((config, recipe),) = asked
+    ((config, recipe),) = calls
     assert config == CompareConfig(
         tmp_path / "out",
         ("resnet18", "mobilenet_v2"),
@@ -71,48 +73,48 @@ def test_options_reach_the_library(
     )
 
 
-def test_without_options_it_is_the_classic_experiment(
-    asked: list[tuple[CompareConfig, FinetuneConfig]], tmp_path: Path
+def test_defaults_without_options(
+    calls: list[tuple[CompareConfig, FinetuneConfig]], tmp_path: Path
 ) -> None:
     result = run(tmp_path / "pets")
-    ((config, recipe),) = asked
+    ((config, recipe),) = calls
     assert config == CompareConfig(Path("experiments/pets"))
     assert recipe == FinetuneConfig(tmp_path / "pets")
-    assert f"{M}: Take `head`: 90.0% of 200 validation images" in result.output
+    assert f"{NETWORK}: Take `head`: 90.0% of 200 validation images" in result.output
     assert "90.0% [85.1%, 93.4%]" in result.output
     assert "report.html" in result.output
 
 
-def test_json_is_one_object(
-    asked: list[tuple[CompareConfig, FinetuneConfig]], tmp_path: Path
+def test_json_prints_one_object(
+    calls: list[tuple[CompareConfig, FinetuneConfig]], tmp_path: Path
 ) -> None:
     content = json.loads(run(tmp_path / "pets", "--json").stdout)
     assert (content["schema"], content["kind"]) == (1, "compare")
-    assert content["recommended"] == {M: f"{M}-head"}
+    assert content["recommended"] == {NETWORK: f"{NETWORK}-head"}
 
 
-def test_a_dry_run_tells_the_plan_and_trains_nothing(
+def test_dry_run_prints_the_plan_and_trains_nothing(
     forked: Callable[..., subprocess.CompletedProcess[str]],
     parts: Path,
     random_weights: Path,
     tmp_path: Path,
 ) -> None:
-    done = forked(
-        "compare", parts, "--models", ARCHITECTURE, "--strategies", "scratch,head", "--seeds", 1, "--image-size", IMAGE_SIZE, "--weights",
-        random_weights, "-o", tmp_path / "out", "--dry-run",
+    process = forked(
+        "compare", parts, "--models", ARCHITECTURE, "--strategies", "scratch,head", "--seeds", 1,
+        "--image-size", IMAGE_SIZE, "--weights", random_weights, "-o", tmp_path / "out", "--dry-run",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     for name in ("head", "scratch-equal-time", "scratch"):
-        assert f"{ARCHITECTURE}-{IMAGE_SIZE}-{name}-s0" in done.stdout
-    assert "3 of 3 runs to do, about" in done.stdout
+        assert f"{ARCHITECTURE}-{IMAGE_SIZE}-{name}-s0" in process.stdout
+    assert "3 of 3 runs left, about" in process.stdout
     assert not (tmp_path / "out").exists()
 
 
-def test_mistakes_are_one_sentence_each(
+def test_invalid_options_are_reported_together(
     edgetl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    done = edgetl("compare", tmp_path / "pets", "--strategies", "heads", "--seeds", 0)
-    assert done.returncode == 1
-    assert "'heads'" in done.stderr
-    assert "--seeds must be >= 1" in done.stderr
-    assert "Traceback" not in done.stderr
+    process = edgetl("compare", tmp_path / "pets", "--strategies", "heads", "--seeds", 0)
+    assert process.returncode == 1
+    assert "'heads'" in process.stderr
+    assert "--seeds must be >= 1" in process.stderr
+    assert "Traceback" not in process.stderr

@@ -26,27 +26,27 @@ SECONDS = {RUNS[0].name: 10.0, RUNS[1].name: 20.0, RUNS[2].name: 60.0}
 
 @pytest.fixture
 def screen(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    written = io.StringIO()
+    stream = io.StringIO()
     monkeypatch.setattr(
         compare_progress,
         "err",
-        Console(file=written, force_terminal=True, width=140, color_system=None),
+        Console(file=stream, force_terminal=True, width=140, color_system=None),
     )
-    return written
+    return stream
 
 
-def test_a_log_says_what_begins_what_ended_and_how_long_is_left(screen: io.StringIO) -> None:
-    view = PlainExperimentProgress()
-    view.on_plan(RUNS, [RUNS[0].name], SECONDS)
-    view.on_run_start(RUNS[1])
-    view.on_run_message(RUNS[1], {"warning": "few images"})
-    view.on_run_message(RUNS[1], {"epoch": {"epoch": 1, "val_accuracy": 0.5}})
-    view.on_run_end(RUNS[1], made_run("mobilenet_v2-224", "finetune", 0.9, 40.0))
-    view.on_run_end(
+def test_log_has_one_line_per_start_end_and_warning(screen: io.StringIO) -> None:
+    progress = PlainExperimentProgress()
+    progress.on_plan(RUNS, [RUNS[0].name], SECONDS)
+    progress.on_run_start(RUNS[1])
+    progress.on_run_message(RUNS[1], {"warning": "few images"})
+    progress.on_run_message(RUNS[1], {"epoch": {"epoch": 1, "val_accuracy": 0.5}})
+    progress.on_run_end(RUNS[1], made_run("mobilenet_v2-224", "finetune", 0.9, 40.0))
+    progress.on_run_end(
         RUNS[2], made_run("mobilenet_v2-224", "full", 0, 0, failed="out of memory\nand more")
     )
     assert screen.getvalue().splitlines() == [
-        "3 runs, 1 of them ended before; about 80 s of training left.",
+        "3 runs, 1 already finished; about 80 s of training left.",
         "[2/3] mobilenet_v2-224-finetune-s0: expected to take 20 s",
         "Warning: mobilenet_v2-224-finetune-s0: few images",
         "[2/3] mobilenet_v2-224-finetune-s0: validation accuracy 0.900 in 40 s; about 2 min 0 s of training left",
@@ -54,19 +54,19 @@ def test_a_log_says_what_begins_what_ended_and_how_long_is_left(screen: io.Strin
     ]
 
 
-def test_a_terminal_shows_all_runs_and_the_one_that_trains(screen: io.StringIO) -> None:
+def test_live_table_shows_all_runs_and_the_current_one(screen: io.StringIO) -> None:
     with Live(console=compare_progress.err, auto_refresh=False) as live:
-        view = LiveExperimentProgress(live)
-        view.on_plan(RUNS, [RUNS[0].name], SECONDS)
-        view.on_run_start(RUNS[1])
-        assert view.describe_time_left() == "about 80 s of training left"
-        view._current_run = RUNS[1], time.monotonic() - 15
-        assert view.describe_time_left() == "about 65 s of training left"
-        view._current_run = RUNS[1], time.monotonic()
-        view._last_draw_time = 0.0
-        view.on_run_message(RUNS[1], {"step": {"epoch": 3, "epochs": 16, "accuracy": 0.75}})
-    shown = screen.getvalue()
-    assert "ended before" in shown
-    assert "epoch 3 of 16, training accuracy 0.75" in shown
-    assert "waiting" in shown
-    assert "1 of 3 runs ended, about 80 s of training left" in shown
+        progress = LiveExperimentProgress(live)
+        progress.on_plan(RUNS, [RUNS[0].name], SECONDS)
+        progress.on_run_start(RUNS[1])
+        assert progress.describe_time_left() == "about 80 s of training left"
+        progress._current_run = RUNS[1], time.monotonic() - 15
+        assert progress.describe_time_left() == "about 65 s of training left"
+        progress._current_run = RUNS[1], time.monotonic()
+        progress._last_draw_time = 0.0
+        progress.on_run_message(RUNS[1], {"step": {"epoch": 3, "epochs": 16, "accuracy": 0.75}})
+    text = screen.getvalue()
+    assert "already finished" in text
+    assert "epoch 3 of 16, training accuracy 0.75" in text
+    assert "waiting" in text
+    assert "1 of 3 runs finished, about 80 s of training left" in text

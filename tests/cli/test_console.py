@@ -1,4 +1,4 @@
-"""`edgetl ... | head -3`: the reader leaves, the command does its work to the end, and its exit status is its own. With real processes."""
+"""Commands whose pipe is closed by the reader (`edgetl ... | head -3`), in real processes."""
 
 from __future__ import annotations
 
@@ -17,34 +17,36 @@ from tests.conftest import ROOT
 from tests.helpers.bundles import colour_logits, colour_model, write_bundle, write_pictures
 
 
-def unread(*arguments: object, folder: Path, both: bool = False) -> tuple[int, str]:
-    """Exit status and standard error of a command whose standard output nobody reads; `both`: nor its standard error."""
-    reading, writing = os.pipe()
-    os.close(reading)
+def run_with_closed_pipe(
+    *arguments: object, folder: Path, close_stderr: bool = False
+) -> tuple[int, str]:
+    """Run a command with a closed standard output, and standard error if `close_stderr` is set."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
     command = [sys.executable, "-m", "edgetl", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command,
             cwd=folder,
             env=environment,
-            stdout=writing,
-            stderr=writing if both else subprocess.PIPE,
+            stdout=write_end,
+            stderr=write_end if close_stderr else subprocess.PIPE,
             text=True,
             timeout=120,
         )
     finally:
-        os.close(writing)
-    return done.returncode, done.stderr or ""
+        os.close(write_end)
+    return process.returncode, process.stderr or ""
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    pictures = write_pictures(tmp_path / "bundle/golden")
+    images = write_pictures(tmp_path / "bundle/golden")
     return write_bundle(
         tmp_path / "bundle",
         {"fp32": colour_model()},
-        np.stack([colour_logits(load_image(path)) for path in pictures]),
+        np.stack([colour_logits(load_image(path)) for path in images]),
     )
 
 
@@ -61,40 +63,43 @@ def bundle(tmp_path: Path) -> Path:
     ],
     ids=" ".join,
 )
-def test_whatever_is_printed(arguments: list[str], tmp_path: Path) -> None:
-    assert unread(*arguments, folder=tmp_path) == (0, "")
+def test_commands_succeed_when_stdout_is_closed(arguments: list[str], tmp_path: Path) -> None:
+    assert run_with_closed_pipe(*arguments, folder=tmp_path) == (0, "")
 
 
 @pytest.mark.parametrize("form", ["", "--json", "--csv"])
-def test_predictions(form: str, bundle: Path, tmp_path: Path) -> None:
-    assert unread("predict", bundle, bundle / "golden", *filter(None, [form]), folder=tmp_path) == (
+def test_predict_succeeds_when_stdout_is_closed(form: str, bundle: Path, tmp_path: Path) -> None:
+    assert run_with_closed_pipe(
+        "predict", bundle, bundle / "golden", *filter(None, [form]), folder=tmp_path
+    ) == (
         0,
         "",
     )
 
 
-def test_predictions_that_nobody_follows_any_more_are_not_made(
-    bundle: Path, tmp_path: Path
-) -> None:
-    # The last of them would be an error.
+def test_predict_csv_stops_when_stdout_is_closed(bundle: Path, tmp_path: Path) -> None:
+    # The last file would be an error if it were read.
     (tmp_path / "zz.png").write_bytes(b"no picture")
-    assert unread(
+    assert run_with_closed_pipe(
         "predict", bundle, bundle / "golden", tmp_path / "zz.png", "--csv", folder=tmp_path
     ) == (0, "")
 
 
 @pytest.mark.parametrize("form", ["", "--json"])
-def test_a_measurement_is_kept_and_its_limits_are_judged(
-    form: str, bundle: Path, tmp_path: Path
-) -> None:
+def test_bench_saves_result_when_stdout_is_closed(form: str, bundle: Path, tmp_path: Path) -> None:
     options = ("--scope", "model", "--rounds", "2", "--max-p99", "1us", *filter(None, [form]))
-    status, said = unread("bench", bundle, *options, folder=tmp_path)
-    assert status in (EXIT_LIMIT_BROKEN, EXIT_LIMIT_UNDECIDED), "a noisy device decides nothing"
-    assert "Traceback" not in said
+    status, stderr = run_with_closed_pipe("bench", bundle, *options, folder=tmp_path)
+    assert status in (EXIT_LIMIT_BROKEN, EXIT_LIMIT_UNDECIDED), "undecided on a noisy device"
+    assert "Traceback" not in stderr
     (path,) = (tmp_path / "bench").iterdir()
-    assert unread("report", path, folder=tmp_path)[0] == 0
+    assert run_with_closed_pipe("report", path, folder=tmp_path)[0] == 0
 
 
-def test_nobody_reads_errors_either(tmp_path: Path) -> None:
-    assert unread("predict", "absent", "absent.png", folder=tmp_path, both=True)[0] == 1
-    assert unread("--version", folder=tmp_path, both=True)[0] == 0
+def test_exit_status_is_kept_when_stderr_is_closed(tmp_path: Path) -> None:
+    assert (
+        run_with_closed_pipe("predict", "absent", "absent.png", folder=tmp_path, close_stderr=True)[
+            0
+        ]
+        == 1
+    )
+    assert run_with_closed_pipe("--version", folder=tmp_path, close_stderr=True)[0] == 0

@@ -1,4 +1,4 @@
-"""`edgetl demo`: the whole job through real processes, on fewer and smaller pictures than it takes by itself."""
+"""`edgetl demo` in a real process, with fewer and smaller images than by default."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from edgetl.cli.demo import PAGES
 from edgetl.core.paths import BundleDirectory, RunDirectory
 from tests.conftest import ARCHITECTURE, ROOT
 
-SMALL = f"DemoSettings(train_images_per_class=6, val_images_per_class=4, generated_image_size=64, model={ARCHITECTURE!r}, image_size=64, budget_per_run='5s', variants='fp32', rounds=2)"
+SMALL_SETTINGS = (
+    "DemoSettings(train_images_per_class=6, val_images_per_class=4, generated_image_size=64, "
+    f"model={ARCHITECTURE!r}, image_size=64, budget_per_run='5s', variants='fp32', rounds=2)"
+)
 CODE = f"""
 import sys
 from edgetl.cli import demo
 from edgetl.cli.demo import DemoSettings
-demo.DEMO_SETTINGS = {SMALL}
+demo.DEMO_SETTINGS = {SMALL_SETTINGS}
 from edgetl.cli.app import main
 main()
 """
@@ -29,7 +32,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def project(random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder that the demo left, and what it printed."""
+    """Run the demo and return its folder and output."""
     folder = tmp_path_factory.mktemp("demo") / "parts"
     command = [
         sys.executable,
@@ -41,16 +44,16 @@ def project(random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> t
         "--keep",
         str(folder),
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250)
+    assert process.returncode == 0, process.stderr
+    return folder, process.stdout
 
 
-def test_the_screen_at_the_end_says_what_the_artifacts_say(project: tuple[Path, str]) -> None:
+def test_summary_matches_the_artifacts(project: tuple[Path, str]) -> None:
     folder, printed = project
-    found = json.loads((folder / "comparison/compare.json").read_text())
+    result = json.loads((folder / "comparison/compare.json").read_text())
     accuracies = {
-        run["strategy"]: run["correct"].count("1") / len(run["correct"]) for run in found["runs"]
+        run["strategy"]: run["correct"].count("1") / len(run["correct"]) for run in result["runs"]
     }
     line = re.search(r"^validation accuracy +([\d.]+)% +([\d.]+)%", printed, re.MULTILINE)
     assert line is not None
@@ -62,7 +65,7 @@ def test_the_screen_at_the_end_says_what_the_artifacts_say(project: tuple[Path, 
     assert "Done in" in printed
 
 
-def test_the_folder_is_one_to_go_on_with(project: tuple[Path, str], edgetl: Run) -> None:
+def test_kept_folder_can_be_used_for_next_steps(project: tuple[Path, str], edgetl: Run) -> None:
     folder, printed = project
     assert all((folder / page).stat().st_size > 10_000 for page in PAGES)
     commands = re.findall(
@@ -73,31 +76,31 @@ def test_the_folder_is_one_to_go_on_with(project: tuple[Path, str], edgetl: Run)
     run = next(RunDirectory(folder / path) for name, path in commands if name == "bench")
     assert BundleDirectory.exists_at(run.bundle)
     assert list(run.bench.glob("*.json"))
-    picture = folder / "parts/val/scratched/scratched_0000.jpg"
-    assert edgetl("predict", run.bundle, picture, "--json").returncode == 0
+    image = folder / "parts/val/scratched/scratched_0000.jpg"
+    assert edgetl("predict", run.bundle, image, "--json").returncode == 0
     assert [
         path
         for path in folder.iterdir()
         if path.suffix != ".html" and path.name not in ("parts", "comparison", "README.md")
     ] == []
-    asked = [line.split()[2] for line in printed.splitlines() if line.startswith("$ edgetl")]
-    assert asked == ["check", "compare", "export", "verify", "bench", "report"]
-    assert re.search(r"^fp32 +cpu +right ", printed, re.MULTILINE)
+    printed_commands = [
+        line.split()[2] for line in printed.splitlines() if line.startswith("$ edgetl")
+    ]
+    assert printed_commands == ["check", "compare", "export", "verify", "bench", "report"]
+    assert re.search(r"^fp32 +cpu +passed ", printed, re.MULTILINE)
 
 
-def test_a_folder_with_something_in_it_is_refused(edgetl: Run, tmp_path: Path) -> None:
+def test_nonempty_folder_is_rejected(edgetl: Run, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("keep")
-    done = edgetl("demo", "--keep", tmp_path / "mine")
-    assert done.returncode == 1
-    assert "Choose another folder with --keep." in done.stderr
+    process = edgetl("demo", "--keep", tmp_path / "mine")
+    assert process.returncode == 1
+    assert "Choose another folder with --keep." in process.stderr
     assert (tmp_path / "mine/notes.txt").read_text() == "keep"
 
 
-def test_weights_that_are_not_there_are_said_before_anything_is_drawn(
-    edgetl: Run, tmp_path: Path
-) -> None:
-    done = edgetl("demo", "--weights", "nowhere.safetensors", "--keep", tmp_path / "new")
-    assert done.returncode == 1
-    assert "nowhere.safetensors" in done.stderr
+def test_missing_weights_are_reported_before_writing(edgetl: Run, tmp_path: Path) -> None:
+    process = edgetl("demo", "--weights", "nowhere.safetensors", "--keep", tmp_path / "new")
+    assert process.returncode == 1
+    assert "nowhere.safetensors" in process.stderr
     assert not (tmp_path / "new").exists()

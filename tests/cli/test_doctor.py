@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
-    """Versions that doctor is made to find; the probes answer as if all were well."""
+    """Fake package versions; all probes succeed."""
     names = (*doctor.DEVICE_PACKAGES, *doctor.TRAIN_PACKAGES)
     versions: dict[str, str | None] = {
         **dict.fromkeys(names, "99.0"),
@@ -50,13 +50,13 @@ def edgetl(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.usefixtures("installed")
-def test_a_whole_environment_lacks_nothing() -> None:
-    found = inspect_environment()
-    assert found.findings == ()
-    assert found.providers == {"CPUExecutionProvider": None}
+def test_complete_environment_has_no_findings() -> None:
+    environment = inspect_environment()
+    assert environment.findings == ()
+    assert environment.providers == {"CPUExecutionProvider": None}
 
 
-def test_both_runtimes_are_a_conflict(installed: dict[str, str | None]) -> None:
+def test_two_onnxruntime_packages_are_a_fatal_finding(installed: dict[str, str | None]) -> None:
     installed["onnxruntime-gpu"] = "1.30.0"
     (finding,) = inspect_environment().findings
     assert finding.fatal
@@ -64,32 +64,32 @@ def test_both_runtimes_are_a_conflict(installed: dict[str, str | None]) -> None:
     assert finding.remedy.startswith("pip uninstall --yes onnxruntime onnxruntime-gpu")
 
 
-def test_no_runtime_stops_a_device(installed: dict[str, str | None]) -> None:
+def test_missing_runtime_is_a_fatal_finding(installed: dict[str, str | None]) -> None:
     installed["onnxruntime"] = None
     (finding,) = inspect_environment().findings
     assert finding.fatal
     assert 'pip install "edgetl[cpu]"' in finding.remedy
 
 
-def test_a_device_does_without_torch(installed: dict[str, str | None]) -> None:
+def test_missing_torch_is_not_fatal(installed: dict[str, str | None]) -> None:
     for name in doctor.TRAIN_PACKAGES:
         installed[name] = None
-    found = inspect_environment()
-    (finding,) = found.findings
+    environment = inspect_environment()
+    (finding,) = environment.findings
     assert not finding.fatal
-    assert found.fatal_findings == []
+    assert environment.fatal_findings == []
     assert finding.remedy == 'pip install "edgetl[train]"'
-    assert found.torch is None
+    assert environment.torch is None
 
 
-def test_a_package_that_is_too_old(installed: dict[str, str | None]) -> None:
+def test_outdated_package_is_reported(installed: dict[str, str | None]) -> None:
     installed["torch"], installed["numpy"] = "2.9.1+cpu", "1.25.2"
     numpy, torch = inspect_environment().findings
     assert (numpy.what, numpy.fatal) == ("numpy 1.25.2 is older than 1.26", True)
     assert (torch.what, torch.fatal) == ("torch 2.9.1+cpu is older than 2.11", False)
 
 
-def test_packages_that_cannot_be_imported(
+def test_import_failure_is_reported(
     installed: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor, "list_providers", lambda: ([], "ImportError: libfoo.so"))
@@ -105,7 +105,7 @@ def test_packages_that_cannot_be_imported(
     assert not torch.fatal
 
 
-def test_a_gpu_that_onnxruntime_cannot_use(
+def test_gpu_unusable_by_onnxruntime_is_reported(
     installed: dict[str, str | None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     card = tmp_path / "driver/nvidia/gpus/0000:01:00.0/information"
@@ -137,7 +137,7 @@ def test_a_gpu_that_onnxruntime_cannot_use(
     assert finding.remedy.startswith("install NVIDIA's driver")
 
 
-def test_probes_of_this_environment() -> None:
+def test_probes_work_in_this_environment() -> None:
     listed, problem = list_providers()
     assert problem is None
     assert "CPUExecutionProvider" in listed
@@ -145,20 +145,20 @@ def test_probes_of_this_environment() -> None:
     assert try_provider("ImaginaryExecutionProvider")
 
 
-def test_a_probe_that_crashes_is_an_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_crashing_probe_returns_the_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: cannot open')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    found, problem = try_torch()
-    assert found is None
+    torch, problem = try_torch()
+    assert torch is None
     assert problem == "ImportError: libtorch.so: cannot open"
 
 
-def test_the_command_prints_a_table_or_one_object() -> None:
+def test_command_prints_a_table_or_json() -> None:
     table, as_json = edgetl("doctor"), edgetl("doctor", "--json")
     assert table.returncode == as_json.returncode == 0, table.stderr
     content = json.loads(as_json.stdout)
     assert (content["schema"], content["kind"], content["findings"]) == (1, "doctor", [])
     assert content["packages"]["numpy"] in table.stdout
     assert content["cores"]["available"] >= 1
-    assert "provider: starts" in table.stdout
-    assert "Nothing is missing" in table.stdout
+    assert "provider: works" in table.stdout
+    assert "No problems environment" in table.stdout

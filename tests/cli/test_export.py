@@ -1,4 +1,4 @@
-"""`edgetl export`, as a user runs it on a run of their own."""
+"""`edgetl export` on the command line."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def finished_run(
     forked: Run, parts: Path, random_weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
-    done = forked(
+    process = forked(
         "finetune", parts, "-o", run, "--model", ARCHITECTURE, "--weights", random_weights, "--image-size", IMAGE_SIZE,
-        # A head of its own width: random features answer to single grey levels, and a linear head passes that on.
+        # Random features react to single grey levels, which a linear head would pass on.
         "--preset", "classic", "--epochs", 1, "--finetune-epochs", 1,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     return run
 
 
-def test_run_to_bundle(edgetl: Run, forked: Run, finished_run: Path) -> None:
-    done = edgetl("export", finished_run)
-    assert done.returncode == 0, done.stderr
-    assert "Proven equal to PyTorch on 20 validation images" in done.stdout
+def test_export_writes_a_bundle(edgetl: Run, forked: Run, finished_run: Path) -> None:
+    process = edgetl("export", finished_run)
+    assert process.returncode == 0, process.stderr
+    assert "Matches PyTorch on 20 validation images" in process.stdout
     manifest = json.loads((finished_run / "bundle/bundle.json").read_text())
     (variant,) = manifest["variants"]
     metrics = json.loads((finished_run / "metrics.json").read_text())
@@ -60,49 +60,49 @@ def test_run_to_bundle(edgetl: Run, forked: Run, finished_run: Path) -> None:
     assert variant["accuracy"]["images"] == 20
     assert variant["accuracy"]["flips"] == 0
     assert variant["accuracy"]["top1"] == pytest.approx(metrics["val"]["accuracy"])
-    again = forked("export", finished_run)
-    assert again.returncode == 1
-    assert "--force" in again.stderr
+    second_export = forked("export", finished_run)
+    assert second_export.returncode == 1
+    assert "--force" in second_export.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nothing_v9", "-o", "{out}"], "nothing_v9"),
-        (["{run}", "--weights", "x.pth"], "belong to a stock architecture"),
+        (["{run}", "--weights", "x.pth"], "can only be used with a stock architecture"),
         (["{run}", "--input", "video", "-o", "{out}"], "--input must be one of image, tensor"),
         (["{run}", "--opset", "11", "-o", "{out}"], "--opset must be >= 18"),
         ([ARCHITECTURE, "--weights", "{out}/none.pth", "-o", "{out}"], "none.pth"),
         (["{empty}", "-o", "{out}"], "is not a run directory"),
     ],
 )
-def test_mistakes_are_one_clear_sentence(
+def test_invalid_arguments_are_rejected(
     forked: Run, finished_run: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    places = {"run": finished_run, "out": tmp_path / "out", "empty": tmp_path / "empty"}
-    done = forked("export", *(argument.format(**places) for argument in arguments))
-    assert done.returncode == 1, done.stderr
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    paths = {"run": finished_run, "out": tmp_path / "out", "empty": tmp_path / "empty"}
+    process = forked("export", *(argument.format(**paths) for argument in arguments))
+    assert process.returncode == 1, process.stderr
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_images_that_are_gone(forked: Run, finished_run: Path, tmp_path: Path) -> None:
+def test_missing_images_are_reported(forked: Run, finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     config = json.loads((run / "config.json").read_text())
     config["config"]["data"] = str(tmp_path / "moved")
     (run / "config.json").write_text(json.dumps(config))
-    done = forked("export", run, "-o", tmp_path / "out")
-    assert done.returncode == 1
-    assert "images are gone" in done.stderr
+    process = forked("export", run, "-o", tmp_path / "out")
+    assert process.returncode == 1
+    assert "images not found" in process.stderr
     assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
-def every_variant(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Timed shortly; everything else is as `--variants fp16,int8,int8-dynamic,int8-weights --ort-format --web` makes it."""
+def all_variants_bundle(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Export all variants with --ort-format and --web, and a short timing protocol."""
     bundle = tmp_path_factory.mktemp("bundles") / "all"
     names = ("fp16", "int8", "int8-dynamic", "int8-weights")
     web = NPM is not None or "CI" in os.environ
@@ -121,8 +121,10 @@ def every_variant(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) 
     return bundle
 
 
-def test_every_variant_is_accounted_for(every_variant: Path, finished_run: Path) -> None:
-    bundle = every_variant
+def test_manifest_and_card_describe_every_variant(
+    all_variants_bundle: Path, finished_run: Path
+) -> None:
+    bundle = all_variants_bundle
     manifest = json.loads((bundle / "bundle.json").read_text())
     variants = {variant["name"]: variant for variant in manifest["variants"]}
     assert list(variants) == ["fp32", "fp16", "int8", "int8-dynamic", "int8-weights"]
@@ -149,23 +151,25 @@ def test_every_variant_is_accounted_for(every_variant: Path, finished_run: Path)
 
 
 @needs_browser
-def test_where_size_is_asked_for_the_page_runs_the_smallest(
-    every_variant: Path, tmp_path: Path
+def test_web_page_runs_recommended_variant_when_size_optimised(
+    all_variants_bundle: Path, tmp_path: Path
 ) -> None:
-    bundle = open_bundle(every_variant)
+    bundle = open_bundle(all_variants_bundle)
     assert bundle.manifest["web"]["variant"] == bundle.recommended_variant_name != "fp32"
-    with browser(tmp_path / "browser") as opened:
-        page = Page(opened, bundle.directory.web)
+    with browser(tmp_path / "browser") as web_browser:
+        page = Page(web_browser, bundle.directory.web)
         page.visit()
         assert f"variant {bundle.recommended_variant_name}," in page.text("origin")
-        for one in predict(open_bundle_classifier(bundle), bundle.load_golden().files, top_k=5):
-            assert agrees(page.label(one.path, "click"), dict(one.top_labels))
-        assert opened.complaints == []
+        for prediction in predict(
+            open_bundle_classifier(bundle), bundle.load_golden().files, top_k=5
+        ):
+            assert agrees(page.label(prediction.path, "click"), dict(prediction.top_labels))
+        assert web_browser.complaints == []
         page.server.shutdown()
 
 
-def test_preprocessing_and_labels_are_the_same_in_every_variant(every_variant: Path) -> None:
-    bundle = every_variant
+def test_variants_share_preprocessing_and_metadata(all_variants_bundle: Path) -> None:
+    bundle = all_variants_bundle
     reference = onnx.load(bundle / "fp32.onnx")
 
     def preprocessing(model: onnx.ModelProto) -> list[bytes]:
@@ -186,14 +190,14 @@ def test_preprocessing_and_labels_are_the_same_in_every_variant(every_variant: P
         }
 
 
-def test_every_variant_predicts_and_passes_the_bench_s_gate(
-    every_variant: Path, edgetl: Run, parts: Path, tmp_path: Path
+def test_every_variant_predicts_and_passes_the_gate(
+    all_variants_bundle: Path, edgetl: Run, parts: Path, tmp_path: Path
 ) -> None:
-    bundle = every_variant
+    bundle = all_variants_bundle
     photo = next((parts / "val").rglob("*.jpg"))
     for name in ("fp32", "int8", "int8-weights"):
-        done = edgetl("predict", bundle, photo, "--variant", name, "--json")
-        assert done.returncode == 0, done.stderr
+        process = edgetl("predict", bundle, photo, "--variant", name, "--json")
+        assert process.returncode == 0, process.stderr
     result = bench(
         BenchConfig(bundle, scopes=("model",), rounds=2, output=tmp_path / "result.json"),
         protocol=SHORT,
@@ -208,7 +212,7 @@ def test_every_variant_predicts_and_passes_the_bench_s_gate(
     assert str(photo) in client.stdout
 
 
-def test_limits_that_nothing_meets(
+def test_no_variant_is_recommended_when_limits_are_not_met(
     edgetl: Run,
     finished_run: Path,
     parts: Path,
@@ -229,24 +233,24 @@ def test_limits_that_nothing_meets(
             "1us",
         ],
     )
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         main()
-    assert ended.value.code == 1
-    said = capsys.readouterr().err
-    assert "No variant meets the limits" in said
-    assert "came closest" in said
+    assert exit_info.value.code == 1
+    stderr = capsys.readouterr().err
+    assert "No variant meets the limits" in stderr
+    assert "came closest" in stderr
     assert json.loads((tmp_path / "out/bundle.json").read_text())["recommended"] is None
     photo = next((parts / "val").rglob("*.jpg"))
-    done = edgetl("predict", tmp_path / "out", photo)
-    assert done.returncode == 1
-    assert "recommends no variant" in done.stderr
+    process = edgetl("predict", tmp_path / "out", photo)
+    assert process.returncode == 1
+    assert "recommends no variant" in process.stderr
     assert edgetl("predict", tmp_path / "out", photo, "--variant", "fp32").returncode == 0
 
 
-def test_a_stock_model_is_calibrated_on_photos_only(
+def test_int8_of_a_stock_model_requires_images(
     forked: Run, random_weights: Path, tmp_path: Path
 ) -> None:
-    done = forked(
+    process = forked(
         "export",
         ARCHITECTURE,
         "--weights",
@@ -258,25 +262,25 @@ def test_a_stock_model_is_calibrated_on_photos_only(
         "-o",
         tmp_path / "out",
     )
-    assert done.returncode == 1
-    assert "at least 20 images" in done.stderr
-    assert "--images" in done.stderr
+    assert process.returncode == 1
+    assert "at least 20 images" in process.stderr
+    assert "--images" in process.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_the_table_of_variants_is_printed(
-    every_variant: Path, capsys: pytest.CaptureFixture[str]
+def test_variant_table_is_printed(
+    all_variants_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from edgetl.cli.export import _print_bundle
 
-    _print_bundle(open_bundle(every_variant))
+    _print_bundle(open_bundle(all_variants_bundle))
     printed = capsys.readouterr().out
     for text in (
         "fp16",
         "int8-weights",
         "recommended",
         "speed-up",
-        "lost",
+        "drop",
         "weights in int8, arithmetic in float32",
     ):
         assert text in printed

@@ -44,17 +44,17 @@ Program = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def call(
+def run_program(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str, str]]:
-    """(exit status, standard output, standard error) of the program, run in this process."""
+    """Return a function that runs the program and returns (exit status, stdout, stderr)."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["edgetl", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             main()
         captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
+        return int(exit_info.value.code or 0), captured.out, captured.err
 
     return run
 
@@ -65,38 +65,38 @@ def options(random_weights: Path) -> list[object]:
     return [*model, "--epochs", 1, "--finetune-epochs", 1, "--batch-size", 8, "--workers", 0]
 
 
-def test_the_whole_way_in_a_process_of_its_own(
+def test_finetune_in_a_real_process(
     edgetl: Program, make_images: MakeImages, options: list[object], tmp_path: Path
 ) -> None:
     data = make_images("photos", ["a", "b"], count=10)
-    done = edgetl("finetune", data, *options, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    process = edgetl("finetune", data, *options, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
     run = tmp_path / "runs/photos-mobilenet_v3_small"
     metrics = json.loads((run / "metrics.json").read_text())
     accuracy, (low, high) = metrics["val"]["accuracy"], metrics["val"]["accuracy_ci95"]
     assert (
         f"Validation accuracy: {accuracy:.1%} of 4 images (95% interval {low:.1%} to {high:.1%})"
-        in done.stdout
+        in process.stdout
     )
-    assert "Next: edgetl export runs/photos-mobilenet_v3_small" in done.stdout
-    assert "2 classes, 16 training and 4 validation images" in done.stderr
+    assert "Next: edgetl export runs/photos-mobilenet_v3_small" in process.stdout
+    assert "2 classes, 16 training and 4 validation images" in process.stderr
     assert [
-        line.split(",")[0] for line in done.stderr.splitlines() if line.startswith("epoch")
+        line.split(",")[0] for line in process.stderr.splitlines() if line.startswith("epoch")
     ] == [
         "epoch 1 (phase 1)",
         "epoch 2 (phase 2)",
     ]
-    assert "\x1b" not in done.stderr, "a log has no control characters"
+    assert "\x1b" not in process.stderr, "logs must not contain control characters"
 
 
-def test_without_validation_the_accuracy_is_unknown(
-    call: Callable[..., tuple[int, str, str]],
+def test_accuracy_is_not_reported_without_validation(
+    run_program: Callable[..., tuple[int, str, str]],
     make_images: MakeImages,
     options: list[object],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    status, out, err = call(
+    status, out, err = run_program(
         "finetune",
         make_images("photos", ["a", "b"]),
         *options,
@@ -106,7 +106,7 @@ def test_without_validation_the_accuracy_is_unknown(
         tmp_path / "run",
     )
     assert status == 0, err
-    assert "unknown, there were no validation images" in out
+    assert "not measured, no validation images" in out
     assert "nothing is known about accuracy" in err
 
 
@@ -131,15 +131,15 @@ def test_without_validation_the_accuracy_is_unknown(
         ("inside", "inside the data folder"),
     ],
 )
-def test_mistakes_end_with_1_a_message_and_nothing_written(
-    call: Callable[..., tuple[int, str, str]],
+def test_invalid_input_exits_with_1_and_writes_nothing(
+    run_program: Callable[..., tuple[int, str, str]],
     make_images: MakeImages,
     options: list[object],
     tmp_path: Path,
     kind: str,
     message: str,
 ) -> None:
-    data, output, more = tmp_path / "data", tmp_path / "out/run", []
+    data, output, extra = tmp_path / "data", tmp_path / "out/run", []
     if kind == "empty":
         data.mkdir()
     elif kind == "differ":
@@ -158,7 +158,7 @@ def test_mistakes_end_with_1_a_message_and_nothing_written(
         data = data / "a"
     if kind == "pickle":
         (tmp_path / "bomb.pth").write_bytes(pickle.dumps({"weight": Path}))
-    more = {
+    extra = {
         "weights of another": ["--model", "resnet18"],
         "pickle": ["--weights", tmp_path / "bomb.pth"],
         "no weights": ["--weights", tmp_path / "nowhere.pth"],
@@ -171,16 +171,16 @@ def test_mistakes_end_with_1_a_message_and_nothing_written(
     if kind == "inside":
         output = data / "run"
     before = sorted(tmp_path.rglob("*"))
-    status, out, err = call("finetune", data, *options, *more, "-o", output)
+    status, out, err = run_program("finetune", data, *options, *extra, "-o", output)
     assert (status, out) == (1, "")
     assert "Error:" in err
     assert message in err
     assert "Traceback" not in err
-    assert sorted(tmp_path.rglob("*")) == before, "nothing may be left behind"
+    assert sorted(tmp_path.rglob("*")) == before, "no files may be left behind"
 
 
-def test_an_existing_folder_is_refused_and_kept(
-    call: Callable[..., tuple[int, str, str]],
+def test_existing_folder_is_rejected_and_unchanged(
+    run_program: Callable[..., tuple[int, str, str]],
     make_images: MakeImages,
     options: list[object],
     tmp_path: Path,
@@ -188,14 +188,14 @@ def test_an_existing_folder_is_refused_and_kept(
     (tmp_path / "run").mkdir()
     (tmp_path / "run/thesis.txt").write_text("precious")
     data = make_images("photos", ["a", "b"])
-    for more in ([], ["--force"]):
-        status, _, err = call("finetune", data, *options, "-o", tmp_path / "run", *more)
+    for extra in ([], ["--force"]):
+        status, _, err = run_program("finetune", data, *options, "-o", tmp_path / "run", *extra)
         assert status == 1
         assert "-o" in err
     assert (tmp_path / "run/thesis.txt").read_text() == "precious"
 
 
-def test_offline_the_message_says_what_to_fetch_and_how_to_give_it(
+def test_offline_error_names_the_file_to_download(
     edgetl: Program, make_images: MakeImages, tmp_path: Path
 ) -> None:
     offline = {
@@ -203,25 +203,25 @@ def test_offline_the_message_says_what_to_fetch_and_how_to_give_it(
         "HTTPS_PROXY": "http://127.0.0.1:9",
         "TORCH_HOME": str(tmp_path / "cache"),
     }
-    done = edgetl(
+    process = edgetl(
         "finetune", make_images("photos", ["a", "b"]), "-o", tmp_path / "run", env=offline
     )
-    assert done.returncode == 1
+    assert process.returncode == 1
     for part in (
         "https://download.pytorch.org/models/mobilenet_v2-",
         "--weights FILE",
         "internet access",
     ):
-        assert part in done.stderr
+        assert part in process.stderr
     assert not (tmp_path / "run").exists()
 
 
-def other(field: str, literal: Any) -> str:
-    """A value that is not the default."""
+def non_default(field: str, literal: Any) -> str:
+    """Return a value that is not the default."""
     return next(value for value in get_args(literal) if value != getattr(FinetuneConfig, field))
 
 
-GIVEN: dict[str, tuple[str, str, Any]] = {
+OPTION_VALUES: dict[str, tuple[str, str, Any]] = {
     "--output": ("runs/a", "output", Path("runs/a")),
     "--force": ("", "force", True),
     "--allow-leaks": ("", "allow_leaks", True),
@@ -240,8 +240,16 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
     "--finetune-epochs": ("0", "finetune_epochs", 0),
     "--finetune-lr": ("0.5", "finetune_lr", 0.5),
     "--batch-size": ("auto", "batch_size", "auto"),
-    "--batch-norm": (other("batch_norm", BatchNorm), "batch_norm", other("batch_norm", BatchNorm)),
-    "--schedule": (other("schedule", Schedule), "schedule", other("schedule", Schedule)),
+    "--batch-norm": (
+        non_default("batch_norm", BatchNorm),
+        "batch_norm",
+        non_default("batch_norm", BatchNorm),
+    ),
+    "--schedule": (
+        non_default("schedule", Schedule),
+        "schedule",
+        non_default("schedule", Schedule),
+    ),
     "--warmup": ("0.77", "warmup", 0.77),
     "--lr-decay": ("0.77", "lr_decay", 0.77),
     "--weight-decay": ("0.77", "weight_decay", 0.77),
@@ -252,38 +260,46 @@ GIVEN: dict[str, tuple[str, str, Any]] = {
     "--target-accuracy": ("0.77", "target_accuracy", 0.77),
     "--budget": ("1h30m", "budget_s", 5400.0),
     "--augment": (
-        other("augment", AugmentationStrength),
+        non_default("augment", AugmentationStrength),
         "augment",
-        other("augment", AugmentationStrength),
+        non_default("augment", AugmentationStrength),
     ),
     "--views": ("7", "views", 7),
     "--mixup": ("0.77", "mixup", 0.77),
     "--cutmix": ("0.77", "cutmix", 0.77),
     "--class-weights": (
-        other("class_weights", ClassWeights),
+        non_default("class_weights", ClassWeights),
         "class_weights",
-        other("class_weights", ClassWeights),
+        non_default("class_weights", ClassWeights),
     ),
-    "--sampling": (other("sampling", Sampling), "sampling", other("sampling", Sampling)),
+    "--sampling": (
+        non_default("sampling", Sampling),
+        "sampling",
+        non_default("sampling", Sampling),
+    ),
     "--val-split": ("0.77", "val_split", 0.77),
     "--seed": ("7", "seed", 7),
     "--split-seed": ("8", "split_seed", 8),
-    "--device": (other("device", Device), "device", other("device", Device)),
+    "--device": (non_default("device", Device), "device", non_default("device", Device)),
     "--input-device": (
-        other("input_device", InputDevice),
+        non_default("input_device", InputDevice),
         "input_device",
-        other("input_device", InputDevice),
+        non_default("input_device", InputDevice),
     ),
-    "--precision": (other("precision", Precision), "precision", other("precision", Precision)),
+    "--precision": (
+        non_default("precision", Precision),
+        "precision",
+        non_default("precision", Precision),
+    ),
     "--workers": ("0", "workers", 0),
     "--cache-budget": ("2GB", "cache_budget", 2 * 10**9),
     "--compile": ("", "compile", True),
 }
-"""Option to what is given, the field it sets, and the value it sets it to: never the default's."""
+"""Option to argument, field and parsed value, which is never the default."""
 
 
 def finetune_options() -> dict[str, Any]:
-    """Option to what the program declares of it."""
+    """Return the declared parameters by option name."""
     command = typer.main.get_command(create_app()).commands["finetune"]  # type: ignore[attr-defined]
     return {
         name: parameter
@@ -304,8 +320,8 @@ def test_help_shows_every_option_with_its_default() -> None:
         for line in text.splitlines()
         if len(words := line.split()) > 1 and words[1].startswith("--")
     }
-    assert rows.keys() == {*GIVEN, "--config", "--resume", "--help"}
-    for option, (_, field, _) in GIVEN.items():
+    assert rows.keys() == {*OPTION_VALUES, "--config", "--resume", "--help"}
+    for option, (_, field, _) in OPTION_VALUES.items():
         default = getattr(FinetuneConfig, field)
         if default is not None and field not in (
             "force",
@@ -314,8 +330,8 @@ def test_help_shows_every_option_with_its_default() -> None:
             "compile",
             "deterministic",
         ):
-            shown = f"{default:g}" if isinstance(default, float) else default
-            assert f"[default: ({shown})]" in rows[option]
+            value = f"{default:g}" if isinstance(default, float) else default
+            assert f"[default: ({value})]" in rows[option]
     assert "[default: (no-compile)]" in rows["--compile"]
     for option in (
         "--output",
@@ -327,73 +343,73 @@ def test_help_shows_every_option_with_its_default() -> None:
         "--workers",
         "--cache-budget",
     ):
-        assert "[default: (" in rows[option], "what happens without it"
+        assert "[default: (" in rows[option], "the help must describe the default"
     for panel in ("Model", "Recipe", "Data and augmentation", "Machine"):
         assert f"─ {panel} ─" in text
 
 
-def test_every_field_of_the_configuration_has_an_option() -> None:
-    assert {field for _, field, _ in GIVEN.values()} == {
+def test_every_config_field_has_an_option() -> None:
+    assert {field for _, field, _ in OPTION_VALUES.values()} == {
         field.name for field in fields(FinetuneConfig)
     } - {"data", "augment_file"}
-    assert finetune_options().keys() == {*GIVEN, "--config", "--resume"}
+    assert finetune_options().keys() == {*OPTION_VALUES, "--config", "--resume"}
 
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> list[FinetuneConfig]:
-    """What the library is asked for; nothing is trained, and torch is not loaded."""
-    seen: list[FinetuneConfig] = []
+    """Record the configs passed to the library, without training or importing torch."""
+    configs: list[FinetuneConfig] = []
 
     def stop(config: FinetuneConfig, progress: object) -> None:
-        seen.append(config)
-        raise RunError("asked")
+        configs.append(config)
+        raise RunError("stopped")
 
     library = ModuleType("edgetl.train.finetune")
     library.finetune = stop  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, library.__name__, library)
-    return seen
+    return configs
 
 
 @pytest.fixture
-def asked(
-    call: Callable[..., tuple[int, str, str]], requests: list[FinetuneConfig]
+def parse_config(
+    run_program: Callable[..., tuple[int, str, str]], requests: list[FinetuneConfig]
 ) -> Callable[..., FinetuneConfig]:
-    """What the library is asked for by that command line."""
+    """Return a function that returns the config for a command line."""
 
-    def ask(*arguments: object) -> FinetuneConfig:
-        status, _, err = call("finetune", *arguments)
-        assert (status, err.strip()) == (1, "Error: asked")
+    def parse(*arguments: object) -> FinetuneConfig:
+        status, _, err = run_program("finetune", *arguments)
+        assert (status, err.strip()) == (1, "Error: stopped")
         return requests.pop()
 
-    return ask
+    return parse
 
 
-def test_without_options_the_configuration_is_the_default(
-    asked: Callable[..., FinetuneConfig],
+def test_config_is_the_default_without_options(
+    parse_config: Callable[..., FinetuneConfig],
 ) -> None:
-    assert asked("photos") == FinetuneConfig(Path("photos"))
+    assert parse_config("photos") == FinetuneConfig(Path("photos"))
 
 
-@pytest.mark.parametrize("option", GIVEN)
-def test_an_option_sets_its_field_and_no_other(
-    asked: Callable[..., FinetuneConfig], option: str
+@pytest.mark.parametrize("option", OPTION_VALUES)
+def test_option_sets_only_its_field(
+    parse_config: Callable[..., FinetuneConfig], option: str
 ) -> None:
-    text, field, value = GIVEN[option]
-    assert getattr(FinetuneConfig, field) != value, "an option that is lost would not be seen"
-    more = get_presets()["classic"] if option == "--preset" else {}
-    assert asked("photos", option, *[text] * bool(text)) == replace(
-        FinetuneConfig(Path("photos")), **{**more, field: value}
+    text, field, value = OPTION_VALUES[option]
+    assert getattr(FinetuneConfig, field) != value, "the default would hide a lost option"
+    extra = get_presets()["classic"] if option == "--preset" else {}
+    assert parse_config("photos", option, *[text] * bool(text)) == replace(
+        FinetuneConfig(Path("photos")), **{**extra, field: value}
     )
 
 
-def test_an_option_stands_above_the_file_and_the_file_above_the_preset(
-    asked: Callable[..., FinetuneConfig], tmp_path: Path
+def test_options_override_the_file_and_the_file_the_preset(
+    parse_config: Callable[..., FinetuneConfig], tmp_path: Path
 ) -> None:
     file = tmp_path / "my.toml"
     file.write_text(
         'preset = "default"\nlr = 0.5\nbatch-size = 7\nval-split = 0.3\nworkers = 0\ncompile = true\ndevice = "cpu"\n'
     )
-    config = asked(
+    config = parse_config(
         "photos",
         "--preset",
         "classic",
@@ -410,18 +426,16 @@ def test_an_option_stands_above_the_file_and_the_file_above_the_preset(
     assert (config.lr, config.val_split, config.compile) == (0.25, FinetuneConfig.val_split, False)
 
 
-def test_augment_takes_a_saved_pipeline(
-    asked: Callable[..., FinetuneConfig], tmp_path: Path
+def test_augment_accepts_a_pipeline_file(
+    parse_config: Callable[..., FinetuneConfig], tmp_path: Path
 ) -> None:
     pipeline, file = tmp_path / "pipeline.json", tmp_path / "my.toml"
     pipeline.write_text("{}")
     file.write_text(f"augment-file = '{pipeline}'")
-    assert asked("photos", "--augment", pipeline).augment_file == pipeline
-    assert asked("photos", "--config", file).augment_file == pipeline
-    config = asked("photos", "--config", file, "--augment", "none")
-    assert (config.augment, config.augment_file) == ("none", None), (
-        "the option stands above the file"
-    )
+    assert parse_config("photos", "--augment", pipeline).augment_file == pipeline
+    assert parse_config("photos", "--config", file).augment_file == pipeline
+    config = parse_config("photos", "--config", file, "--augment", "none")
+    assert (config.augment, config.augment_file) == ("none", None), "the option overrides the file"
 
 
 @pytest.mark.parametrize(
@@ -456,8 +470,8 @@ def test_augment_takes_a_saved_pipeline(
         ),
     ],
 )
-def test_wrong_options_end_with_1_and_a_message_before_anything_is_read(
-    call: Callable[..., tuple[int, str, str]],
+def test_invalid_options_are_rejected_before_reading_data(
+    run_program: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     arguments: list[object],
@@ -466,7 +480,7 @@ def test_wrong_options_end_with_1_and_a_message_before_anything_is_read(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "not.toml").write_text("epochs: 5")
     (tmp_path / "keys.toml").write_text('speed = 1\nlr = "fast"')
-    status, out, err = call("finetune", "photos", *arguments)
+    status, out, err = run_program("finetune", "photos", *arguments)
     assert (status, out) == (1, "")
     assert err.startswith("Error: ")
     assert err.count("Error") == 1
@@ -475,16 +489,16 @@ def test_wrong_options_end_with_1_and_a_message_before_anything_is_read(
     assert "Data folder not found" not in err
 
 
-def test_a_name_that_an_option_does_not_know_is_wrong_usage(
-    call: Callable[..., tuple[int, str, str]],
+def test_unknown_choice_is_a_usage_error(
+    run_program: Callable[..., tuple[int, str, str]],
 ) -> None:
-    status, _, err = call("finetune", "photos", "--schedule", "step")
+    status, _, err = run_program("finetune", "photos", "--schedule", "step")
     assert status == 2
     assert "--schedule" in err
 
 
-def test_the_command_is_a_function_of_python_too(requests: list[FinetuneConfig]) -> None:
-    some = {
+def test_command_can_be_called_from_python(requests: list[FinetuneConfig]) -> None:
+    arguments = {
         "model": "resnet18",
         "weights": "none",
         "image_size": 64,
@@ -492,8 +506,8 @@ def test_the_command_is_a_function_of_python_too(requests: list[FinetuneConfig])
         "finetune_epochs": 0,
     }
     with pytest.raises(RunError):
-        finetune(Path("data"), Path("run"), **some)
-    assert requests == [FinetuneConfig(Path("data"), Path("run"), **some)]
+        finetune(Path("data"), Path("run"), **arguments)
+    assert requests == [FinetuneConfig(Path("data"), Path("run"), **arguments)]
 
 
 STEP = StepProgress(
@@ -509,7 +523,7 @@ STEP = StepProgress(
 RECORD = EpochRecord(2, 6, 0.25, 0.75, 0.5, 0.8, 1e-4, 12.0, 41.0, 60.0)
 
 
-def test_a_terminal_sees_loss_accuracy_speed_and_time_left() -> None:
+def test_terminal_shows_loss_accuracy_speed_and_time_left() -> None:
     console = Console(force_terminal=True, width=120, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
     with open_training_progress(console) as progress:
         assert isinstance(progress, LiveTrainingProgress)
@@ -531,7 +545,7 @@ def test_a_terminal_sees_loss_accuracy_speed_and_time_left() -> None:
         assert part in text
 
 
-def test_a_log_gets_a_line_an_epoch_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_has_one_line_per_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(force_terminal=False, stderr=True, width=200)
     with open_training_progress(console) as progress:
         assert type(progress) is PlainTrainingProgress
@@ -548,29 +562,29 @@ def test_a_log_gets_a_line_an_epoch_only(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("command", ["finetune", "models", "presets"])
-def test_help_loads_nothing_heavy(command: str) -> None:
+def test_help_imports_no_heavy_package(command: str) -> None:
     code = (
         "import sys\nfrom typer.testing import CliRunner\nfrom edgetl.cli.app import create_app\n"
         f"assert CliRunner().invoke(create_app(), ['{command}', '--help']).exit_code == 0\n"
         "print(sorted({'numpy', 'PIL', 'torch', 'onnxruntime', 'matplotlib'} & set(sys.modules)))"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
         check=True,
         cwd=Path(__file__).parents[2],
     )
-    assert done.stdout.strip() == "[]"
+    assert process.stdout.strip() == "[]"
 
 
 @pytest.fixture
 def recorded_run(tmp_path: Path) -> Path:
-    """The config.json of a run on a folder `photos`, with choices."""
-    asked = FinetuneConfig(Path("photos"), seed=3, epochs=4)
+    """Write the config.json of a run on a folder `photos`, with choices."""
+    config = FinetuneConfig(Path("photos"), seed=3, epochs=4)
     content = {
-        "asked": asked.to_json(),
-        "config": {**asked.to_json(), "workers": 2},
+        "asked": config.to_json(),
+        "config": {**config.to_json(), "workers": 2},
         "choices": {"threads": 2, "precision": {"1": "bf16"}},
     }
     path = tmp_path / "config.json"
@@ -579,7 +593,7 @@ def recorded_run(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("more", "changed", "keeps_choices"),
+    ("extra", "changed", "keeps_choices"),
     [
         ((), {}, True),
         (("--seed", 4, "-o", "again"), {"seed": 4, "output": Path("again")}, True),
@@ -587,39 +601,41 @@ def recorded_run(tmp_path: Path) -> Path:
         (("elsewhere", "--epochs", 4), {"data": Path("elsewhere")}, True),
     ],
 )
-def test_a_rerun_takes_options_and_choices_of_its_run(
-    call: Callable[..., tuple[int, str, str]],
+def test_rerun_reuses_options_and_choices(
+    run_program: Callable[..., tuple[int, str, str]],
     monkeypatch: pytest.MonkeyPatch,
     recorded_run: Path,
-    more: tuple[object, ...],
+    extra: tuple[object, ...],
     changed: dict[str, Any],
     keeps_choices: bool,
 ) -> None:
-    seen: list[tuple[FinetuneConfig, AutoChoices | None]] = []
+    calls: list[tuple[FinetuneConfig, AutoChoices | None]] = []
 
     def stop(config: FinetuneConfig, progress: object, choices: AutoChoices | None) -> None:
-        seen.append((config, choices))
-        raise RunError("asked")
+        calls.append((config, choices))
+        raise RunError("stopped")
 
     library = ModuleType("edgetl.train.finetune")
     library.finetune = stop  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, library.__name__, library)
-    status, _, err = call("finetune", *more, "--config", recorded_run)
+    status, _, err = run_program("finetune", *extra, "--config", recorded_run)
     assert status == 1
-    ((config, choices),) = seen
+    ((config, choices),) = calls
     assert config == replace(FinetuneConfig(Path("photos"), seed=3, epochs=4, workers=2), **changed)
     assert choices == (AutoChoices(threads=2, precision={"1": "bf16"}) if keeps_choices else None)
-    assert ("The recorded choices do not hold with another --precision" in err) is not keeps_choices
+    assert (
+        "Ignoring the recorded choices, which depend on --precision" in err
+    ) is not keeps_choices
 
 
-def test_what_is_no_run_s_config_json_is_refused(
-    call: Callable[..., tuple[int, str, str]], recorded_run: Path, tmp_path: Path
+def test_invalid_config_json_is_rejected(
+    run_program: Callable[..., tuple[int, str, str]], recorded_run: Path, tmp_path: Path
 ) -> None:
-    status, _, err = call("finetune", "--config", recorded_run, "--preset", "classic")
+    status, _, err = run_program("finetune", "--config", recorded_run, "--preset", "classic")
     assert status == 1
-    assert "leave --preset out" in err
+    assert "Remove --preset" in err
     other = tmp_path / "other.json"
     write_json(other, {})
-    status, _, err = call("finetune", "photos", "--config", other)
+    status, _, err = run_program("finetune", "photos", "--config", other)
     assert status == 1
     assert "is not the config.json of a run" in err

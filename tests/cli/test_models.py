@@ -8,20 +8,20 @@ from edgetl.cli.app import create_app
 from edgetl.core.architectures import load_architectures
 
 
-def test_the_table_names_all() -> None:
+def test_table_lists_all_architectures() -> None:
     result = CliRunner().invoke(create_app(), ["models"])
     assert result.exit_code == 0
     assert all(name in result.output for name in load_architectures())
 
 
-def test_json_is_alone_and_complete() -> None:
+def test_json_is_complete() -> None:
     content = json.loads(CliRunner().invoke(create_app(), ["models", "--json"]).stdout)
     assert content["schema"] == 1
     assert {row["name"] for row in content["models"]} == set(load_architectures())
     assert next(row for row in content["models"] if row["name"] == "mobilenet_v2")["unfreeze"] == 3
 
 
-def test_a_part_of_the_name_chooses() -> None:
+def test_pattern_filters_names() -> None:
     result = CliRunner().invoke(create_app(), ["models", "squeeze", "--json"])
     assert [row["name"] for row in json.loads(result.stdout)["models"]] == [
         "squeezenet1_0",

@@ -1,4 +1,4 @@
-"""`edgetl predict`, as a user runs it."""
+"""`edgetl predict` on the command line."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ def photos(tmp_path: Path, parts: Path) -> Path:
     return folder
 
 
-def test_json_holds_every_file_and_the_good_ones_are_done(
+def test_json_contains_predictions_and_errors(
     edgetl: Run, stock_bundle: Path, photos: Path
 ) -> None:
-    done = edgetl("predict", stock_bundle, photos, "--json", "--top-k", 3)
-    assert done.returncode == 1
-    images = json.loads(done.stdout)["images"]
+    process = edgetl("predict", stock_bundle, photos, "--json", "--top-k", 3)
+    assert process.returncode == 1
+    images = json.loads(process.stdout)["images"]
     assert len(images) == 4
     assert [bool(image["error"]) for image in images] == [True, False, False, False]
     for image in images[1:]:
         probabilities = [entry["probability"] for entry in image["top"]]
         assert len(probabilities) == 3
         assert probabilities == sorted(probabilities, reverse=True)
-    assert "broken.png" in done.stderr
-    assert "1 of the images asked for could not be read; 3 are labelled" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "broken.png" in process.stderr
+    assert "Cannot read 1 of the images; 3 are classified" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
-def test_an_argument_that_names_nothing_does_not_stop_the_rest(
+def test_missing_files_do_not_stop_the_others(
     edgetl: Run, stock_bundle: Path, photos: Path
 ) -> None:
-    done = edgetl(
+    process = edgetl(
         "predict",
         stock_bundle,
         "nothing.jpg",
@@ -56,16 +56,16 @@ def test_an_argument_that_names_nothing_does_not_stop_the_rest(
         "-k",
         1,
     )
-    assert done.returncode == 1
-    assert len(list(csv.DictReader(io.StringIO(done.stdout)))) == 1
-    assert "nothing.jpg not found" in done.stderr
-    assert "*.txt" in done.stderr
+    assert process.returncode == 1
+    assert len(list(csv.DictReader(io.StringIO(process.stdout)))) == 1
+    assert "nothing.jpg not found" in process.stderr
+    assert "*.txt" in process.stderr
 
 
-def test_csv_and_table_agree(
+def test_csv_matches_table(
     edgetl: Run, stock_bundle: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "400")  # the test's folder may have a long name
+    monkeypatch.setenv("COLUMNS", "400")  # the path of the test folder may be long
     pattern = str(photos / "*.jpg")
     rows = list(
         csv.DictReader(
@@ -86,28 +86,28 @@ def test_csv_and_table_agree(
     [
         (["nowhere.jpg"], "nowhere.jpg not found"),
         (["*.nothing"], "patterns"),
-        (["{photos}", "--json", "--csv"], "exclude each other"),
+        (["{photos}", "--json", "--csv"], "--json cannot be combined with --csv"),
         (["{photos}", "--variant", "int4"], "no variant 'int4'"),
         (["{photos}", "--provider", "quantum"], "Unknown provider"),
         (["{photos}", "--provider", "coreml"], "no CoreMLExecutionProvider"),
     ],
 )
-def test_mistakes_are_one_clear_sentence(
+def test_invalid_arguments_are_rejected(
     edgetl: Run, stock_bundle: Path, photos: Path, arguments: list[str], message: str
 ) -> None:
-    done = edgetl(
+    process = edgetl(
         "predict", stock_bundle, *(argument.format(photos=photos) for argument in arguments)
     )
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not done.stdout
+    assert process.returncode == 1
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+    assert not process.stdout
 
 
-def test_a_provider_that_does_not_start_is_no_silent_fall_back(
+def test_unavailable_provider_does_not_fall_back(
     edgetl: Run, stock_bundle: Path, photos: Path
 ) -> None:
-    """The GPU wheel lists CUDA on a machine without a GPU, and would run on the CPU."""
+    """Without this check the GPU wheel would run on the CPU on a machine without a GPU."""
     import onnxruntime
     import torch
 
@@ -116,10 +116,10 @@ def test_a_provider_that_does_not_start_is_no_silent_fall_back(
         or torch.cuda.is_available()
     ):
         pytest.skip("needs the GPU wheel on a machine without a GPU")
-    done = edgetl("predict", stock_bundle, photos, "--provider", "cuda")
-    assert done.returncode == 1
-    assert "CUDAExecutionProvider did not start" in done.stderr
-    assert not done.stdout
+    process = edgetl("predict", stock_bundle, photos, "--provider", "cuda")
+    assert process.returncode == 1
+    assert "CUDAExecutionProvider did not start" in process.stderr
+    assert not process.stdout
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_a_provider_that_does_not_start_is_no_silent_fall_back(
         (lambda bundle: (bundle / "bundle.json").write_text('{"schema": 1}'), "is broken"),
     ],
 )
-def test_damaged_bundles_are_refused(
+def test_damaged_bundle_is_rejected(
     edgetl: Run,
     stock_bundle: Path,
     photos: Path,
@@ -149,13 +149,13 @@ def test_damaged_bundles_are_refused(
     bundle = tmp_path / "bundle"
     shutil.copytree(stock_bundle, bundle)
     damage(bundle)
-    done = edgetl("predict", bundle, photos)
-    assert done.returncode == 1
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    process = edgetl("predict", bundle, photos)
+    assert process.returncode == 1
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
 
 
-def test_manifest_cannot_name_files_outside_the_bundle(
+def test_manifest_with_file_outside_the_bundle_is_rejected(
     edgetl: Run, stock_bundle: Path, photos: Path, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "bundle"
@@ -166,19 +166,19 @@ def test_manifest_cannot_name_files_outside_the_bundle(
     assert "outside the bundle" in edgetl("predict", bundle, photos).stderr
 
 
-def test_a_lone_onnx_file_is_enough(
+def test_onnx_file_predicts_like_its_bundle(
     edgetl: Run, stock_bundle: Path, photos: Path, tmp_path: Path
 ) -> None:
-    lone = tmp_path / "model.onnx"
-    shutil.copy(stock_bundle / "fp32.onnx", lone)
+    onnx_path = tmp_path / "model.onnx"
+    shutil.copy(stock_bundle / "fp32.onnx", onnx_path)
     pattern = str(photos / "*.jpg")
     assert (
-        edgetl("predict", lone, pattern, "--csv").stdout
+        edgetl("predict", onnx_path, pattern, "--csv").stdout
         == edgetl("predict", stock_bundle, pattern, "--csv").stdout
     )
 
 
-def test_client_of_the_bundle_gives_the_same_labels(
+def test_bundled_client_predicts_the_same_labels(
     edgetl: Run, stock_bundle: Path, parts: Path
 ) -> None:
     photos = sorted((parts / "val").rglob("*.jpg"))
@@ -192,13 +192,13 @@ def test_client_of_the_bundle_gives_the_same_labels(
         check=True,
         cwd=stock_bundle.parent,
     )
-    answers = [line.split("\t") for line in client.stdout.splitlines()]
-    assert [(path, label) for path, label, _ in answers] == [
+    predictions = [line.split("\t") for line in client.stdout.splitlines()]
+    assert [(path, label) for path, label, _ in predictions] == [
         (row["path"], row["label"]) for row in rows
     ]
 
 
-def test_client_is_short() -> None:
+def test_bundled_client_is_short() -> None:
     from edgetl.export import client
 
     text = (Path(client.__file__).parent / "predict.py").read_text().splitlines()

@@ -17,7 +17,7 @@ from edgetl.core.config.presets import (
 )
 
 
-def test_the_list_has_names_notes_and_only_the_values_that_differ() -> None:
+def test_list_shows_descriptions_and_differing_values() -> None:
     result = CliRunner().invoke(create_app(), ["presets"])
     assert result.exit_code == 0
     rows = {
@@ -31,7 +31,7 @@ def test_the_list_has_names_notes_and_only_the_values_that_differ() -> None:
         if len({values[field] for values in get_presets().values()}) > 1
     }
     assert rows.keys() == differing
-    assert "finetune-lr" in rows, "classic has a rate of its own"
+    assert "finetune-lr" in rows, "classic sets its own learning rate"
     for name, values in get_presets().items():
         assert f"{name}  {PRESET_DESCRIPTIONS[name]}" in result.output.splitlines()
         assert (
@@ -41,7 +41,7 @@ def test_the_list_has_names_notes_and_only_the_values_that_differ() -> None:
 
 
 @pytest.mark.parametrize("name", get_presets())
-def test_one_preset_is_a_file_for_config_and_nothing_else(name: str, tmp_path: Path) -> None:
+def test_preset_prints_a_valid_config_file(name: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(create_app(), ["presets", name])
     assert result.exit_code == 0
     assert result.stdout == format_preset_toml(name)
@@ -51,7 +51,7 @@ def test_one_preset_is_a_file_for_config_and_nothing_else(name: str, tmp_path: P
     )
 
 
-def test_json_is_alone_and_complete() -> None:
+def test_json_is_complete() -> None:
     content = json.loads(CliRunner().invoke(create_app(), ["presets", "--json"]).stdout)
     assert content["schema"] == 1
     assert content["presets"] == {
@@ -63,13 +63,13 @@ def test_json_is_alone_and_complete() -> None:
     ].keys() == {"classic"}
 
 
-@pytest.mark.parametrize("more", [[], ["--json"]])
-def test_an_unknown_preset_ends_with_1_and_the_known_names(
-    more: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_unknown_preset_is_rejected_with_known_names(
+    options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["edgetl", "presets", "best", *more])
-    with pytest.raises(SystemExit) as ended:
+    monkeypatch.setattr("sys.argv", ["edgetl", "presets", "best", *options])
+    with pytest.raises(SystemExit) as exit_info:
         main()
     captured = capsys.readouterr()
-    assert (ended.value.code, captured.out) == (1, "")
+    assert (exit_info.value.code, captured.out) == (1, "")
     assert "Unknown preset 'best'. Use one of default, classic" in captured.err

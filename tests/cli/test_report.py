@@ -14,8 +14,8 @@ from tests.helpers.runs import write_bundle, write_run
 
 
 def run(*arguments: object) -> tuple[int, str, BaseException | None]:
-    done = CliRunner().invoke(create_app(), ["report", *map(str, arguments)])
-    return done.exit_code, done.stdout, done.exception
+    outcome = CliRunner().invoke(create_app(), ["report", *map(str, arguments)])
+    return outcome.exit_code, outcome.stdout, outcome.exception
 
 
 @pytest.fixture
@@ -28,25 +28,25 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return paths
 
 
-def test_one_table_and_one_page(results: list[Path]) -> None:
-    status, shown, _ = run(*results)
+def test_results_are_shown_in_one_table_and_page(results: list[Path]) -> None:
+    status, text, _ = run(*results)
     assert status == 0
-    assert "[red]second[/]" in shown
-    assert shown.count("faster") == 2
+    assert "[red]second[/]" in text
+    assert text.count("faster") == 2
     assert "Cortex-A76" in Path("report.html").read_text(encoding="utf-8")
 
 
-def test_a_folder_gives_all_of_its_results_and_json_is_one_object(results: list[Path]) -> None:
-    status, shown, _ = run(results[0].parent, results[0], "-o", "all.html", "--json")
-    content = json.loads(shown)
+def test_json_contains_all_results_of_a_folder(results: list[Path]) -> None:
+    status, text, _ = run(results[0].parent, results[0], "-o", "all.html", "--json")
+    content = json.loads(text)
     assert status == 0
     assert (content["schema"], content["kind"], content["page"]) == (1, "report", "all.html")
-    assert len(content["results"]) == 2, "a file that was named twice counts once"
+    assert len(content["results"]) == 2, "duplicate paths count once"
     assert content["results"][0]["rows"][1]["p50_ms"] == pytest.approx(3.0, rel=0.05)
     assert "rounds" not in content["results"][0]["rows"][0]
 
 
-def test_own_pages_are_replaced_and_others_kept(results: list[Path]) -> None:
+def test_only_pages_written_by_edgetl_are_overwritten(results: list[Path]) -> None:
     assert run(results[0])[0] == run(results[1])[0] == 0
     Path("report.html").write_text("<p>mine", encoding="utf-8")
     error = failure(results[0])
@@ -57,7 +57,7 @@ def test_own_pages_are_replaced_and_others_kept(results: list[Path]) -> None:
     assert "<!doctype html>" in Path("report.html").read_text(encoding="utf-8")
 
 
-def test_mistakes_are_one_sentence(results: list[Path], tmp_path: Path) -> None:
+def test_invalid_paths_are_rejected(results: list[Path], tmp_path: Path) -> None:
     assert "not found" in str(failure("missing.json"))
     (tmp_path / "empty").mkdir()
     assert "No bench results in" in str(failure("empty"))
@@ -67,31 +67,31 @@ def test_mistakes_are_one_sentence(results: list[Path], tmp_path: Path) -> None:
     assert "schema 2" in str(failure("new.json"))
     Path("text.json").write_text("hello", encoding="utf-8")
     assert "not valid JSON" in str(failure("text.json"))
-    assert "is a folder" in str(failure(results[0], "-o", "empty"))
+    assert "must be a file, got the folder" in str(failure(results[0], "-o", "empty"))
     assert not Path("report.html").exists()
 
 
-def test_a_run_is_a_summary_and_a_page_inside_it(results: list[Path]) -> None:
+def test_run_report_is_written_into_the_run(results: list[Path]) -> None:
     write_run(Path("runs/[red]one[/]"))
-    status, shown, _ = run("runs/[red]one[/]")
+    status, text, _ = run("runs/[red]one[/]")
     assert status == 0
-    assert shown.splitlines()[:2] == [
+    assert text.splitlines()[:2] == [
         "mobilenet_v2, 3 classes",
         "Validation accuracy: 83.3% of 30 images (95% interval 66.4% to 92.7%).",
     ]
-    assert len(shown.splitlines()) < 10
+    assert len(text.splitlines()) < 10
     assert "<!doctype html>" in Path("runs/[red]one[/]/report.html").read_text(encoding="utf-8")
     assert not Path("report.html").exists()
     assert run("runs/[red]one[/]", "-o", "elsewhere.html")[0] == 0
     assert Path("elsewhere.html").exists()
 
 
-def test_a_run_as_json_is_one_object_with_its_results(results: list[Path]) -> None:
-    one = write_run(Path("runs/one"))
-    one.bench.mkdir()
-    results[0].rename(one.bench / "a.json")
-    status, shown, _ = run(one.path, "--json")
-    content = json.loads(shown)
+def test_run_json_contains_metrics_and_results(results: list[Path]) -> None:
+    run_directory = write_run(Path("runs/one"))
+    run_directory.bench.mkdir()
+    results[0].rename(run_directory.bench / "a.json")
+    status, text, _ = run(run_directory.path, "--json")
+    content = json.loads(text)
     assert status == 0
     assert (content["schema"], content["kind"], content["page"]) == (
         1,
@@ -101,54 +101,56 @@ def test_a_run_as_json_is_one_object_with_its_results(results: list[Path]) -> No
     assert content["run"]["metrics"]["val"]["images"] == 30
     assert content["run"]["kept_epoch"] == 6
     assert len(content["results"]) == 1
-    assert "All latencies" in (one.report).read_text(encoding="utf-8")
+    assert "All latencies" in run_directory.report.read_text(encoding="utf-8")
 
 
-def test_an_unfinished_run_is_told(results: list[Path]) -> None:
-    one = write_run(Path("runs/one"), finished=False)
-    status, shown, _ = run(one.path)
+def test_unfinished_run_is_reported(results: list[Path]) -> None:
+    run_directory = write_run(Path("runs/one"), finished=False)
+    status, text, _ = run(run_directory.path)
     assert status == 0
-    assert "Not finished: there is no metrics.json" in shown
-    assert json.loads(run(one.path, "--json")[1])["run"]["metrics"] is None
+    assert "Not finished: metrics.json not found" in text
+    assert json.loads(run(run_directory.path, "--json")[1])["run"]["metrics"] is None
 
 
-def test_several_runs_are_their_bench_results(results: list[Path]) -> None:
+def test_several_runs_show_their_bench_results(results: list[Path]) -> None:
     for number, result in enumerate(results):
-        one = write_run(Path(f"runs/{number}"))
-        one.bench.mkdir()
-        result.rename(one.bench / "a.json")
-    status, shown, _ = run("runs/0", "runs/1")
+        run_directory = write_run(Path(f"runs/{number}"))
+        run_directory.bench.mkdir()
+        result.rename(run_directory.bench / "a.json")
+    status, text, _ = run("runs/0", "runs/1")
     assert status == 0
-    assert shown.count("faster") == 2
+    assert text.count("faster") == 2
     assert Path("report.html").exists()
     write_run(Path("runs/2"))
     assert "No bench results in runs/2" in str(failure("runs/0", "runs/2"))
 
 
-def test_a_bundle_is_a_summary_and_a_page_beside_it(results: list[Path]) -> None:
+def test_bundle_report_does_not_change_the_bundle(results: list[Path]) -> None:
     bundle = write_bundle(Path("bundle"))
     before = sorted(bundle.path.rglob("*"))
-    status, shown, _ = run(bundle.path)
+    status, text, _ = run(bundle.path)
     assert status == 0
-    assert "Recommended: int8 (int8.onnx, 2.5 MB), of 2 variants." in shown
+    assert "Recommended: int8 (int8.onnx, 2.5 MB), of 2 variants." in text
     assert "Bundle of mobilenet_v2" in Path("report.html").read_text(encoding="utf-8")
-    assert sorted(bundle.path.rglob("*")) == before, "what is copied to a device stays as it is"
+    assert sorted(bundle.path.rglob("*")) == before, (
+        "bundles are copied to devices and must not change"
+    )
     content = json.loads(run(bundle.path, "--json")[1])
     assert content["bundle"]["variants"][1]["accuracy"]["top1"] == 0.8
     assert content["bundle"]["files"]["int8.onnx"] == "as proven"
-    assert "give it alone" in str(failure(bundle.path, results[0]))
+    assert "cannot share a page" in str(failure(bundle.path, results[0]))
 
 
-def test_broken_runs_and_bundles_are_one_sentence(results: list[Path]) -> None:
-    one, bundle = write_run(Path("runs/one")), write_bundle(Path("bundle"))
-    one.metrics.write_text('{"schema": 7}', encoding="utf-8")
-    assert "schema 7" in str(failure(one.path))
-    one.metrics.write_text("[", encoding="utf-8")
-    assert "not valid JSON" in str(failure(one.path))
+def test_broken_runs_and_bundles_are_rejected(results: list[Path]) -> None:
+    run_directory, bundle = write_run(Path("runs/one")), write_bundle(Path("bundle"))
+    run_directory.metrics.write_text('{"schema": 7}', encoding="utf-8")
+    assert "schema 7" in str(failure(run_directory.path))
+    run_directory.metrics.write_text("[", encoding="utf-8")
+    assert "not valid JSON" in str(failure(run_directory.path))
     bundle.manifest.write_text('{"schema": 1}', encoding="utf-8")
     assert "bundle.json is broken" in str(failure(bundle.path))
     assert not Path("report.html").exists()
-    assert not one.report.exists()
+    assert not run_directory.report.exists()
 
 
 def failure(*arguments: object) -> EdgetlError:

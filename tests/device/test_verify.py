@@ -137,7 +137,7 @@ def test_verify_and_predict_commands_agree(edgetl: Run, bundle: Path) -> None:
     break_weights(bundle)
     failed = edgetl("verify", bundle)
     assert failed.returncode == 1
-    assert "WRONG" in failed.stdout
+    assert "FAILED" in failed.stdout
     prediction = edgetl("predict", bundle, photo)
     assert prediction.returncode == 1
     assert "do not match the reference" in prediction.stderr

@@ -1,4 +1,4 @@
-"""`edgetl export` of a run that was changed after its training is refused."""
+"""`edgetl export` rejects runs that were changed after training."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 
 @pytest.fixture(scope="module")
-def accurate(
+def accurate_run(
     forked: Callable[..., Any], random_weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """A run whose classes are easy to tell apart."""
+    """Train a run whose classes are easy to separate."""
     import numpy as np
     from PIL import Image
 
     data, generator = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     for label, tint in (("dark", 30), ("light", 200)):
-        for part in ("train", "val"):
-            folder = data / part / label
+        for split in ("train", "val"):
+            folder = data / split / label
             folder.mkdir(parents=True)
             for number in range(10):
                 Image.fromarray(
                     generator.integers(tint - 20, tint + 20, (48, 48, 3)).astype(np.uint8)
                 ).save(folder / f"{number}.png")
     run = tmp_path_factory.mktemp("runs") / "run"
-    done = forked(
-        "finetune", data, "-o", run, "--model", ARCHITECTURE, "--weights", random_weights, "--image-size", IMAGE_SIZE,
-        "--epochs", 3, "--finetune-epochs", 0,
+    process = forked(
+        "finetune", data, "-o", run, "--model", ARCHITECTURE, "--weights", random_weights,
+        "--image-size", IMAGE_SIZE, "--epochs", 3, "--finetune-epochs", 0,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     assert json.loads((run / "metrics.json").read_text())["val"]["accuracy"] == 1.0
     return run
 
 
 @pytest.fixture
-def run(accurate: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(accurate, tmp_path / "run"))
+def run(accurate_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(accurate_run, tmp_path / "run"))
 
 
 def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -64,20 +64,20 @@ def flip_head(run: Path) -> None:
     save_file(weights, run / "weights.safetensors")
 
 
-def test_run_states_what_it_ended_with(run: Path) -> None:
+def test_run_records_final_weights_and_classes(run: Path) -> None:
     final = json.loads((run / "metrics.json").read_text())["final"]
     assert final["weights_sha256"] == sha256_file(run / "weights.safetensors")
     assert final["classes"] == ["dark", "light"]
 
 
-def test_flipped_head_is_refused(run: Path) -> None:
+def test_changed_weights_are_rejected(run: Path) -> None:
     flip_head(run)
     with pytest.raises(RunError, match=r"weights\.safetensors was changed after the training"):
         export_run(RunDirectory(run), ExportConfig())
 
 
 @pytest.mark.parametrize("change", ["classes", "preprocessing"])
-def test_changed_configuration_is_refused(run: Path, change: str) -> None:
+def test_changed_config_is_rejected(run: Path, change: str) -> None:
     def alter(content: dict[str, Any]) -> None:
         content["classes"].reverse()
         if change == "preprocessing":
@@ -90,8 +90,8 @@ def test_changed_configuration_is_refused(run: Path, change: str) -> None:
     assert not (run / "bundle").exists()
 
 
-def test_accuracy_beyond_the_interval_is_refused(run: Path) -> None:
-    """Where the hashes were adapted as well, or lack as in runs of before, the images tell."""
+def test_accuracy_outside_the_interval_is_rejected(run: Path) -> None:
+    """Detect changed weights by accuracy if the hashes are missing or were changed as well."""
     flip_head(run)
     edit(run / "metrics.json", lambda content: content.pop("final"))
     with pytest.raises(ExportError, match=r"metrics\.json says 100\.0%"):
@@ -102,7 +102,7 @@ def test_accuracy_beyond_the_interval_is_refused(run: Path) -> None:
 @pytest.mark.parametrize(
     "change", [{"val": 3}, {"val": {"images": 20, "accuracy": "1"}}, {"final": {"classes": 5}}]
 )
-def test_metrics_of_another_form(run: Path, change: dict[str, Any]) -> None:
+def test_malformed_metrics_are_rejected(run: Path, change: dict[str, Any]) -> None:
     edit(run / "metrics.json", lambda content: content.update(change))
     with pytest.raises(RunError, match=r"Cannot read .*metrics\.json"):
         export_run(RunDirectory(run), ExportConfig())

@@ -1,4 +1,4 @@
-"""What may be loaded where: help loads nothing heavy, and the device commands work where torch cannot be imported."""
+"""Import isolation: help is light, and device commands work without torch."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ def python(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_loads_nothing_heavy(command: str) -> None:
+def test_help_imports_no_heavy_package(command: str) -> None:
     code = f"""
 import sys
 sys.argv = ["edgetl", *{command.split()!r}, "--help"]
 from edgetl.cli.app import create_app
 try:
     create_app(sys.argv[1])()
-except SystemExit as done:
-    assert done.code == 0
+except SystemExit as exit_info:
+    assert exit_info.code == 0
 print("loaded:", sorted(name for name in {HEAVY!r} if name in sys.modules))
 """
-    done = python(code)
-    assert done.stdout.splitlines()[-1] == "loaded: []", done.stderr
-    assert "Usage: " in done.stdout
+    process = python(code)
+    assert process.stdout.splitlines()[-1] == "loaded: []", process.stderr
+    assert "Usage: " in process.stdout
 
 
-def test_device_packages_without_the_training_stack(stock_bundle: Path, parts: Path) -> None:
-    """predict in an interpreter where torch and its company cannot be imported."""
+def test_predict_works_without_training_packages(stock_bundle: Path, parts: Path) -> None:
+    """Run predict in an interpreter that cannot import torch and other training packages."""
     blocked = (
         "torch",
         "torchvision",
@@ -74,31 +74,34 @@ def test_device_packages_without_the_training_stack(stock_bundle: Path, parts: P
         "scipy",
     )
     code = BLOCKER.format(blocked=blocked) + "from edgetl.cli.app import main\nmain()\n"
-    done = python(code, "predict", stock_bundle, parts / "val/good", "--json")
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["images"]) == 4
+    process = python(code, "predict", stock_bundle, parts / "val/good", "--json")
+    assert process.returncode == 0, process.stderr
+    assert len(json.loads(process.stdout)["images"]) == 4
 
 
-def test_a_missing_package_is_a_sentence_with_the_command(parts: Path) -> None:
+def test_missing_package_error_names_the_pip_command(parts: Path) -> None:
     code = BLOCKER.replace("ImportError(", "ModuleNotFoundError(").replace(
         '{{name}}")', '{{name}}", name=name)'
     )
-    done = python(
+    process = python(
         code.format(blocked=("torch",)) + "from edgetl.cli.app import main\nmain()\n",
         "finetune",
         parts,
         "--weights",
         "none",
     )
-    assert done.returncode == 1
-    assert 'pip install "edgetl[train]"' in done.stderr
-    assert "Traceback" not in done.stderr
+    assert process.returncode == 1
+    assert 'pip install "edgetl[train]"' in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_exit_statuses() -> None:
     assert python("from edgetl.cli.app import main\nmain()", "--version").returncode == 0
     assert python("from edgetl.cli.app import main\nmain()", "nonsense").returncode == 2
-    broken = "def broken(): 1 / 0\nwhole = a.create_app()\nwhole.command()(broken)\na.create_app = lambda asked: whole\n"
+    broken = (
+        "def broken(): 1 / 0\napp = a.create_app()\napp.command()(broken)\n"
+        "a.create_app = lambda command: app\n"
+    )
     bug = python(f"import edgetl.cli.app as a\n{broken}a.main()", "broken")
     assert bug.returncode == 3
     assert "ZeroDivisionError" in bug.stderr

@@ -1,4 +1,4 @@
-"""The main job on real photos with real weights, through the program itself: fine-tune, export, label with the bundle's own client."""
+"""Main workflow on real photos with real weights: fine-tune, export, predict with the client."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def finetune(
     edgetl: Run, data: Path, weights: Path, run: Path, *options: object
 ) -> dict[str, object]:
-    done = edgetl("finetune", data, "--weights", weights, "-o", run, *options)
-    assert done.returncode == 0, done.stderr
+    process = edgetl("finetune", data, "--weights", weights, "-o", run, *options)
+    assert process.returncode == 0, process.stderr
     metrics: dict[str, object] = json.loads((run / "metrics.json").read_text())
     return metrics
 
 
 def check_export(edgetl: Run, run: Path) -> None:
-    """The gate holds with the issue's tolerances, and the bundle's own client gives PyTorch's label on every validation image."""
-    done = edgetl("export", run)
-    assert done.returncode == 0, done.stderr
+    """Check the parity tolerances, and the client's labels on every validation image."""
+    process = edgetl("export", run)
+    assert process.returncode == 0, process.stderr
     (variant,) = json.loads((run / "bundle/bundle.json").read_text())["variants"]
     assert variant["parity"]["network"]["max_abs_diff"] <= 1e-3
     assert variant["parity"]["path"]["max_abs_diff"] <= 0.05
@@ -57,16 +57,16 @@ def check_export(edgetl: Run, run: Path) -> None:
 
 
 def check_report(edgetl: Run, run: Path) -> str:
-    """The page of a run, and that of its bundle, from files that the program wrote itself."""
+    """Write the pages of a run and its bundle, and return the page of the run."""
     for subject, page in ((run, run / "report.html"), (run / "bundle", run.parent / "bundle.html")):
         if subject.is_dir():
-            done = edgetl("report", subject, *(() if subject == run else ("-o", page)))
-            assert done.returncode == 0, done.stderr
+            process = edgetl("report", subject, *(() if subject == run else ("-o", page)))
+            assert process.returncode == 0, process.stderr
             assert page.stat().st_size < 5_000_000
     return (run / "report.html").read_text(encoding="utf-8")
 
 
-def test_a_short_run_on_real_photos(edgetl: Run, shared: Path, tmp_path: Path) -> None:
+def test_short_run_on_real_photos(edgetl: Run, shared: Path, tmp_path: Path) -> None:
     options = ("--epochs", 1, "--finetune-epochs", 1)
     metrics = finetune(
         edgetl,
@@ -83,8 +83,8 @@ def test_a_short_run_on_real_photos(edgetl: Run, shared: Path, tmp_path: Path) -
     assert '<section id="variants">' in page
 
 
-def test_odd_files_in_a_class(edgetl: Run, shared: Path, tmp_path: Path) -> None:
-    """Training carries on with what decodes and lists the rest; the listed are exactly those that no decoder reads."""
+def test_unreadable_files_are_skipped_and_listed(edgetl: Run, shared: Path, tmp_path: Path) -> None:
+    """Training continues with readable images and lists exactly the files no decoder reads."""
     for label in ("roses", "tulips"):
         for path in sorted((shared / "data/flowers5/train" / label).iterdir())[:24]:
             (tmp_path / "data" / label).mkdir(parents=True, exist_ok=True)
@@ -97,7 +97,7 @@ def test_odd_files_in_a_class(edgetl: Run, shared: Path, tmp_path: Path) -> None
     )  # fmt: skip
     with (tmp_path / "run/rejected.csv").open(newline="") as stream:
         rejected = {Path(row["path"]).name for row in csv.DictReader(stream)}
-    # Hidden files belong to the system and are not worth a line; the notes are a text file.
+    # Hidden system files are not listed; NOTES.tsv is a text file.
     assert rejected == UNREADABLE - {".DS_Store"} | {"NOTES.tsv"}
     assert metrics["train"]["images"] + metrics["val"]["images"] == 48 + 30 - len(UNREADABLE)  # type: ignore[index]
     page = check_report(edgetl, tmp_path / "run")
@@ -106,9 +106,9 @@ def test_odd_files_in_a_class(edgetl: Run, shared: Path, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize(("name", "least"), [("catsdogs500", 0.95), ("flowers5", 0.84)])
-def test_the_default_recipe_on_real_photos(
-    edgetl: Run, shared: Path, tmp_path: Path, name: str, least: float
+@pytest.mark.parametrize(("name", "min_accuracy"), [("catsdogs500", 0.95), ("flowers5", 0.84)])
+def test_default_recipe_on_real_photos(
+    edgetl: Run, shared: Path, tmp_path: Path, name: str, min_accuracy: float
 ) -> None:
     metrics = finetune(
         edgetl,
@@ -116,14 +116,14 @@ def test_the_default_recipe_on_real_photos(
         shared / "weights/mobilenet_v2.safetensors",
         tmp_path / "run",
     )
-    assert metrics["val"]["accuracy"] >= least  # type: ignore[index]
+    assert metrics["val"]["accuracy"] >= min_accuracy  # type: ignore[index]
     check_export(edgetl, tmp_path / "run")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_classic_case_of_one_folder(edgetl: Run, shared: Path, tmp_path: Path) -> None:
-    """Five classes in one folder, split 80 to 20, 5 + 5 epochs."""
+def test_default_recipe_on_one_folder_of_classes(edgetl: Run, shared: Path, tmp_path: Path) -> None:
+    """Train on five classes in one folder, split 80 to 20."""
     metrics = finetune(
         edgetl,
         shared / "data/flowers5/train",

@@ -1,4 +1,4 @@
-"""Plans and runs in an experiment's folder that are of another form are refused in one sentence."""
+"""Broken plans and runs of an experiment are refused in one sentence."""
 
 from __future__ import annotations
 
@@ -24,15 +24,30 @@ from edgetl.experiment.plan import (
 from tools.checks.fuzz.mutation import mutate_json
 
 METRICS: dict[str, Any] = {
-    "schema": 1, "classes": ["cat", "dog"], "seconds": {"total": 9.5}, "train": {"images": 8, "accuracy": 1.0},
-    "val": {"macro_f1": 0.8, "accuracy": 0.75, "images": 4}, "best_epoch": 2, "parameters": {"trainable": 10, "total": 100},
-    "peak_memory_bytes": 10**8, "peak_gpu_memory_bytes": None, "device": "cpu", "precision": "fp32", "weights": {"source": "imagenet"},
-}  # fmt: skip
+    "schema": 1,
+    "classes": ["cat", "dog"],
+    "seconds": {"total": 9.5},
+    "train": {"images": 8, "accuracy": 1.0},
+    "val": {"macro_f1": 0.8, "accuracy": 0.75, "images": 4},
+    "best_epoch": 2,
+    "parameters": {"trainable": 10, "total": 100},
+    "peak_memory_bytes": 10**8,
+    "peak_gpu_memory_bytes": None,
+    "device": "cpu",
+    "precision": "fp32",
+    "weights": {"source": "imagenet"},
+}
 EPOCHS = [
     {"phase": 1, "elapsed": 3.0 * number, "train_accuracy": 0.5, "val_accuracy": 0.75}
     for number in (1, 2)
 ]
-PREDICTIONS = "path,label,predicted,probability,label_probability\na,cat,cat,1,1\nb,cat,dog,1,0\nc,dog,dog,1,1\nd,dog,dog,1,1\n"
+PREDICTIONS = """\
+path,label,predicted,probability,label_probability
+a,cat,cat,1,1
+b,cat,dog,1,0
+c,dog,dog,1,1
+d,dog,dog,1,1
+"""
 
 
 @pytest.fixture
@@ -58,7 +73,7 @@ def write_run(
     (folder / "predictions.csv").write_text(predictions)
 
 
-def test_run_is_read_with_its_types(planned: list[PlannedRun]) -> None:
+def test_read_strategy_run(planned: list[PlannedRun]) -> None:
     assert planned[0].config.output is not None
     write_run(planned[0].config.output)
     run, _ = read_strategy_run(planned[0])
@@ -66,10 +81,10 @@ def test_run_is_read_with_its_types(planned: list[PlannedRun]) -> None:
     assert [epoch.elapsed for epoch in run.epochs] == [3.0, 6.0]
 
 
-def test_mutated_runs_are_read_or_refused(planned: list[PlannedRun]) -> None:
+def test_mutated_metrics_are_read_or_refused(planned: list[PlannedRun]) -> None:
     folder = planned[0].config.output
     assert folder is not None
-    read = 0
+    readable = 0
     for seed in range(300):
         write_run(folder, mutate_json(METRICS, random.Random(seed)))
         try:
@@ -77,8 +92,8 @@ def test_mutated_runs_are_read_or_refused(planned: list[PlannedRun]) -> None:
         except (RunError, DataError):
             continue
         assert isinstance(run.seconds, float)
-        read += 1
-    assert 10 < read < 290
+        readable += 1
+    assert 10 < readable < 290
 
 
 @pytest.mark.parametrize(
@@ -94,7 +109,9 @@ def test_mutated_runs_are_read_or_refused(planned: list[PlannedRun]) -> None:
         {"predictions": PREDICTIONS.replace("dog", "bird")},
     ],
 )
-def test_broken_run_is_one_sentence(planned: list[PlannedRun], files: dict[str, str]) -> None:
+def test_broken_run_is_refused_in_one_sentence(
+    planned: list[PlannedRun], files: dict[str, str]
+) -> None:
     folder = planned[0].config.output
     assert folder is not None
     write_run(folder, **files)
@@ -102,7 +119,7 @@ def test_broken_run_is_one_sentence(planned: list[PlannedRun], files: dict[str, 
         read_strategy_run(planned[0])
 
 
-def test_mutated_plans_are_taken_or_refused(
+def test_mutated_plans_are_accepted_or_refused(
     config: CompareConfig, planned: list[PlannedRun], tmp_path: Path
 ) -> None:
     folder = ExperimentDirectory(config.output or tmp_path)

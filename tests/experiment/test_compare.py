@@ -1,4 +1,4 @@
-"""Real processes: an experiment that is killed and goes on, one with a network that fails, and one within a latency budget."""
+"""Experiments in real processes: killed and resumed, with a failing run, with a latency budget."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from edgetl.core.errors import (
 )
 from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory
 from edgetl.device.hardware.info import collect_device_info
-from edgetl.experiment import plan as preparing
+from edgetl.experiment import plan as plan_module
 from edgetl.experiment.compare import compare, plan_experiment
 from edgetl.experiment.matrix import PlannedRun
 from edgetl.experiment.plan import to_screened_networks, write_plan
@@ -48,18 +48,20 @@ STRATEGIES = ("head", "finetune", EQUAL_TIME, "scratch")
 
 @pytest.fixture
 def not_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No process that times steps beforehand, which takes as long as a run does here."""
+    """Skip timing of training steps, which takes as long as a run here."""
     monkeypatch.setattr(
-        preparing,
+        plan_module,
         "_estimate_run_seconds",
-        lambda runs, watcher, scratch: {run.name: 1.0 for run in runs},
+        lambda runs, progress, scratch: {run.name: 1.0 for run in runs},
     )
 
 
-class Watched:
+class RecordingProgress:
+    """Progress callbacks that record their calls."""
+
     def __init__(self) -> None:
         self.notes: list[str] = []
-        self.begun: list[str] = []
+        self.started: list[str] = []
         self.results: dict[str, StrategyRun] = {}
         self.messages: list[Mapping[str, Any]] = []
 
@@ -75,7 +77,7 @@ class Watched:
         assert {run.name for run in runs} >= set(seconds)
 
     def on_run_start(self, run: PlannedRun) -> None:
-        self.begun.append(run.name)
+        self.started.append(run.name)
 
     def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
         self.messages.append(message)
@@ -89,19 +91,19 @@ def recipe(parts: Path, random_weights: Path) -> FinetuneConfig:
     return FinetuneConfig(parts, weights=str(random_weights), device="cpu", **RECIPE)
 
 
-def experiment_of(folder: Path, **more: Any) -> CompareConfig:
-    given: dict[str, Any] = {
+def compare_config(folder: Path, **more: Any) -> CompareConfig:
+    options: dict[str, Any] = {
         "models": (ARCHITECTURE,),
         "seeds": 1,
         "image_sizes": (IMAGE_SIZE,),
         "epochs": 3,
         "bench": False,
     }
-    return CompareConfig(folder, **{**given, **more})
+    return CompareConfig(folder, **{**options, **more})
 
 
 RECIPE: dict[str, Any] = {"lr": 0.02, "finetune_lr": 0.002, "workers": 0}
-"""Random features have small logits, and an export refuses ties: they must be learnt from in a few steps."""
+"""High learning rates: random features have small logits, and the export refuses tied classes."""
 
 
 def command(data: Path, weights: Path, folder: Path, *more: str) -> list[str]:
@@ -109,7 +111,8 @@ def command(data: Path, weights: Path, folder: Path, *more: str) -> list[str]:
     config.write_text("".join(f"{name} = {value}\n" for name, value in RECIPE.items()))
     return [
         "compare", str(data), "--models", ARCHITECTURE, "--seeds", "1", "--image-size", str(IMAGE_SIZE),
-        "--epochs", "3", "--weights", str(weights), "--config", str(config), "--device", "cpu", "-o", str(folder), "--json", *more,
+        "--epochs", "3", "--weights", str(weights), "--config", str(config), "--device", "cpu",
+        "-o", str(folder), "--json", *more,
     ]  # fmt: skip
 
 
@@ -122,25 +125,28 @@ def children_of(pid: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def gone_on(
+def resumed_experiment(
     forked: Callable[..., subprocess.CompletedProcess[str]],
     parts: Path,
     random_weights: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, dict[str, float], str, list[int]]:
-    """An experiment killed by SIGKILL while its third run trained, then started again: folder, times of what had ended, output, orphans."""
+    """Kill an experiment with SIGKILL during its third run and start it again.
+
+    Returns the folder, the modification times of the finished runs, the output, and the children.
+    """
     folder = ExperimentDirectory(tmp_path_factory.mktemp("experiment") / "pets")
-    asked = command(parts, random_weights, folder.path)
-    first = forking.start(asked, ROOT, tmp_path_factory.mktemp("said"))
+    arguments = command(parts, random_weights, folder.path)
+    first = forking.start(arguments, ROOT, tmp_path_factory.mktemp("output"))
     assert first.pid is not None
-    ended = [RunDirectory(folder.runs / f"{ROW}-{strategy}-s0") for strategy in STRATEGIES[:2]]
+    finished = [RunDirectory(folder.runs / f"{ROW}-{strategy}-s0") for strategy in STRATEGIES[:2]]
     third = RunDirectory(folder.runs / f"{ROW}-{STRATEGIES[2]}-s0")
     wait_for(third.config.is_file, first.is_alive)
     children = children_of(first.pid)
     first.kill()
     first.join()
     assert children
-    times = {run.path.name: run.metrics.stat().st_mtime_ns for run in ended}
+    times = {run.path.name: run.metrics.stat().st_mtime_ns for run in finished}
     wait_for(
         lambda: (
             not any(
@@ -150,46 +156,48 @@ def gone_on(
             )
         )
     )
-    second = forked(*asked)
+    second = forked(*arguments)
     assert second.returncode == 0, second.stderr
     return folder.path, times, second.stdout + "\0" + second.stderr, children
 
 
 def wait_for(
-    met: Callable[[], bool], alive: Callable[[], bool] | None = None, seconds: float = 120
+    condition: Callable[[], bool],
+    is_alive: Callable[[], bool] | None = None,
+    timeout_s: float = 120,
 ) -> None:
-    give_up = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < give_up, "it never came"
-        assert alive is None or alive(), "it ended by itself"
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
+        assert is_alive is None or is_alive(), "the process ended by itself"
         time.sleep(0.02)
 
 
-def test_killed_in_the_middle_it_goes_on_without_repeating_a_run(
-    gone_on: tuple[Path, dict[str, float], str, list[int]],
+def test_killed_experiment_resumes_without_repeating_runs(
+    resumed_experiment: tuple[Path, dict[str, float], str, list[int]],
 ) -> None:
-    folder, times, said, _ = gone_on
+    folder, times, output, _ = resumed_experiment
     runs = ExperimentDirectory(folder).runs
     assert {name: (runs / name / "metrics.json").stat().st_mtime_ns for name in times} == times
     assert sorted(path.name for path in runs.iterdir()) == sorted(
         f"{ROW}-{strategy}-s0" for strategy in STRATEGIES
     )
-    assert "4 runs, 2 of them ended before" in said
-    assert "[1/4]" not in said.partition("\0")[2]
-    found = read_experiment(ExperimentDirectory(folder).result)
-    assert not found.unfinished_run_names
-    assert not found.failed_runs
+    assert "4 runs, 2 already finished" in output
+    assert "[1/4]" not in output.partition("\0")[2]
+    experiment = read_experiment(ExperimentDirectory(folder).result)
+    assert not experiment.unfinished_run_names
+    assert not experiment.failed_runs
     assert not list(folder.glob(".cache-*")) or len(list(folder.glob(".cache-*"))) == 1, (
-        "the killed one's cache alone may be left"
+        "only the cache of the killed run may be left"
     )
 
 
-def test_its_figures_are_those_of_the_run_directories(
-    gone_on: tuple[Path, dict[str, float], str, list[int]],
+def test_results_match_the_run_directories(
+    resumed_experiment: tuple[Path, dict[str, float], str, list[int]],
 ) -> None:
-    folder, _, said, _ = gone_on
-    found = read_experiment(ExperimentDirectory(folder).result)
-    printed = json.loads(said.partition("\0")[0])
+    folder, _, output, _ = resumed_experiment
+    experiment = read_experiment(ExperimentDirectory(folder).result)
+    printed = json.loads(output.partition("\0")[0])
     assert printed["kind"] == "compare"
     assert [row["strategy"] for row in printed["rows"]] == [
         "scratch",
@@ -197,7 +205,7 @@ def test_its_figures_are_those_of_the_run_directories(
         "head",
         "finetune",
     ]
-    for run in found.runs:
+    for run in experiment.runs:
         metrics = json.loads((folder / run.folder / "metrics.json").read_text())
         history = [
             json.loads(line)
@@ -212,10 +220,10 @@ def test_its_figures_are_those_of_the_run_directories(
         )
         assert sum(map(sum, run.confusion)) == len(run.correct_mask) == 20
         assert metrics["frozen_blocks"]["cache"] != "reused", (
-            "one run's work must not shorten another"
+            "a run must not reuse the features of another"
         )
-    by_strategy = {run.strategy: run for run in found.runs}
-    assert {len(run.epochs) for run in found.runs if run.strategy != EQUAL_TIME} == {3}
+    by_strategy = {run.strategy: run for run in experiment.runs}
+    assert {len(run.epochs) for run in experiment.runs if run.strategy != EQUAL_TIME} == {3}
     config = json.loads((folder / by_strategy[EQUAL_TIME].folder / "config.json").read_text())[
         "config"
     ]
@@ -225,125 +233,129 @@ def test_its_figures_are_those_of_the_run_directories(
         < by_strategy["finetune"].trainable
         < by_strategy["scratch"].trainable
     )
-    splits = {(folder / run.folder / "split.csv").read_text() for run in found.runs}
+    splits = {(folder / run.folder / "split.csv").read_text() for run in experiment.runs}
     assert len(splits) == 1
 
 
-def test_the_recommended_run_is_exported_and_timed_once(
-    gone_on: tuple[Path, dict[str, float], str, list[int]],
+def test_recommended_run_is_exported_and_timed_once(
+    resumed_experiment: tuple[Path, dict[str, float], str, list[int]],
 ) -> None:
-    folder, _, _, _ = gone_on
-    found = read_experiment(ExperimentDirectory(folder).result)
-    (one,) = found.deployed_models
-    row = found.recommend_strategy(found.networks[0])
+    folder, _, _, _ = resumed_experiment
+    experiment = read_experiment(ExperimentDirectory(folder).result)
+    (model,) = experiment.deployed_models
+    row = experiment.recommend_strategy(experiment.networks[0])
     assert row is not None
-    assert one.failed is None
-    assert one.run == row.best_run.name
+    assert model.failed is None
+    assert model.run == row.best_run.name
     bundle = BundleDirectory(folder / row.best_run.folder / "bundle")
-    assert one.file_bytes == bundle.variant("fp32").stat().st_size
-    assert one.p50_ms is not None
+    assert model.file_bytes == bundle.variant("fp32").stat().st_size
+    assert model.p50_ms is not None
     assert len(list((folder / row.best_run.folder / "bench").glob("*.json"))) == 1
 
 
-def test_what_is_written_is_for_people_too(
-    gone_on: tuple[Path, dict[str, float], str, list[int]],
+def test_compare_writes_markdown_tables(
+    resumed_experiment: tuple[Path, dict[str, float], str, list[int]],
 ) -> None:
-    folder, _, _, _ = gone_on
+    folder, _, _, _ = resumed_experiment
     table = ExperimentDirectory(folder).table.read_text()
     assert f"## {ROW}, equal epochs\n" in table
     assert f"| {EQUAL_TIME} |" in table or f"| {EQUAL_TIME} * |" in table
     assert "## Differences" in table
 
 
-def test_finished_it_does_nothing_more(
-    gone_on: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig
+def test_finished_experiment_trains_nothing(
+    resumed_experiment: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig
 ) -> None:
-    folder, _, _, _ = gone_on
+    folder, _, _, _ = resumed_experiment
     before = read_experiment(ExperimentDirectory(folder).result)
-    watched = Watched()
+    progress = RecordingProgress()
     again = compare(
-        experiment_of(folder, strategies=("scratch", "head", "finetune"), bench=True),
+        compare_config(folder, strategies=("scratch", "head", "finetune"), bench=True),
         recipe,
-        watched,
+        progress,
     )
-    assert watched.begun == []
+    assert progress.started == []
     assert again.runs == before.runs
     assert again.deployed_models == before.deployed_models
 
 
-def test_another_plan_is_refused(
-    gone_on: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig
+def test_compare_refuses_another_plan(
+    resumed_experiment: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig
 ) -> None:
-    folder, _, _, _ = gone_on
+    folder, _, _, _ = resumed_experiment
     with pytest.raises(ConfigError, match=r"another plan: .*epochs was"):
-        plan_experiment(experiment_of(folder, epochs=5), recipe)
+        plan_experiment(compare_config(folder, epochs=5), recipe)
     with pytest.raises(ConfigError, match=r"another plan: .*batch_size was None, is 4"):
-        plan_experiment(experiment_of(folder), replace(recipe, batch_size=4))
+        plan_experiment(compare_config(folder), replace(recipe, batch_size=4))
 
 
 @pytest.mark.usefixtures("not_estimated")
-def test_a_plan_that_was_gone_on_with_by_others_still_knows_its_first_runs(
-    gone_on: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig, tmp_path: Path
+def test_plan_keeps_earlier_runs_when_extended(
+    resumed_experiment: tuple[Path, dict[str, float], str, list[int]],
+    recipe: FinetuneConfig,
+    tmp_path: Path,
 ) -> None:
     folder = ExperimentDirectory(tmp_path / "copy")
-    shutil.copytree(gone_on[0], folder.path)
-    other = experiment_of(folder.path, strategies=("scratch",), epochs=2, image_sizes=(32,))
+    shutil.copytree(resumed_experiment[0], folder.path)
+    other = compare_config(folder.path, strategies=("scratch",), epochs=2, image_sizes=(32,))
     write_plan(folder, plan_experiment(other, recipe), other, recipe)
     with pytest.raises(ConfigError, match="another plan"):
-        plan_experiment(experiment_of(folder.path, epochs=2), recipe)
+        plan_experiment(compare_config(folder.path, epochs=2), recipe)
     content = json.loads(folder.plan.read_text())
     del content["runs"][f"{ROW}-head-s0"]
     folder.plan.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match="its plan does not know"):
-        plan_experiment(experiment_of(folder.path), recipe)
+    with pytest.raises(ConfigError, match="is not in its plan"):
+        plan_experiment(compare_config(folder.path), recipe)
 
 
-def test_a_second_process_on_the_same_folder_is_refused(
-    gone_on: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig
+def test_second_process_on_the_same_folder_is_refused(
+    resumed_experiment: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig
 ) -> None:
-    folder = ExperimentDirectory(gone_on[0])
+    folder = ExperimentDirectory(resumed_experiment[0])
     with (folder.path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(RunError, match="Another process works on"):
-            compare(experiment_of(folder.path), recipe)
-    left = folder.path / ".cache-left"
-    left.mkdir()
-    found = compare(experiment_of(folder.path), recipe)
-    assert not left.exists()
-    assert len(found.deployed_models) == 1, "what was timed before is not lost by --no-bench"
+        with pytest.raises(RunError, match="is in use by another process"):
+            compare(compare_config(folder.path), recipe)
+    leftover = folder.path / ".cache-left"
+    leftover.mkdir()
+    experiment = compare(compare_config(folder.path), recipe)
+    assert not leftover.exists()
+    assert len(experiment.deployed_models) == 1, "--no-bench keeps earlier measurements"
 
 
 @pytest.mark.usefixtures("not_estimated")
-def test_several_seeds_share_a_split_and_a_failure_does_not_stop_the_rest(
+def test_seeds_share_a_split_and_a_failed_run_is_recorded(
     recipe: FinetuneConfig, make_images: Callable[..., Path], tmp_path: Path
 ) -> None:
-    watched = Watched()
+    progress = RecordingProgress()
     recipe = replace(recipe, data=make_images("flat", ["blue", "green", "red"], count=10))
     folder = ExperimentDirectory(tmp_path / "out")
-    config = experiment_of(folder.path, strategies=("head",), seeds=2, epochs=2)
-    found = compare(config, recipe, watched)
-    assert watched.begun == [f"{ROW}-head-s0", f"{ROW}-head-s1"]
-    assert len({(folder.path / run.folder / "split.csv").read_text() for run in found.runs}) == 1
-    assert found.runs[0].epochs != found.runs[1].epochs
-    assert [message["epoch"]["epoch"] for message in watched.messages if "epoch" in message] == [
+    config = compare_config(folder.path, strategies=("head",), seeds=2, epochs=2)
+    experiment = compare(config, recipe, progress)
+    assert progress.started == [f"{ROW}-head-s0", f"{ROW}-head-s1"]
+    assert (
+        len({(folder.path / run.folder / "split.csv").read_text() for run in experiment.runs}) == 1
+    )
+    assert experiment.runs[0].epochs != experiment.runs[1].epochs
+    assert [message["epoch"]["epoch"] for message in progress.messages if "epoch" in message] == [
         1,
         2,
         1,
         2,
     ]
-    # One of the two is lost, and cannot be made again.
-    lost = RunDirectory(folder.path / found.runs[1].folder)
+    # One of the two runs is lost, and its directory cannot be replaced.
+    lost = RunDirectory(folder.path / experiment.runs[1].folder)
     lost.metrics.unlink()
     lost.path.joinpath("stranger.txt").write_text("not edgetl's")
-    again = compare(config, recipe, watched)
-    assert watched.begun[2:] == [f"{ROW}-head-s1"]
+    again = compare(config, recipe, progress)
+    assert progress.started[2:] == [f"{ROW}-head-s1"]
     (failed,) = again.failed_runs
     assert "stranger.txt" in (failed.failed or "")
     assert [len(row.runs) for row in again.rows] == [1]
     assert read_experiment(folder.result).failed_runs == [failed]
 
 
-def test_resnet50_takes_the_same_path(parts: Path, tmp_path: Path) -> None:
+def test_compare_with_resnet50(parts: Path, tmp_path: Path) -> None:
     config = CompareConfig(
         tmp_path / "out",
         ("resnet50",),
@@ -359,7 +371,7 @@ def test_resnet50_takes_the_same_path(parts: Path, tmp_path: Path) -> None:
     assert row.first_run.trainable == row.first_run.parameters
 
 
-def test_a_latency_budget_drops_what_is_too_slow_before_anything_is_trained(
+def test_latency_budget_drops_slow_networks_before_training(
     recipe: FinetuneConfig, tmp_path: Path
 ) -> None:
     folder = ExperimentDirectory(tmp_path / "out")
@@ -371,22 +383,24 @@ def test_a_latency_budget_drops_what_is_too_slow_before_anything_is_trained(
     write_result(
         replace(result_of(*rows), classes=5, device=collect_device_info()), folder.candidates
     )
-    watched = Watched()
-    config = experiment_of(
+    progress = RecordingProgress()
+    config = compare_config(
         folder.path,
         models=(ARCHITECTURE, "resnet50"),
         strategies=("head",),
         latency_budget_ms=5.0,
         epochs=2,
     )
-    plan = plan_experiment(config, recipe, watched)
+    plan = plan_experiment(config, recipe, progress)
     assert [run.name for run in plan.runs] == [f"{ROW}-head-s0"]
     assert plan.remaining_seconds > 0
     assert (
-        f"Dropped, above --latency-budget 5 ms: resnet50-{IMAGE_SIZE} (9.00 ms)." in watched.notes
+        f"Dropped, above --latency-budget 5 ms: resnet50-{IMAGE_SIZE} (9.00 ms)." in progress.notes
     )
     assert plan.candidates is not None
-    assert [(one.network, one.fits) for one in to_screened_networks(plan.candidates)] == [
+    assert [
+        (network.network, network.fits) for network in to_screened_networks(plan.candidates)
+    ] == [
         (ROW, True),
         (f"resnet50-{IMAGE_SIZE}", False),
     ]
@@ -398,18 +412,18 @@ def test_a_latency_budget_drops_what_is_too_slow_before_anything_is_trained(
 
 
 @pytest.mark.usefixtures("not_estimated")
-def test_networks_are_timed_where_they_were_not_yet(
+def test_interrupted_latency_measurement_is_repeated(
     recipe: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[CandidatesConfig] = []
+    requests: list[CandidatesConfig] = []
 
-    def time_candidates(wanted: CandidatesConfig, report: object) -> CandidatesResult:
-        asked.append(wanted)
+    def time_candidates(request: CandidatesConfig, report: object) -> CandidatesResult:
+        requests.append(request)
         return replace(
             result_of(candidate(ARCHITECTURE, [2.0, 2.0], IMAGE_SIZE), budget_ms=5.0), classes=5
         )
 
-    monkeypatch.setattr(preparing, "time_candidates", time_candidates)
+    monkeypatch.setattr(plan_module, "time_candidates", time_candidates)
     folder = ExperimentDirectory(tmp_path / "out")
     folder.path.mkdir()
     interrupted = replace(
@@ -420,57 +434,59 @@ def test_networks_are_timed_where_they_were_not_yet(
     )
     write_result(interrupted, folder.candidates)
     plan = plan_experiment(
-        experiment_of(folder.path, strategies=("head",), latency_budget_ms=5.0, epochs=2), recipe
+        compare_config(folder.path, strategies=("head",), latency_budget_ms=5.0, epochs=2), recipe
     )
-    (wanted,) = asked
-    assert (wanted.architectures, wanted.image_sizes, wanted.classes) == (
+    (request,) = requests
+    assert (request.architectures, request.image_sizes, request.classes) == (
         (ARCHITECTURE,),
         (IMAGE_SIZE,),
         5,
     )
-    assert (wanted.latency_budget_ms, wanted.output) == (5.0, folder.candidates)
-    assert not folder.candidates.exists(), "one that was interrupted is measured again"
+    assert (request.latency_budget_ms, request.output) == (5.0, folder.candidates)
+    assert not folder.candidates.exists(), "an interrupted measurement is repeated"
     assert [run.name for run in plan.runs] == [f"{ROW}-head-s0"]
 
 
-def test_what_is_wrong_is_told_before_anything_is_trained(
-    recipe: FinetuneConfig, tmp_path: Path
-) -> None:
+def test_compare_reports_errors_before_training(recipe: FinetuneConfig, tmp_path: Path) -> None:
     with pytest.raises(ArchitectureError, match="no classifier 'mobilnet'"):
-        compare(experiment_of(tmp_path / "a", models=("mobilnet",)), recipe)
+        compare(compare_config(tmp_path / "a", models=("mobilnet",)), recipe)
     with pytest.raises(DataError):
-        compare(experiment_of(tmp_path / "b"), replace(recipe, data=tmp_path / "nothing"))
+        compare(compare_config(tmp_path / "b"), replace(recipe, data=tmp_path / "nothing"))
     with pytest.raises(WeightsError):
         compare(
-            experiment_of(tmp_path / "c"),
+            compare_config(tmp_path / "c"),
             replace(recipe, weights=str(tmp_path / "none.safetensors")),
         )
-    with pytest.raises(ConfigError, match="lie in each other"):
-        compare(experiment_of(recipe.data / "out"), recipe)
+    with pytest.raises(ConfigError, match="must not contain"):
+        compare(compare_config(recipe.data / "out"), recipe)
     with pytest.raises(ConfigError, match="validation images"):
-        compare(experiment_of(tmp_path / "d"), replace(recipe, val_split=0.0))
+        compare(compare_config(tmp_path / "d"), replace(recipe, val_split=0.0))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("important")
-    with pytest.raises(ConfigError, match="is no experiment"):
-        compare(experiment_of(tmp_path / "mine"), recipe)
+    with pytest.raises(ConfigError, match="is not an experiment"):
+        compare(compare_config(tmp_path / "mine"), recipe)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
-def test_ctrl_c_keeps_what_has_ended_and_says_how_to_go_on(
+def test_interrupt_keeps_finished_runs_and_prints_next_step(
     parts: Path, random_weights: Path, tmp_path: Path
 ) -> None:
     folder = ExperimentDirectory(tmp_path / "out")
-    asked = command(parts, random_weights, folder.path, "--strategies", "head,finetune")
+    arguments = command(parts, random_weights, folder.path, "--strategies", "head,finetune")
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgetl", *asked], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "edgetl", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    )
     wait_for(lambda: RunDirectory(folder.runs / f"{ROW}-finetune-s0").config.is_file())
     os.kill(process.pid, signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command goes on" in said
-    found = read_experiment(folder.result)
-    assert [run.strategy for run in found.runs] == ["head"]
-    assert len(found.unfinished_run_names) == 1
+    assert "the same command to resume" in stderr
+    experiment = read_experiment(folder.result)
+    assert [run.strategy for run in experiment.runs] == ["head"]
+    assert len(experiment.unfinished_run_names) == 1
     assert not list(folder.path.glob(".cache-*"))

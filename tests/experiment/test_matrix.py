@@ -14,17 +14,16 @@ RECIPE = FinetuneConfig(Path("/data"), weights="/weights")
 NETWORK = NetworkSpec("mobilenet_v2", 224, 19)
 
 
-def planned(
+def plan(
     *strategies: str, networks: tuple[NetworkSpec, ...] = (NETWORK,), **more: Any
 ) -> list[PlannedRun]:
     config = CompareConfig(Path("/out"), strategies=strategies, **{"seeds": 1, **more})
     return plan_runs(config, RECIPE, networks, Path("/out/runs"))
 
 
-def test_every_run_trains_as_long_on_one_split_and_differs_in_its_strategy() -> None:
+def test_runs_have_equal_epochs_and_the_same_split() -> None:
     runs = {
-        run.strategy: run.config
-        for run in planned("scratch", "head", "finetune", "full", epochs=16)
+        run.strategy: run.config for run in plan("scratch", "head", "finetune", "full", epochs=16)
     }
     assert {config.epochs + (config.finetune_epochs or 0) for config in runs.values()} == {16}
     assert {config.resolved_split_seed for config in runs.values()} == {0}
@@ -39,28 +38,28 @@ def test_every_run_trains_as_long_on_one_split_and_differs_in_its_strategy() -> 
     assert runs["head"].output == Path("/out/runs/mobilenet_v2-224-head-s0")
 
 
-def test_seeds_share_the_split_and_the_first_seed_comes_whole() -> None:
-    runs = planned("head", "scratch", seeds=2, networks=(NETWORK, NetworkSpec("resnet50", 64, 17)))
+def test_seeds_share_the_split_and_run_in_order() -> None:
+    runs = plan("head", "scratch", seeds=2, networks=(NETWORK, NetworkSpec("resnet50", 64, 17)))
     assert [run.seed for run in runs] == [0] * 6 + [1] * 6
     assert {run.config.resolved_split_seed for run in runs} == {0}
     assert len({run.name for run in runs}) == len(runs)
     assert {run.config.seed for run in runs} == {0, 1}
 
 
-def test_scratch_is_run_once_more_in_the_time_of_the_pretrained_one() -> None:
-    runs = planned("scratch", "head", "finetune")
+def test_scratch_also_runs_in_the_time_of_the_pretrained_run() -> None:
+    runs = plan("scratch", "head", "finetune")
     assert [run.strategy for run in runs] == ["head", "finetune", EQUAL_TIME, "scratch"], (
-        "the quick ones first"
+        "fast strategies first"
     )
     assert [run.budget_run for run in runs] == [None, None, "mobilenet_v2-224-finetune-s0", None]
-    assert [run.strategy for run in planned("scratch")] == ["scratch"], "nothing to be timed by"
-    assert EQUAL_TIME not in {run.strategy for run in planned("scratch", "head", budget_s=60.0)}, (
-        "all have the same time already"
+    assert [run.strategy for run in plan("scratch")] == ["scratch"], "no pretrained run sets a time"
+    assert EQUAL_TIME not in {run.strategy for run in plan("scratch", "head", budget_s=60.0)}, (
+        "all runs have the same time budget"
     )
 
 
-def test_the_sweep_freezes_all_to_none_of_the_blocks() -> None:
-    runs = {run.strategy: run.config.unfreeze for run in planned("freeze-sweep")}
+def test_freeze_sweep_covers_all_to_no_blocks() -> None:
+    runs = {run.strategy: run.config.unfreeze for run in plan("freeze-sweep")}
     assert runs == {
         "head": "head",
         "freeze-75": "5",
@@ -68,23 +67,23 @@ def test_the_sweep_freezes_all_to_none_of_the_blocks() -> None:
         "freeze-25": "14",
         "full": "all",
     }
-    assert [run.strategy for run in planned("freeze-sweep", "full", "head", "head")] == list(
-        runs
-    ), "each once"
+    assert [run.strategy for run in plan("freeze-sweep", "full", "head", "head")] == list(runs), (
+        "each strategy once"
+    )
 
 
-@pytest.mark.parametrize("given", [{"seeds": 2, "epochs": 2}, {"epochs": 3}, {"epochs": 40}])
-def test_two_phases_have_an_epoch_each(given: dict[str, int]) -> None:
-    for run in planned("finetune", **given):
+@pytest.mark.parametrize("options", [{"seeds": 2, "epochs": 2}, {"epochs": 3}, {"epochs": 40}])
+def test_each_phase_has_at_least_one_epoch(options: dict[str, int]) -> None:
+    for run in plan("finetune", **options):
         assert run.config.epochs >= 1
         assert (run.config.finetune_epochs or 0) >= 1
-        assert run.config.epochs + (run.config.finetune_epochs or 0) == given["epochs"]
+        assert run.config.epochs + (run.config.finetune_epochs or 0) == options["epochs"]
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
-    with pytest.raises(ConfigError) as told:
+def test_config_reports_all_errors_at_once() -> None:
+    with pytest.raises(ConfigError) as error:
         CompareConfig(Path("/out"), (), ("heads",), 0, (16,), 1, -1.0, 1.5, 0.0)
-    for word in (
+    for fragment in (
         "--models",
         "'heads'",
         "--seeds",
@@ -94,12 +93,12 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         "--target-accuracy",
         "--latency-budget",
     ):
-        assert word in str(told.value)
+        assert fragment in str(error.value)
 
 
 def test_pretrained_strategies_need_weights() -> None:
     config = CompareConfig(Path("/out"), strategies=("scratch", "head"), seeds=1)
-    with pytest.raises(ConfigError, match="--weights none has nothing pretrained for head"):
+    with pytest.raises(ConfigError, match="--weights none does not work with head: "):
         plan_runs(
             config, FinetuneConfig(Path("/data"), weights="none"), [NETWORK], Path("/out/runs")
         )

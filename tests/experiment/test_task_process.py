@@ -14,18 +14,18 @@ from edgetl.experiment.task_process import run_task
 from tests.conftest import ROOT
 
 
-def test_a_process_that_dies_leaves_its_last_words(tmp_path: Path) -> None:
+def test_error_of_dead_process_contains_its_log(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "run.log"
     with pytest.raises(
-        RunError, match=r"(?s)ended with status 1\. All it said is in .*KeyError: 'nonsense'"
+        RunError, match=r"(?s)ended with status 1\. Its full output is in .*KeyError: 'nonsense'"
     ):
         run_task({"task": "nonsense"}, log, print, tmp_path)
     assert "Traceback" in log.read_text()
-    assert [path.name for path in tmp_path.iterdir()] == ["logs"], "its cache is gone"
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"], "the temporary cache is removed"
 
 
-def test_what_the_caller_raises_ends_the_process(tmp_path: Path, parts: Path) -> None:
-    def told(message: dict[str, Any]) -> None:
+def test_exception_in_callback_kills_the_process(tmp_path: Path, parts: Path) -> None:
+    def interrupt(message: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
     config = {
@@ -37,21 +37,21 @@ def test_what_the_caller_raises_ends_the_process(tmp_path: Path, parts: Path) ->
     }
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        run_task({"task": "train", "config": config}, tmp_path / "run.log", told, tmp_path)
+        run_task({"task": "train", "config": config}, tmp_path / "run.log", interrupt, tmp_path)
     assert time.monotonic() - started < 60
     assert not list(tmp_path.glob(".cache-*"))
 
 
-def test_what_libraries_print_does_not_disturb_the_messages(tmp_path: Path) -> None:
+def test_library_output_is_separate_from_messages(tmp_path: Path) -> None:
     program = (
         "import edgetl.experiment.worker as worker\n"
-        "def noisy(task, tell):\n"
+        "def noisy(task, send):\n"
         "    print('a library says hello')\n"
-        "    tell({'seconds': 1})\n"
+        "    send({'seconds': 1})\n"
         "worker._TASK_HANDLERS['noisy'] = noisy\n"
         "worker.main()\n"
     )
-    # Standard input stays open, as that of a worker does while its parent lives.
+    # Standard input stays open, as while the parent of a worker runs.
     with subprocess.Popen(
         [sys.executable, "-c", program],
         stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Fixtures of the export's tests."""
+"""Fixtures for the export tests."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 @pytest.fixture
 def export(random_weights: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Export as a user does, but ask PyTorch's exporter, which takes seconds, only once for equal questions."""
+    """Export as a user does, but cache the graphs of PyTorch's exporter, which takes seconds."""
     monkeypatch.setattr(
         exporter,
         "export_network_graph",
-        lambda _network, *question: graph_once(random_weights, *question),
+        lambda _network, *arguments: cached_graph(random_weights, *arguments),
     )
     return lambda output, images=None, **options: export_architecture(
         ARCHITECTURE,
@@ -33,7 +33,6 @@ def export(random_weights: Path, monkeypatch: pytest.MonkeyPatch):  # type: igno
 
 
 @cache
-def graph_once(weights: Path, image_size: int, classes: int, opset: int) -> NetworkGraph:
-    return export_network_graph(
-        load_stock_model(ARCHITECTURE, str(weights), image_size).model, image_size, classes, opset
-    )
+def cached_graph(weights: Path, image_size: int, classes: int, opset: int) -> NetworkGraph:
+    network = load_stock_model(ARCHITECTURE, str(weights), image_size).model
+    return export_network_graph(network, image_size, classes, opset)

@@ -1,4 +1,4 @@
-"""A bundle appears whole or not at all, whatever happens meanwhile; tested with real processes."""
+"""A bundle is written completely or not at all; tested with real processes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ except BundleError as error:
 """
 
 
-def writer(path: Path, limit: int = 0) -> subprocess.Popen[str]:
+def start_writer(path: Path, limit: int = 0) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", WRITER, str(path), str(limit)],
         stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -58,13 +58,12 @@ def old(tmp_path: Path) -> Path:
 
 
 def is_old(path: Path) -> bool:
-    return (path / "bundle.json").read_text() == OLD_MANIFEST and (
-        path / "fp32.onnx"
-    ).read_bytes() == b"old"
+    manifest = (path / "bundle.json").read_text()
+    return manifest == OLD_MANIFEST and (path / "fp32.onnx").read_bytes() == b"old"
 
 
-def test_the_second_of_two_processes_is_refused(old: Path) -> None:
-    process = writer(old)
+def test_new_bundle_refuses_second_process(old: Path) -> None:
+    process = start_writer(old)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "inside\n"
@@ -72,19 +71,19 @@ def test_the_second_of_two_processes_is_refused(old: Path) -> None:
             pytest.raises(BundleError, match="Another process is writing a bundle"),
             new_bundle(old, force=True),
         ):
-            pytest.fail("let in")
+            pytest.fail("not refused")
         assert is_old(old)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    # A dead process's lock is not in the way.
+    # The lock of a killed process is released.
     with new_bundle(old, force=True) as directory:
         directory.manifest.write_text("{}")
     assert (old / "bundle.json").read_text() == "{}"
-    assert not (old / "fp32.onnx").exists(), "no mixture"
+    assert not (old / "fp32.onnx").exists(), "old and new files are not mixed"
 
 
-def test_of_many_that_start_at_once_one_writes(tmp_path: Path) -> None:
+def test_new_bundle_succeeds_once_in_concurrent_threads(tmp_path: Path) -> None:
     path = tmp_path / "bundle"
 
     def attempt(_: int) -> bool:
@@ -98,16 +97,16 @@ def test_of_many_that_start_at_once_one_writes(tmp_path: Path) -> None:
     for _ in range(30):
         with ThreadPoolExecutor(8) as pool:
             assert sum(pool.map(attempt, range(8))) == 1
-        assert [left.name for left in tmp_path.iterdir()] == ["bundle"]
+        assert [entry.name for entry in tmp_path.iterdir()] == ["bundle"]
         shutil.rmtree(path)
 
 
-def test_a_disk_that_is_full_leaves_the_old_bundle(old: Path) -> None:
-    process = writer(old, limit=1000)
-    words, _ = process.communicate(timeout=60)
+def test_full_disk_leaves_old_bundle_unchanged(old: Path) -> None:
+    process = start_writer(old, limit=1000)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "cannot be written" in words
-    assert "The bundle that was there is untouched." in words
+    assert "cannot be written" in output
+    assert "The existing bundle is unchanged." in output
     assert is_old(old)
     assert [path.name for path in old.parent.iterdir()] == ["bundle"]
 
@@ -118,7 +117,7 @@ def fail_inside(path: Path) -> None:
         raise ZeroDivisionError
 
 
-def test_what_fails_inside_leaves_nothing(tmp_path: Path, old: Path) -> None:
+def test_new_bundle_leaves_no_files_after_error(tmp_path: Path, old: Path) -> None:
     for path in (old, tmp_path / "fresh"):
         with pytest.raises(ZeroDivisionError):
             fail_inside(path)
@@ -126,9 +125,7 @@ def test_what_fails_inside_leaves_nothing(tmp_path: Path, old: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_a_move_that_fails_brings_the_old_one_back(
-    old: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_rename_restores_old_bundle(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Path.rename
 
     def rename(self: Path, target: Path) -> Path:
@@ -154,9 +151,9 @@ def test_a_move_that_fails_brings_the_old_one_back(
         "[" * 100_000,
         "not json",
     ],
-    ids=["empty", "another kind", "a newer schema", "deeply nested", "no json"],
+    ids=["empty", "other kind", "newer schema", "deeply nested", "not JSON"],
 )
-def test_force_keeps_a_folder_whose_bundle_json_is_not_ours(tmp_path: Path, manifest: str) -> None:
+def test_force_refuses_folder_with_foreign_manifest(tmp_path: Path, manifest: str) -> None:
     path = tmp_path / "project"
     path.mkdir()
     (path / "bundle.json").write_text(manifest)
@@ -167,7 +164,7 @@ def test_force_keeps_a_folder_whose_bundle_json_is_not_ours(tmp_path: Path, mani
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".git/HEAD", "golden/mine.jpg", "web/deep/er.html"])
-def test_force_keeps_a_bundle_with_files_of_the_user(old: Path, name: str) -> None:
+def test_force_refuses_bundle_with_user_files(old: Path, name: str) -> None:
     file = old / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("precious")

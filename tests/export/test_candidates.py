@@ -32,16 +32,16 @@ SIZE = 32
 
 
 @pytest.fixture(autouse=True)
-def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results go to bench/ under the current folder."""
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in a temporary folder, as results go to bench/ under the current folder."""
     monkeypatch.chdir(tmp_path)
 
 
 def forbidden(*_: Any, **__: Any) -> Any:
-    raise AssertionError("too late")
+    raise AssertionError("must not be called")
 
 
-def test_every_candidate_is_timed_or_says_why_not(tmp_path: Path) -> None:
+def test_candidates_are_timed_or_failed_with_reason(tmp_path: Path) -> None:
     steps: list[tuple[int, int, str]] = []
     config = CandidatesConfig(
         (ARCHITECTURE, "inception_v3", "shufflenet_v2_x0_5", ARCHITECTURE),
@@ -77,13 +77,12 @@ def test_every_candidate_is_timed_or_says_why_not(tmp_path: Path) -> None:
     assert first.session["node_share"] == {"CPUExecutionProvider": 1.0}
     assert first.parity["max_logit_difference"] < 1e-4
     assert first.imagenet_top1 == pytest.approx(67.7, abs=0.1)
-    assert (
-        first.parameters == 927_008 + 590_848 + 1024 * 3 + 3
-    )  # MobileNetV3-Small's blocks, its first dense layer, the new one
+    # MobileNetV3-Small's blocks, its first dense layer and the new one.
+    assert first.parameters == 927_008 + 590_848 + 1024 * 3 + 3
     assert first.file_bytes is not None
     assert abs(first.file_bytes - 4 * first.parameters) < 0.15 * first.file_bytes
 
-    assert (0, 0) in [step[:2] for step in steps], "how long it will take"
+    assert (0, 0) in [step[:2] for step in steps], "a note with the duration"
     assert next(text for done, total, text in steps if total == 0).startswith(
         "Timing 2 candidates in 2 rounds takes about"
     )
@@ -93,7 +92,7 @@ def test_every_candidate_is_timed_or_says_why_not(tmp_path: Path) -> None:
     assert result.path.parent.resolve() == (tmp_path / "bench").resolve()
 
 
-def test_what_is_whole_is_kept_when_it_is_interrupted_and_never_overwritten(
+def test_interrupt_writes_complete_rounds_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(done: int, total: int, text: str) -> None:
@@ -102,7 +101,7 @@ def test_what_is_whole_is_kept_when_it_is_interrupted_and_never_overwritten(
 
     output = tmp_path / "here/result.json"
     config = CandidatesConfig((ARCHITECTURE,), image_sizes=(SIZE,), rounds=3, output=output)
-    with pytest.raises(KeyboardInterrupt, match="1 of 1 rows have figures, kept in"):
+    with pytest.raises(KeyboardInterrupt, match="1 of 1 rows were timed, see"):
         time_candidates(config, stop, BRIEF)
     content = json.loads(output.read_text())
     assert content["interrupted"] is True
@@ -112,7 +111,7 @@ def test_what_is_whole_is_kept_when_it_is_interrupted_and_never_overwritten(
         time_candidates(config, None, BRIEF)
 
 
-def test_unknown_names_are_told_together_before_anything_is_exported(
+def test_unknown_names_are_listed_before_export(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(candidates, "write_untrained", forbidden)
@@ -124,7 +123,7 @@ def test_unknown_names_are_told_together_before_anything_is_exported(
     assert "'shuflenet_v2_x1_0'. Did you mean shufflenet_v2_x1_0" in lines[1]
 
 
-def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_threads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "write_untrained", forbidden)
     with pytest.raises(BenchError, match="--threads must be at most"):
         time_candidates(
@@ -132,7 +131,7 @@ def test_more_threads_than_cores_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         )
 
 
-def test_a_provider_that_is_not_there_ends_it(tmp_path: Path) -> None:
+def test_missing_provider_stops_the_measurement(tmp_path: Path) -> None:
     with pytest.raises(ProviderError):
         time_candidates(
             CandidatesConfig((ARCHITECTURE,), image_sizes=(SIZE,), provider="qnn"), None, BRIEF
@@ -140,25 +139,25 @@ def test_a_provider_that_is_not_there_ends_it(tmp_path: Path) -> None:
     assert not (tmp_path / "bench").exists()
 
 
-def test_where_the_tracer_does_not_know_the_way_the_exporter_is_asked_and_may_fail(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked = []
+def test_random_init_falls_back_to_torch_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
 
-    def refuse(*question: Any) -> NetworkGraph:
-        asked.append(question[1:])
+    def refuse(*arguments: Any) -> NetworkGraph:
+        calls.append(arguments[1:])
         raise ExportError("no such operator")
 
     monkeypatch.setattr(random_init, "convert_fx_to_onnx", refuse)
     monkeypatch.setattr(random_init, "export_network_graph", refuse)
     result = time_candidates(CandidatesConfig((ARCHITECTURE, "resnet18"), 7, (SIZE,)), None, BRIEF)
-    assert asked[1] == (SIZE, 7, 18)
+    assert calls[1] == (SIZE, 7, 18)
     assert [row.failed for row in result.rows] == ["no such operator"] * 2
     assert (result.timed_rows, result.noise.is_noisy, result.order) == ([], False, ())
 
 
-def test_another_network_is_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def altered(file: Path) -> onnx.ModelProto:
+def test_random_init_refuses_file_with_other_logits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_altered(file: Path) -> onnx.ModelProto:
         model = onnx.load(file)
         weight = next(
             value
@@ -168,30 +167,28 @@ def test_another_network_is_not_timed(tmp_path: Path, monkeypatch: pytest.Monkey
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * 1.5, weight.name))
         return model
 
-    monkeypatch.setattr(random_init, "read_back", altered)
+    monkeypatch.setattr(random_init, "read_back", read_altered)
     with pytest.raises(ParityError, match="logits differ"):
         write_untrained(ARCHITECTURE, SIZE, 5, 0, 1, tmp_path / "model.onnx")
 
 
-def test_the_seed_decides_the_weights_and_the_callers_random_state_is_left_alone(
-    tmp_path: Path,
-) -> None:
-    before = torch.get_rng_state()
-    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+def test_random_init_depends_on_seed_only(tmp_path: Path) -> None:
+    state = torch.get_rng_state()
+    for name, seed in (("first", 0), ("same", 0), ("other", 1)):
         write_untrained(ARCHITECTURE, SIZE, 5, seed, 1, tmp_path / name)
-    one, same, other = ((tmp_path / name).read_bytes() for name in ("one", "same", "other"))
-    assert one == same != other
-    assert torch.equal(before, torch.get_rng_state())
+    first, same, other = ((tmp_path / name).read_bytes() for name in ("first", "same", "other"))
+    assert first == same != other
+    assert torch.equal(state, torch.get_rng_state())
 
 
-def test_what_the_tracer_writes_otherwise_is_left_to_the_exporter(
+def test_random_init_uses_torch_export_for_densenet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def asked(*_: Any) -> NetworkGraph:
-        raise ExportError("the exporter was asked")
+    def refuse(*_: Any) -> NetworkGraph:
+        raise ExportError("the exporter was called")
 
-    monkeypatch.setattr(random_init, "export_network_graph", asked)
-    with pytest.raises(ExportError, match="the exporter was asked"):
+    monkeypatch.setattr(random_init, "export_network_graph", refuse)
+    with pytest.raises(ExportError, match="the exporter was called"):
         write_untrained("densenet121", SIZE, 5, 0, 1, tmp_path / "model.onnx")
 
 
@@ -203,10 +200,9 @@ def test_what_the_tracer_writes_otherwise_is_left_to_the_exporter(
         "resnet18", "resnext50_32x4d", "shufflenet_v2_x1_0", "squeezenet1_1",
     ],
 )  # fmt: skip
-def test_the_tracer_writes_what_the_exporter_writes(
+def test_tracer_and_exporter_give_same_optimized_operators(
     architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once optimised: the same operators, equally often."""
     operators = []
     for name in ("traced", "exported"):
         if name == "exported":
@@ -221,7 +217,7 @@ def test_the_tracer_writes_what_the_exporter_writes(
         monkeypatch.setattr(random_init, "export_network_graph", export_network_graph)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        options.optimized_model_filepath = str(tmp_path / f"{name}.optimised.onnx")
+        options.optimized_model_filepath = str(tmp_path / f"{name}.optimized.onnx")
         onnxruntime.InferenceSession(
             str(tmp_path / name), options, providers=["CPUExecutionProvider"]
         )

@@ -1,4 +1,4 @@
-"""Export as a whole: what a bundle holds, and that nothing unproven or half-written ever stays."""
+"""Export of a complete bundle: its content, and cleanup after failed proofs and errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -27,7 +28,7 @@ from edgetl.train.model.factory import load_stock_model
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 
-def test_bundle_holds_what_the_manifest_says(stock_bundle: Path) -> None:
+def test_bundle_matches_its_manifest(stock_bundle: Path) -> None:
     manifest = json.loads((stock_bundle / "bundle.json").read_text())
     names = {
         str(path.relative_to(stock_bundle)) for path in stock_bundle.rglob("*") if path.is_file()
@@ -55,7 +56,7 @@ def test_bundle_holds_what_the_manifest_says(stock_bundle: Path) -> None:
     assert not list(stock_bundle.parent.glob(".*"))
 
 
-def test_file_explains_itself_and_holds_no_trace_of_the_machine(stock_bundle: Path) -> None:
+def test_file_has_metadata_and_no_local_paths(stock_bundle: Path) -> None:
     model = onnx.load(stock_bundle / "fp32.onnx", load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
     metadata = read_metadata({entry.key: entry.value for entry in model.metadata_props})
@@ -78,11 +79,11 @@ def test_batch_is_dynamic_and_probabilities_are_softmax(stock_bundle: Path, batc
     logits, probabilities = classifier.run(images)
     assert logits.shape == probabilities.shape == (batch, 1000)
     assert np.allclose(probabilities, torch.softmax(torch.from_numpy(logits), 1).numpy(), atol=1e-6)
-    alone = [classifier.run(image[None])[0][0] for image in images]
-    assert np.allclose(logits, alone, atol=1e-3)
+    single = [classifier.run(image[None])[0][0] for image in images]
+    assert np.allclose(logits, single, atol=1e-3)
 
 
-def test_golden_logits_are_pytorchs(stock_bundle: Path, random_weights: Path) -> None:
+def test_golden_logits_match_pytorch(stock_bundle: Path, random_weights: Path) -> None:
     bundle = open_bundle(stock_bundle)
     model = load_stock_model(ARCHITECTURE, str(random_weights), IMAGE_SIZE)
     golden = bundle.load_golden()
@@ -96,7 +97,7 @@ def test_golden_logits_are_pytorchs(stock_bundle: Path, random_weights: Path) ->
     assert np.allclose(golden.logits, expected, atol=1e-4)
 
 
-def test_exporting_twice_gives_equal_bytes(
+def test_second_export_writes_equal_bytes(
     stock_bundle: Path, tmp_path: Path, random_weights: Path
 ) -> None:
     export_architecture(
@@ -113,44 +114,47 @@ def test_exporting_twice_gives_equal_bytes(
             ), path.name
 
 
-def test_tensor_input(tmp_path: Path, stock_bundle: Path, export) -> None:  # type: ignore[no-untyped-def]
+def test_tensor_input_leaves_preprocessing_out(
+    tmp_path: Path, stock_bundle: Path, export: Any
+) -> None:
     bundle = export(tmp_path / "tensor", input="tensor")
     model = onnx.load(bundle.directory.variant("fp32"))
     assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert not [node for node in model.graph.node if node.op_type in ("If", "Resize")]
-    photo = bundle.golden().images()[0]
-    inside, outside = (
-        open_classifier(stock_bundle).classify(photo),
-        open_classifier(tmp_path / "tensor").classify(photo),
-    )
-    assert np.allclose(inside, outside, atol=1e-3)
+    golden = bundle.load_golden()
+    photo = golden.load_images()[0]
+    expected = open_classifier(stock_bundle).classify(photo)
+    probabilities = open_classifier(tmp_path / "tensor").classify(photo)
+    assert np.allclose(expected, probabilities, atol=1e-3)
     cv2 = pytest.importorskip("cv2")
     network = cv2.dnn.readNetFromONNX(str(bundle.directory.variant("fp32")))
     network.setInput(preprocess(photo, bundle.preprocessing))
-    assert np.allclose(network.forward("logits")[0], bundle.golden().logits[0], atol=1e-2), (
-        "OpenCV takes no gate for HardSwish"
+    assert np.allclose(network.forward("logits")[0], golden.logits[0], atol=1e-2), (
+        "OpenCV must not fuse the gate into HardSwish"
     )
 
 
-def test_given_photos_are_what_it_is_proven_on(tmp_path: Path, export) -> None:  # type: ignore[no-untyped-def]
+def test_user_photos_are_proof_and_golden_images(tmp_path: Path, export: Any) -> None:
     photos, generator = tmp_path / "photos", np.random.default_rng(0)
     photos.mkdir()
     for number in range(20):
         blots = Image.fromarray(generator.integers(0, 256, (5, 7, 3), np.uint8))
         blots.resize((131, 97), Image.Resampling.BICUBIC).save(photos / f"{number}.jpg", quality=95)
     bundle = export(tmp_path / "given", images=photos)
-    assert bundle.variant().parity["network"]["images"] == 20
+    assert bundle.select_variant().parity["network"]["images"] == 20
     assert (
-        bundle.variant().parity["network"]["kind"] == bundle.manifest["golden"]["kind"] == "given"
+        bundle.select_variant().parity["network"]["kind"]
+        == bundle.manifest["golden"]["kind"]
+        == "given"
     )
     originals = {path.read_bytes() for path in photos.rglob("*.jpg")}
-    assert all(path.read_bytes() in originals for path in bundle.golden().files)
+    assert all(path.read_bytes() in originals for path in bundle.load_golden().files)
     generated = export(tmp_path / "generated", images=photos, golden="generated")
     assert generated.manifest["golden"]["kind"] == "generated"
-    assert all(path.read_bytes() not in originals for path in generated.golden().files)
+    assert all(path.read_bytes() not in originals for path in generated.load_golden().files)
 
 
-def test_existing_places_are_kept(tmp_path: Path, stock_bundle: Path, export) -> None:  # type: ignore[no-untyped-def]
+def test_export_refuses_existing_output(tmp_path: Path, stock_bundle: Path, export: Any) -> None:
     copy = tmp_path / "bundle"
     shutil.copytree(stock_bundle, copy)
     with pytest.raises(BundleError, match="--force"):
@@ -175,30 +179,30 @@ def _damage(model: onnx.ModelProto, name_part: str) -> onnx.ModelProto:
     return model
 
 
-def test_wrong_weights_fail_the_network_part_by_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stock_bundle: Path, export
-) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_weights_fail_network_part_naming_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stock_bundle: Path, export: Any
+) -> None:
     monkeypatch.setattr(
         exporter,
         "assemble",
         lambda *arguments: _damage(assemble.assemble(*arguments), "features.4"),
     )
-    kept = tmp_path / "kept"
-    shutil.copytree(stock_bundle, kept)
-    for output, force in ((tmp_path / "new", False), (kept, True)):
+    existing = tmp_path / "existing"
+    shutil.copytree(stock_bundle, existing)
+    for output, force in ((tmp_path / "new", False), (existing, True)):
         with pytest.raises(
             ParityError, match=r"network part.*The first module that differs is features\.4\b"
         ) as failure:
             export(output, force=force)
         assert "--tolerance" in str(failure.value)
-    # Nothing half-written stays, and what was there before is still whole.
-    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
-    assert open_bundle(kept).variant_path(open_bundle(kept).select_variant())
+    # No partial files remain, and the existing bundle is complete.
+    assert [path.name for path in tmp_path.iterdir()] == ["existing"]
+    assert open_bundle(existing).variant_path(open_bundle(existing).select_variant())
 
 
-def test_wrong_resize_fails_the_path_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export
-) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_resize_fails_path_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any
+) -> None:
     def plain_resize(*arguments: object) -> onnx.ModelProto:
         model = assemble.assemble(*arguments)  # type: ignore[arg-type]
         shrink = next(node for node in model.graph.node if node.op_type == "If").attribute[1].g
@@ -214,7 +218,7 @@ def test_wrong_resize_fails_the_path_part(
     assert not list(tmp_path.iterdir())
 
 
-def test_answers_that_are_not_numbers_never_pass(
+def test_nan_logits_fail_the_proof(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_weights: Path
 ) -> None:
     model = load_stock_model(ARCHITECTURE, str(random_weights), IMAGE_SIZE)
@@ -224,14 +228,14 @@ def test_answers_that_are_not_numbers_never_pass(
         export_architecture(ARCHITECTURE, "x", ExportConfig(output=tmp_path / "new"))
 
 
-def test_tolerance_zero_is_refused_and_impossible_ones_fail(tmp_path: Path, export) -> None:  # type: ignore[no-untyped-def]
+def test_zero_tolerance_is_invalid_and_tiny_tolerance_fails(tmp_path: Path, export: Any) -> None:
     with pytest.raises(ConfigError, match="tolerance"):
         ExportConfig(network_tolerance=0)
     with pytest.raises(ParityError, match="first module that differs is features"):
         export(tmp_path / "new", network_tolerance=1e-12)
 
 
-def test_refusals_of_the_exporter_are_told(tmp_path: Path, export) -> None:  # type: ignore[no-untyped-def]
+def test_export_errors_name_the_option(tmp_path: Path, export: Any) -> None:
     with pytest.raises(ExportError, match="opset"):
         export(tmp_path / "new", opset=99)
     with pytest.raises(DataError, match="--images"):
@@ -239,7 +243,7 @@ def test_refusals_of_the_exporter_are_told(tmp_path: Path, export) -> None:  # t
     assert not list(tmp_path.iterdir())
 
 
-def test_images_that_cannot_be_read_stop_the_proof(tmp_path: Path, export) -> None:  # type: ignore[no-untyped-def]
+def test_unreadable_images_stop_the_proof(tmp_path: Path, export: Any) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/broken.jpg").write_bytes(b"no photo")
     with pytest.raises(DataError, match=r"broken\.jpg"):

@@ -1,4 +1,4 @@
-"""The recommendation keeps every limit, and says why not."""
+"""The recommended variant meets all limits; rejected variants have reasons."""
 
 from __future__ import annotations
 
@@ -23,15 +23,13 @@ def variant(
     verdict: str = "faster",
     **latency: Any,
 ) -> Variant:
-    timed = (
-        {"p50_ms": p50, "speedup": 2.0, "ci95": [1.5, 2.5], "verdict": verdict, **latency}
-        if p50
-        else {"p50_ms": None, **latency}
-    )
-    return Variant(name, f"{name}.onnx", "0", size, name, "image", 18, {}, {"drop": drop}, timed)
+    record = {"p50_ms": p50, **latency}
+    if p50:
+        record = {"speedup": 2.0, "ci95": [1.5, 2.5], "verdict": verdict, **record}
+    return Variant(name, f"{name}.onnx", "0", size, name, "image", 18, {}, {"drop": drop}, record)
 
 
-def test_the_fastest_that_keeps_the_accuracy() -> None:
+def test_choose_takes_fastest_within_accuracy_limit() -> None:
     variants = [variant("fp32", 4.0), variant("int8", 1.0, drop=2.0), variant("fp16", 2.0)]
     assert choose(variants, ExportConfig()).name == "fp16"
     assert "loses 2.0 points" in choose(variants, ExportConfig()).rejection_reasons["int8"]
@@ -39,18 +37,18 @@ def test_the_fastest_that_keeps_the_accuracy() -> None:
 
 
 @pytest.mark.parametrize("verdict", ["slower", "inconclusive", "noisy"])
-def test_what_is_not_shown_faster_is_not_recommended(verdict: str) -> None:
+def test_choose_rejects_variant_not_faster_than_fp32(verdict: str) -> None:
     variants = [variant("fp32", 4.0), variant("int8", 3.9, verdict=verdict, size=25)]
     choice = choose(variants, ExportConfig())
     assert choice.name == "fp32"
     assert (
-        "not shown faster than fp32 here: 2.00 times [1.50, 2.50]"
+        "not significantly faster than fp32 here: 2.00 times [1.50, 2.50]"
         in choice.rejection_reasons["int8"]
     )
-    assert choose(variants, ExportConfig(optimise="size")).name == "int8", "for size it need not be"
+    assert choose(variants, ExportConfig(optimise="size")).name == "int8", "speed does not matter"
 
 
-def test_limits_that_nothing_meets() -> None:
+def test_choose_returns_none_when_no_variant_fits() -> None:
     variants = [variant("fp32", 4.0), variant("int8", 1.0, drop=5.0), variant("fp16", 3.0)]
     config = ExportConfig(max_latency_ms=2.0)
     choice = choose(variants, config)
@@ -62,14 +60,14 @@ def test_limits_that_nothing_meets() -> None:
     )
 
 
-def test_what_failed_its_gate_is_out() -> None:
+def test_choose_rejects_variant_with_failed_gate() -> None:
     variants = [variant("fp32", 4.0), variant("int8", None, reason="logits differ")]
     assert choose(variants, ExportConfig(optimise="size")).rejection_reasons == {
         "int8": "was not timed: logits differ"
     }
 
 
-def test_where_fp32_is_too_slow_a_variant_need_not_be_shown_faster() -> None:
+def test_choose_accepts_unproven_speedup_when_fp32_too_slow() -> None:
     variants = [variant("fp32", 5.2), variant("int8", 4.9, verdict="noisy")]
     assert choose(variants, ExportConfig(max_latency_ms=5.0)).name == "int8"
     assert choose(variants, ExportConfig(max_latency_ms=6.0)).name == "fp32"
@@ -77,50 +75,61 @@ def test_where_fp32_is_too_slow_a_variant_need_not_be_shown_faster() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.floats(0.1, 10), st.integers(1, 1000), st.floats(-2, 30), st.sampled_from(["faster", "slower", "inconclusive"])),
-        min_size=1, max_size=5,
+        st.tuples(
+            st.floats(0.1, 10),
+            st.integers(1, 1000),
+            st.floats(-2, 30),
+            st.sampled_from(["faster", "slower", "inconclusive"]),
+        ),
+        min_size=1,
+        max_size=5,
     ),
-    st.floats(0, 30), st.none() | st.floats(0.1, 10), st.sampled_from(["latency", "size"]),
-)  # fmt: skip
-def test_no_limit_is_ever_broken(
-    found: list[tuple[float, int, float, str]], drop: float, latency: float | None, goal: Any
+    st.floats(0, 30),
+    st.none() | st.floats(0.1, 10),
+    st.sampled_from(["latency", "size"]),
+)
+def test_chosen_variant_meets_all_limits(
+    measurements: list[tuple[float, int, float, str]],
+    drop: float,
+    latency: float | None,
+    goal: Any,
 ) -> None:
-    variants = [variant("fp32", found[0][0], found[0][1], 0.0)]
-    variants += [variant(f"v{index}", *figures) for index, figures in enumerate(found[1:])]
+    variants = [variant("fp32", measurements[0][0], measurements[0][1], 0.0)]
+    variants += [variant(f"v{index}", *values) for index, values in enumerate(measurements[1:])]
     config = ExportConfig(max_accuracy_drop=drop, max_latency_ms=latency, optimise=goal)
     choice = choose(variants, config)
     allowed = [
-        one
-        for one in variants
-        if accuracy_drop(one) <= drop and (latency is None or one.latency["p50_ms"] <= latency)
+        item
+        for item in variants
+        if accuracy_drop(item) <= drop and (latency is None or item.latency["p50_ms"] <= latency)
     ]
     if choice.name is None:
-        assert "fp32" not in [one.name for one in allowed]
+        assert "fp32" not in [item.name for item in allowed]
     else:
-        chosen = next(one for one in variants if one.name == choice.name)
+        chosen = next(item for item in variants if item.name == choice.name)
         assert chosen in allowed
         assert choice.name not in choice.rejection_reasons
         if goal == "size":
-            assert chosen.bytes == min(one.bytes for one in allowed)
+            assert chosen.bytes == min(item.bytes for item in allowed)
 
 
-def test_without_labels_another_label_counts_as_lost() -> None:
-    unlabelled = Variant(
+def test_accuracy_drop_is_label_disagreement_without_labels() -> None:
+    unlabeled = Variant(
         "int8", "int8.onnx", "0", 1, "int8", "image", 18, {"path": {"top1_agreement": 0.97}}
     )
-    assert accuracy_drop(unlabelled) == pytest.approx(3.0)
+    assert accuracy_drop(unlabeled) == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [("5", 5.0), ("5ms", 5.0), ("1.5 MS", 1.5), ("800us", 0.8), ("0.2s", 200.0)],
 )
-def test_latencies_as_people_write_them(text: str, expected: float) -> None:
+def test_parse_milliseconds_accepts_units(text: str, expected: float) -> None:
     assert parse_milliseconds(text) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("text", ["", "fast", "-5ms", "5 minutes", "ms"])
-def test_other_texts_are_no_latency(text: str) -> None:
+def test_parse_milliseconds_rejects_other_text(text: str) -> None:
     with pytest.raises(ConfigError, match="is not a latency"):
         parse_milliseconds(text)
 
@@ -128,10 +137,15 @@ def test_other_texts_are_no_latency(text: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"variants": ("fp32", "int4")}, "--variants must be among fp32, fp16, int8, .* got 'int4'"), ({"optimise": "power"}, "--optimise must be"),
-        ({"max_accuracy_drop": -1.0}, "--max-accuracy-drop"), ({"max_latency_ms": 0.0}, "--max-latency"),
+        (
+            {"variants": ("fp32", "int4")},
+            "--variants must be among fp32, fp16, int8, .* got 'int4'",
+        ),
+        ({"optimise": "power"}, "--optimise must be"),
+        ({"max_accuracy_drop": -1.0}, "--max-accuracy-drop"),
+        ({"max_latency_ms": 0.0}, "--max-latency"),
     ],
-)  # fmt: skip
-def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+)
+def test_export_config_rejects_invalid_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ExportConfig(**options)

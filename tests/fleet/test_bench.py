@@ -1,4 +1,4 @@
-"""`edgetl bench --host` against real sshds on loopback: real copies, real environments, real benches, real deaths."""
+"""Tests of `edgetl bench --host` with real ssh servers on the loopback interface."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from edgetl.core.paths import BundleDirectory
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
 from edgetl.device.runtime.images import load_image
-from edgetl.fleet import bench as benching
+from edgetl.fleet import bench as fleet_bench
 from edgetl.fleet.bench import HostResult, bench_arguments, bench_hosts
 from edgetl.fleet.payload import Payload, build_edgetl_wheel
 from edgetl.fleet.ssh import SSH_ENV_VAR, LineReader, SshHost
@@ -56,9 +56,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a device needs, as a workstation fetches it for one that has no network."""
+    """Download the wheels for a device without a network."""
     folder = tmp_path_factory.mktemp("wheels")
-    named = ["numpy", "pillow", "rich", "typer<0.29", "onnxruntime"]
+    requirements = ["numpy", "pillow", "rich", "typer<0.29", "onnxruntime"]
     command = [
         sys.executable,
         "-m",
@@ -71,59 +71,61 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-c",
         str(ROOT / "constraints.txt"),
     ]
-    subprocess.run([*command, *named], check=True)
+    subprocess.run([*command, *requirements], check=True)
     return folder
 
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Sshd]]:
-    """Two boards, one without Python, and one that lets nobody in."""
+    """Start two hosts and one without Python; configure one that denies access, one unreachable."""
     folder = tmp_path_factory.mktemp("hosts")
     bare = folder / "bare-bin"
     bare.mkdir()
     for name in ("sh", "tar", "mktemp", "rm"):
         (bare / name).symlink_to(f"/bin/{name}")
-    found = {
+    servers = {
         "pi": Sshd(folder / "pi"),
         "jetson": Sshd(folder / "jetson"),
         "bare": Sshd(folder / "bare", PATH=str(bare)),
     }
-    aliases = [host.alias(name) for name, host in found.items()] + [
-        found["pi"].alias("stranger", "host")
+    aliases = [host.alias(name) for name, host in servers.items()] + [
+        servers["pi"].alias("stranger", "host")
     ]
     aliases.append("Host nowhere\n HostName 127.0.0.1\n Port 1\n")
     (folder / "config").write_text("".join(aliases))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SSH_ENV_VAR, f"ssh -F {folder}/config")
-        yield found
-    for host in found.values():
+        yield servers
+    for host in servers.values():
         host.stop()
 
 
 @pytest.fixture(autouse=True)
-def _nothing_is_left(hosts: dict[str, Sshd]) -> Iterator[None]:
+def _hosts_are_clean_afterwards(hosts: dict[str, Sshd]) -> Iterator[None]:
     yield
     try:
         wait_for(lambda: not any([*host.temporary.iterdir()] for host in hosts.values()), 30)
     except AssertionError:
-        left = [str(path) for host in hosts.values() for path in host.temporary.rglob("*")][:20]
+        leftovers = [str(path) for host in hosts.values() for path in host.temporary.rglob("*")][
+            :20
+        ]
         for host in hosts.values():
             for path in host.temporary.iterdir():
                 shutil.rmtree(path, ignore_errors=True)
-        pytest.fail(f"Left on a host: {left}")
+        pytest.fail(f"Left on a host: {leftovers}")
 
 
-def wait_for(met: Callable[[], bool], seconds: float = 120) -> None:
-    give_up = time.monotonic() + seconds
-    while not met():
-        assert time.monotonic() < give_up, "it never came"
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)
 
 
-class Watched:
+class RecordingProgress:
     def __init__(self) -> None:
         self.steps: list[tuple[str, str]] = []
-        self.ends: list[HostResult] = []
+        self.results: list[HostResult] = []
 
     def on_step(self, host: str, name: str) -> None:
         self.steps.append((host, name))
@@ -131,8 +133,8 @@ class Watched:
     def on_output(self, host: str, line: str) -> None:
         pass
 
-    def on_host_end(self, outcome: HostResult) -> None:
-        self.ends.append(outcome)
+    def on_host_end(self, result: HostResult) -> None:
+        self.results.append(result)
 
 
 def program(*arguments: object) -> subprocess.Popen[str]:
@@ -144,17 +146,17 @@ def program(*arguments: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_two_at_once_and_those_that_fail(
+def test_hosts_run_in_parallel_and_fail_independently(
     bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path
 ) -> None:
-    named = [
+    host_options = [
         part
         for host in ("pi", "jetson", "bare", "stranger", "nowhere")
         for part in ("--host", host)
     ]
     process = program(
         bundle,
-        *named,
+        *host_options,
         "--wheels",
         wheels,
         *QUICK,
@@ -164,15 +166,13 @@ def test_two_at_once_and_those_that_fail(
         "-o",
         tmp_path / "results",
     )
-    said, told = process.communicate(timeout=280)
-    assert process.returncode == 1, told
-    assert said, told
-    outcomes = {one["host"]: one for one in json.loads(said)["hosts"]}
+    stdout, stderr = process.communicate(timeout=280)
+    assert process.returncode == 1, stderr
+    assert stdout, stderr
+    outcomes = {outcome["host"]: outcome for outcome in json.loads(stdout)["hosts"]}
     for host in ("pi", "jetson"):
         assert outcomes[host]["failed"] is None
-        assert outcomes[host]["status"] in (4, 5), (
-            "no network answers in a ten-millionth of a second"
-        )
+        assert outcomes[host]["status"] in (4, 5), "no network is that fast"
         result = read_bench_result(tmp_path / "results" / f"{host}.json")
         assert [row.variant for row in result.rows] == ["fp32"]
         assert all(len(row.rounds) == 2 and row.threads == 1 for row in result.rows)
@@ -180,62 +180,59 @@ def test_two_at_once_and_those_that_fail(
     assert "ssh-copy-id stranger" in outcomes["stranger"]["failed"]
     assert "ssh nowhere true" in outcomes["nowhere"]["failed"]
     assert all(outcomes[host]["file"] is None for host in ("bare", "stranger", "nowhere"))
-    assert [line for line in told.splitlines() if line.startswith("pi: ")][:3] == [
+    assert [line for line in stderr.splitlines() if line.startswith("pi: ")][:3] == [
         "pi: copying",
         "pi: installing",
         "pi: measuring",
     ]
-    assert "Traceback" not in told
+    assert "Traceback" not in stderr
 
 
-def test_one_that_dies_in_the_middle_does_not_lose_the_others(
+def test_dying_host_does_not_affect_others(
     bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path
 ) -> None:
     dying = Sshd(tmp_path / "dying")
     config = tmp_path / "config"
     config.write_text(dying.alias("dying") + hosts["pi"].alias("pi"))
 
-    class Killer(Watched):
+    class KillingProgress(RecordingProgress):
         def on_step(self, host: str, name: str) -> None:
             super().on_step(host, name)
             if (host, name) == ("dying", "measuring"):
                 dying.die()
 
-    watched = Killer()
+    progress = KillingProgress()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(SSH_ENV_VAR, f"ssh -F {config}")
-        asked = BenchConfig(
+        bench_config = BenchConfig(
             bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "results"
         )
-        dead, alive = bench_hosts(asked, ["dying", "pi"], wheels, watched)
-    assert "connection was lost" in dead.failure
-    assert dead.leftover_folder.startswith(str(dying.temporary)), (
-        "nobody could look whether it was removed"
-    )
-    assert alive.failure == ""
-    assert alive.result is not None
-    assert alive.result.path == tmp_path / "results/pi.json"
-    assert {one.host for one in watched.ends} == {"dying", "pi"}
-    wait_for(
-        lambda: not [*dying.temporary.iterdir()], 20
-    )  # what was begun there ends with its connection, and cleans up
+        failed, succeeded = bench_hosts(bench_config, ["dying", "pi"], wheels, progress)
+    assert "Connection failed or lost" in failed.failure
+    assert failed.leftover_folder.startswith(str(dying.temporary)), "removal cannot be verified"
+    assert succeeded.failure == ""
+    assert succeeded.result is not None
+    assert succeeded.result.path == tmp_path / "results/pi.json"
+    assert {result.host for result in progress.results} == {"dying", "pi"}
+    # The agent ends with its connection and cleans up.
+    wait_for(lambda: not [*dying.temporary.iterdir()], 20)
 
 
-@pytest.mark.parametrize("appeared", ["env/bin/python", "tmp/tmp*/pip-*.whl"])
-def test_ctrl_c_leaves_nothing_there(
-    appeared: str, bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path
+@pytest.mark.parametrize("pattern", ["env/bin/python", "tmp/tmp*/pip-*.whl"])
+def test_interrupt_leaves_nothing_on_host(
+    pattern: str, bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path
 ) -> None:
     process = program(
         bundle, "--host", "pi", "--wheels", wheels, *QUICK, "-o", tmp_path / "results"
     )
-    wait_for(lambda: bool([*hosts["pi"].temporary.glob(f"edgetl-*/{appeared}")]))
+    wait_for(lambda: bool([*hosts["pi"].temporary.glob(f"edgetl-*/{pattern}")]))
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=30)
+    _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert "Traceback" not in told
+    assert "Traceback" not in stderr
 
 
-def test_the_screen_at_the_end(
+def test_cli_prints_results_of_hosts(
     bundle: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -245,27 +242,27 @@ def test_the_screen_at_the_end(
         BenchConfig(bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "pi.json"),
         protocol=BRIEF,
     )
-    monkeypatch.setitem(sys.modules, "jinja2", None)  # a workstation may have the `cpu` extra alone
-    ended = [
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # absent with only the `cpu` extra
+    results = [
         HostResult("pi", 61.0, 5, result),
         HostResult(
             "nano", 3.0, failure="The connection was lost.", leftover_folder="/tmp/edgetl-x"
         ),
     ]
-    monkeypatch.setattr(benching, "bench_hosts", lambda *given: ended)
+    monkeypatch.setattr(fleet_bench, "bench_hosts", lambda *arguments: results)
     with pytest.raises(typer.Exit) as caught:
         run_hosts(BenchConfig(bundle), ["pi", "nano"], None, False)
     assert caught.value.exit_code == 1
-    said = capsys.readouterr().out
-    assert re.search(r"^pi .* fp32 +model +1 +1 +[\d.]+ ", said, re.MULTILINE)
-    assert re.search(r"^pi +measured, a limit is undecided +61 s", said, re.MULTILINE)
-    assert "nano: The connection was lost." in said
-    assert "nano: /tmp/edgetl-x may still be there" in said
+    stdout = capsys.readouterr().out
+    assert re.search(r"^pi .* fp32 +model +1 +1 +[\d.]+ ", stdout, re.MULTILINE)
+    assert re.search(r"^pi +measured, a limit is undecided +61 s", stdout, re.MULTILINE)
+    assert "nano: The connection was lost." in stdout
+    assert "nano: /tmp/edgetl-x may not have been removed" in stdout
     for status, expected in ((4, 4), (5, 5), (0, 0)):
         monkeypatch.setattr(
-            benching,
+            fleet_bench,
             "bench_hosts",
-            lambda *given, status=status: [HostResult("pi", 1.0, status, result)],
+            lambda *arguments, status=status: [HostResult("pi", 1.0, status, result)],
         )
         assert exit_status(bundle) == expected
 
@@ -273,12 +270,12 @@ def test_the_screen_at_the_end(
 def exit_status(bundle: Path) -> int:
     try:
         run_hosts(BenchConfig(bundle), ["pi"], None, True)
-    except typer.Exit as left:
-        return left.exit_code
+    except typer.Exit as error:
+        return error.exit_code
     return 0
 
 
-def test_what_a_terminal_shows() -> None:
+def test_live_progress_shows_hosts() -> None:
     table = LiveFleetProgress(["pi", "nano"])
     table.on_step("pi", "measuring")
     table.on_output("pi", "round 1 of 2: onnxruntime fp32")
@@ -290,61 +287,77 @@ def test_what_a_terminal_shows() -> None:
     assert re.match(r"nano +3\.0 s +failed", lines[2])
 
 
-def test_wheels_that_do_not_fit_are_that_host_s_failure(
-    bundle: Path, hosts: dict[str, Sshd], tmp_path: Path
-) -> None:
+def test_unsuitable_wheels_fail_host(bundle: Path, hosts: dict[str, Sshd], tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels/nothing-1-py3-none-any.whl").write_bytes(b"")
-    (found,) = bench_hosts(
-        BenchConfig(bundle, output=tmp_path / "results"), ["pi"], tmp_path / "wheels", Watched()
+    (host_result,) = bench_hosts(
+        BenchConfig(bundle, output=tmp_path / "results"),
+        ["pi"],
+        tmp_path / "wheels",
+        RecordingProgress(),
     )
-    assert found.failure.startswith("pip could not install edgetl there.")
-    assert found.leftover_folder == ""
+    assert host_result.failure.startswith("pip cannot install edgetl on the device.")
+    assert host_result.leftover_folder == ""
 
 
 @pytest.mark.parametrize("name", ["-oProxyCommand=touch /tmp/x", "", "a b", "pi\nrm"])
-def test_names_that_are_no_hosts(name: str) -> None:
-    with pytest.raises(ConfigError, match="is no host"):
+def test_invalid_host_is_rejected(name: str) -> None:
+    with pytest.raises(ConfigError, match="--host must be an alias"):
         SshHost(name)
 
 
-def test_what_makes_no_sense_is_refused(bundle: Path, tmp_path: Path) -> None:
-    asked = BenchConfig(bundle, output=tmp_path / "results")
-    with pytest.raises(ConfigError, match="named twice"):
-        bench_hosts(asked, ["pi", "pi"], None, Watched())
-    with pytest.raises(ConfigError, match="want PyTorch"):
-        bench_hosts(BenchConfig(bundle, limits=Limits(min_speedup=2.0)), ["pi"], None, Watched())
-    with pytest.raises(BenchError, match="holds no wheels"):
-        bench_hosts(asked, ["pi"], tmp_path / "none", Watched())
+def test_conflicting_options_are_rejected(bundle: Path, tmp_path: Path) -> None:
+    config = BenchConfig(bundle, output=tmp_path / "results")
+    with pytest.raises(ConfigError, match="--host pi is repeated"):
+        bench_hosts(config, ["pi", "pi"], None, RecordingProgress())
+    with pytest.raises(ConfigError, match="need PyTorch"):
+        bench_hosts(
+            BenchConfig(bundle, limits=Limits(min_speedup=2.0)), ["pi"], None, RecordingProgress()
+        )
+    with pytest.raises(BenchError, match="No wheels found"):
+        bench_hosts(config, ["pi"], tmp_path / "none", RecordingProgress())
     assert not (tmp_path / "results").exists()
 
 
-def test_options_reach_the_device_as_they_were_given(tmp_path: Path) -> None:
+def test_bench_arguments_contain_all_options(tmp_path: Path) -> None:
     limits = Limits(max_regression=0.05, max_p99_ms=30.0)
     config = BenchConfig(
-        tmp_path, ("model", "image"), (1, 4), (1, 2), ("cpu",), ("int8",), rates=(7.5,), rounds=3, sustained_s=600, profile=True,
-        baseline=tmp_path / "old.json", limits=limits, force=True,
-    )  # fmt: skip
+        tmp_path,
+        ("model", "image"),
+        (1, 4),
+        (1, 2),
+        ("cpu",),
+        ("int8",),
+        rates=(7.5,),
+        rounds=3,
+        sustained_s=600,
+        profile=True,
+        baseline=tmp_path / "old.json",
+        limits=limits,
+        force=True,
+    )
     assert " ".join(bench_arguments(config)) == (
-        "--scope model,image --batch 1,4 --threads 1,2 --provider cpu --variant int8 --rate 7.5 --rounds 3 --sustained 600s "
-        "--baseline baseline.json --max-regression 5% --max-p99 30ms --profile --force"
+        "--scope model,image --batch 1,4 --threads 1,2 --provider cpu --variant int8 --rate 7.5 "
+        "--rounds 3 --sustained 600s --baseline baseline.json --max-regression 5% --max-p99 30ms --profile --force"
     )
 
 
-def test_the_wheel_is_one(tmp_path: Path) -> None:
+def test_wheel_contains_package_without_weights(tmp_path: Path) -> None:
     name, content = build_edgetl_wheel()
     (tmp_path / name).write_bytes(content)
     with zipfile.ZipFile(tmp_path / name) as archive:
         names = archive.namelist()
         record = archive.read(next(entry for entry in names if entry.endswith("/RECORD"))).decode()
     assert "edgetl/device/bench/worker.py" in names
-    assert not [entry for entry in names if entry.startswith("edgetl/_models") or "__pycache__" in entry]
+    assert not [
+        entry for entry in names if entry.startswith("edgetl/_models") or "__pycache__" in entry
+    ]
     assert len(record.splitlines()) == len(names)
     assert len(content) < 2_000_000
 
 
 def fake_ssh(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
-    """Let `ssh` be a Python script that is given ssh's arguments."""
+    """Replace `ssh` by a Python script that is called with ssh's arguments."""
     program = folder / "fake_ssh.py"
     program.write_text(script)
     monkeypatch.setenv(SSH_ENV_VAR, f"{sys.executable} {program}")
@@ -361,15 +374,15 @@ print("python3 /tmp/edgetl-here")
 """
 
 
-def test_a_host_that_prints_before_it_reads_does_not_hang(
+def test_host_printing_before_reading_does_not_hang(
     bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_ssh(tmp_path, monkeypatch, PRINTS_BEFORE_IT_READS)
-    parcel = Payload(BundleDirectory(bundle), [], "cpu", wheels)
-    assert SshHost("loud").send(parcel) == ("python3", "/tmp/edgetl-here")
+    payload = Payload(BundleDirectory(bundle), [], "cpu", wheels)
+    assert SshHost("loud").send(payload) == ("python3", "/tmp/edgetl-here")
 
 
-def test_lines_without_end_are_bounded() -> None:
+def test_line_reader_bounds_lines() -> None:
     reader = LineReader(io.BytesIO(b"a" * 10_000_000 + b"\n" + b"b\n" * 5000))
     reader.join()
     assert len(reader.last_lines) == 1000
@@ -379,27 +392,27 @@ def test_lines_without_end_are_bounded() -> None:
     assert [len(line) for line in longest.last_lines] == [4096, 3]
 
 
-@pytest.mark.parametrize("answer", ["", "\xff\xfe", "Welcome to the board!", "python3 relative"])
-def test_a_host_that_answers_nonsense_is_one_sentence(
-    bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+@pytest.mark.parametrize("reply", ["", "\xff\xfe", "Welcome to the board!", "python3 relative"])
+def test_invalid_folder_reply_is_reported(
+    bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reply: str
 ) -> None:
     fake_ssh(
         tmp_path,
         monkeypatch,
-        f"import sys; sys.stdin.buffer.read(); sys.stdout.buffer.write({answer.encode('latin-1')!r})",
+        f"import sys; sys.stdin.buffer.read(); sys.stdout.buffer.write({reply.encode('latin-1')!r})",
     )
-    asked = BenchConfig(bundle, rounds=2, output=tmp_path / "results")
-    (outcome,) = bench_hosts(asked, ["odd"], wheels, Watched())
-    assert "instead of where the parcel lies" in outcome.failure
+    config = BenchConfig(bundle, rounds=2, output=tmp_path / "results")
+    (outcome,) = bench_hosts(config, ["odd"], wheels, RecordingProgress())
+    assert "instead of the folder's path" in outcome.failure
     assert outcome.result is None
 
 
-def test_a_result_of_another_model_counts_for_nothing(
+def test_result_of_other_model_is_rejected(
     bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = bench(
         BenchConfig(
-            bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "own.json"
+            bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "local.json"
         ),
         protocol=BRIEF,
     )
@@ -420,7 +433,7 @@ else:
     print("python3 /tmp/edgetl-here")
 """,
     )
-    asked = BenchConfig(bundle, rounds=2, output=tmp_path / "results")
-    (outcome,) = bench_hosts(asked, ["liar"], wheels, Watched())
-    assert "another model" in outcome.failure
+    config = BenchConfig(bundle, rounds=2, output=tmp_path / "results")
+    (outcome,) = bench_hosts(config, ["host"], wheels, RecordingProgress())
+    assert "does not match the bundle" in outcome.failure
     assert not [*(tmp_path / "results").iterdir()]

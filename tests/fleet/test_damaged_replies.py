@@ -1,4 +1,4 @@
-"""Hosts whose answers are damaged: each outcome is a sentence, and none is the name of a Python exception."""
+"""Tests of damaged replies from hosts: each is reported in a sentence, not as an exception."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ if "tar -xf" in script:
     sys.stdin.buffer.read()
     print("python3 /nowhere")
 elif "agent.py" in script:
-    sys.stdout.buffer.write(open({answer!r}, "rb").read())
+    sys.stdout.buffer.write(open({reply_file!r}, "rb").read())
 """
 
 
-class Quiet:
+class NullFleetProgress:
     def on_step(self, host: str, name: str) -> None:
         pass
 
     def on_output(self, host: str, line: str) -> None:
         pass
 
-    def on_host_end(self, outcome: HostResult) -> None:
+    def on_host_end(self, result: HostResult) -> None:
         pass
 
 
@@ -60,45 +60,47 @@ def bundle(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of what a host prints that answers in place of a device."""
-    (tmp_path / "ssh.py").write_text(SSH.format(answer=str(tmp_path / "answer")))
+def reply_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Replace ssh by a host that prints the content of a file, and return the file."""
+    (tmp_path / "ssh.py").write_text(SSH.format(reply_file=str(tmp_path / "reply_file")))
     monkeypatch.setenv("EDGETL_SSH", f"{sys.executable} {tmp_path}/ssh.py")
-    return tmp_path / "answer"
+    return tmp_path / "reply_file"
 
 
-def outcome_of(bundle: Path, folder: Path) -> HostResult:
-    (outcome,) = bench_hosts(BenchConfig(bundle, output=folder), ["device"], None, Quiet())
+def run_damaged_host(bundle: Path, folder: Path) -> HostResult:
+    (outcome,) = bench_hosts(
+        BenchConfig(bundle, output=folder), ["device"], None, NullFleetProgress()
+    )
     assert not EXCEPTION.match(outcome.failure), outcome.failure
     return outcome
 
 
-def test_mutated_results_are_kept_or_refused(bundle: Path, answer: Path, tmp_path: Path) -> None:
+def test_mutated_replies_are_accepted_or_reported(
+    bundle: Path, reply_file: Path, tmp_path: Path
+) -> None:
     bench(
         BenchConfig(
-            bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "whole.json"
+            bundle, scopes=("model",), rounds=2, threads=(1,), output=tmp_path / "local.json"
         ),
         protocol=BRIEF,
     )
-    result = json.loads((tmp_path / "whole.json").read_text())
-    kept = 0
+    result = json.loads((tmp_path / "local.json").read_text())
+    accepted = 0
     for seed in range(40):
         generator = random.Random(seed)
-        said: dict[str, Any] = {"edgetl": True, "status": 0, "result": result, "left": False}
+        reply: dict[str, Any] = {"edgetl": True, "status": 0, "result": result, "left": False}
         if seed:
             part = generator.choice([*result, "status", "result"])
-            holder = said if part in said else result
-            mutated = mutate_json(holder[part], generator)
-            said = (
-                {**said, part: mutated}
-                if holder is said
-                else {**said, "result": {**result, part: mutated}}
-            )
-        answer.write_text(json.dumps(said) + "\n")
-        outcome = outcome_of(bundle, tmp_path / f"results-{seed}")
-        kept += outcome.result is not None
+            if part in reply:
+                reply = {**reply, part: mutate_json(reply[part], generator)}
+            else:
+                mutated = mutate_json(result[part], generator)
+                reply = {**reply, "result": {**result, part: mutated}}
+        reply_file.write_text(json.dumps(reply) + "\n")
+        outcome = run_damaged_host(bundle, tmp_path / f"results-{seed}")
+        accepted += outcome.result is not None
         assert (outcome.result is None) <= bool(outcome.failure or outcome.status)
-    assert 1 <= kept < 40
+    assert 1 <= accepted < 40
 
 
 @pytest.mark.parametrize(
@@ -111,46 +113,48 @@ def test_mutated_results_are_kept_or_refused(bundle: Path, answer: Path, tmp_pat
         b'{"edgetl": true}\n',
     ],
 )
-def test_answers_that_are_none(bundle: Path, answer: Path, tmp_path: Path, content: bytes) -> None:
-    answer.write_bytes(content)
-    assert outcome_of(bundle, tmp_path / "results").failure
+def test_invalid_replies_are_reported(
+    bundle: Path, reply_file: Path, tmp_path: Path, content: bytes
+) -> None:
+    reply_file.write_bytes(content)
+    assert run_damaged_host(bundle, tmp_path / "results").failure
 
 
-def test_results_that_cannot_be_kept(
-    bundle: Path, answer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_unwritable_result_is_reported(
+    bundle: Path, reply_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("edgetl.fleet.bench.write_json", refuse)
-    answer.write_text('{"edgetl": true, "status": 0, "result": {}}\n')
-    assert "cannot be written to" in outcome_of(bundle, tmp_path / "results").failure
+    reply_file.write_text('{"edgetl": true, "status": 0, "result": {}}\n')
+    assert "Cannot write its result to" in run_damaged_host(bundle, tmp_path / "results").failure
 
 
 @pytest.mark.parametrize(
     "job",
     ["", "[]", "{}", "[" * 100_000, '{"wheel": 1, "extra": 2, "wheels": false, "arguments": 3}'],
 )
-def test_a_damaged_job_is_one_answer(tmp_path: Path, job: str) -> None:
-    """As the device's side prints it, which then removes its folder."""
+def test_damaged_job_is_reported(tmp_path: Path, job: str) -> None:
+    """The agent reports the error and removes its folder."""
     folder = tmp_path / "sent"
     folder.mkdir()
     (folder / "agent.py").write_bytes(Path(agent.__file__).read_bytes())
     (folder / "job.json").write_text(job)
-    # Its standard input stays open as long as somebody waits.
-    reading, writing = os.pipe()
+    # The agent runs while its standard input is open.
+    read_end, write_end = os.pipe()
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             [sys.executable, str(folder / "agent.py")],
-            stdin=reading,
+            stdin=read_end,
             capture_output=True,
             text=True,
             timeout=100,
         )
     finally:
-        os.close(reading)
-        os.close(writing)
-    last = json.loads(done.stdout.splitlines()[-1])
-    assert "failed" in last
-    assert "Traceback" not in done.stderr
+        os.close(read_end)
+        os.close(write_end)
+    last_reply = json.loads(completed.stdout.splitlines()[-1])
+    assert "failed" in last_reply
+    assert "Traceback" not in completed.stderr
     assert not folder.exists()

@@ -6,17 +6,17 @@ from edgetl.fleet.ssh import RemoteError, SshHost
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
-        ("ssh 'unclosed", "is no command"),
+        ("ssh 'unclosed", "must be a command"),
         ("", "is empty"),
-        ("/nowhere/ssh", "There is no /nowhere/ssh here"),
-        ("/etc/hostname", "cannot be started"),
+        ("/nowhere/ssh", "/nowhere/ssh not found"),
+        ("/etc/hostname", "Cannot start /etc/hostname"),
     ],
 )
-def test_an_ssh_that_cannot_be_started_is_named(
-    command: str, told: str, monkeypatch: pytest.MonkeyPatch
+def test_ssh_command_that_cannot_be_started_is_reported(
+    command: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EDGETL_SSH", command)
-    with pytest.raises(RemoteError, match=told):
+    with pytest.raises(RemoteError, match=message):
         SshHost("device").remove("/tmp/edgetl-x")

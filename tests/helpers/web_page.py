@@ -47,7 +47,8 @@ class Page:
     def label(self, photo: Path, how: str) -> tuple[str, dict[str, float]]:
         """The label shown, and the shares of those ranked; or what is wrong, and nothing."""
         self.browser.evaluate(
-            "at('label').textContent = at('ranking').textContent = ''; at('answer').hidden = true; say('')"
+            "element('label').textContent = element('ranking').textContent = '';"
+            "element('answer').hidden = true; say('')"
         )
         if how == "drop":
             self.browser.drop(photo)
@@ -64,9 +65,10 @@ class Page:
                 self.browser.press("Enter")
             self.browser.choose(photo)
         self.wait_for(
-            "(at('label').textContent && !at('answer').hidden) || at('status').classList.contains('bad')"
+            "(element('label').textContent && !element('answer').hidden) || "
+            "element('status').classList.contains('bad')"
         )
-        if self.browser.evaluate("at('answer').hidden"):
+        if self.browser.evaluate("element('answer').hidden"):
             return self.text("status"), {}
         rows = self.browser.evaluate(
             "[...document.querySelectorAll('#ranking li')].map(row => [...row.querySelectorAll('span')].map(one => one.textContent))"

@@ -31,6 +31,8 @@ FIELD_GERUNDS = {
     "formatting", "freezing", "io_binding", "preprocessing", "pretraining", "scoring", "timing", "tracking",
     "training",
 }  # fmt: skip
+FILE_FORMAT_FIELDS = {("edgetl/train/engine/training_state.py", "seen")}
+"""Dataclass fields whose names stand in files that earlier versions wrote."""
 BANNED_OPENINGS = re.compile(r"(Of|That|As|Which|From|Where|What|How)\b")
 MAX_FUNCTION_LINES, MAX_COMMAND_LINES = 80, 120
 MAX_TEST_NAME = 60
@@ -43,7 +45,9 @@ def check_module(path: Path, tree: ast.Module) -> Iterator[Violation]:
     relative = path.relative_to(ROOT)
     if path.stem.endswith("ing") and path.stem.removeprefix("test_") not in FIELD_GERUNDS:
         yield 1, f"module `{path.stem}` is named by a gerund"
-    yield from check_names(tree)
+    for line, name in banned_names(tree):
+        if (relative.as_posix(), name) not in FILE_FORMAT_FIELDS:
+            yield line, f"`{name}` does not say what it holds"
     yield from check_docstrings(tree)
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -56,8 +60,8 @@ def check_module(path: Path, tree: ast.Module) -> Iterator[Violation]:
             yield node.lineno, f"`{node.name}` has {len(node.name)} characters"
 
 
-def check_names(tree: ast.Module) -> Iterator[Violation]:
-    """Yield the places that bind a banned name."""
+def banned_names(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yield (line, name) where a banned name is bound."""
     for node in ast.walk(tree):
         name = None
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -69,7 +73,7 @@ def check_names(tree: ast.Module) -> Iterator[Violation]:
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             name = node.name
         if name is not None and name.strip("_") in BANNED_NAMES:
-            yield getattr(node, "lineno", 1), f"`{name}` does not say what it holds"
+            yield getattr(node, "lineno", 1), name
 
 
 def check_docstrings(tree: ast.Module) -> Iterator[Violation]:

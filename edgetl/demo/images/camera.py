@@ -1,4 +1,4 @@
-"""An industrial camera above the belt: lamp, pose, lens, motion, sensor."""
+"""Simulated industrial camera above a conveyor belt: lamp, pose, lens, motion, sensor."""
 
 from __future__ import annotations
 
@@ -27,25 +27,23 @@ from edgetl.demo.images.textures import (
 )
 
 BELT_COLORS = ((0.07, 0.07, 0.08), (0.14, 0.15, 0.16), (0.06, 0.17, 0.12), (0.09, 0.15, 0.25))
-"""Black, anthracite, green and blue: reflectance."""
+"""RGB reflectance of black, anthracite, green and blue belts."""
 
 
 def render_belt(generator: np.random.Generator, size: int, direction: float) -> Plane:
-    """Reflectance [size, size, 3] of a belt that runs along `direction` (radians)."""
+    """Render the reflectance [size, size, 3] of a belt that moves along `direction` (radians)."""
     rows, columns = pixel_grid(size)
     along = columns * np.float32(math.cos(direction)) + rows * np.float32(math.sin(direction))
     across = rows * np.float32(math.cos(direction)) - columns * np.float32(math.sin(direction))
     pitch = 2 * math.pi / generator.uniform(0.02, 0.1) / size
-    first, second = (
-        np.sin(along * np.float32(pitch)),
-        np.sin(across * np.float32(pitch * generator.uniform(0.7, 1.4))),
-    )
+    waves_along = np.sin(along * np.float32(pitch))
+    waves_across = np.sin(across * np.float32(pitch * generator.uniform(0.7, 1.4)))
     pattern = (
-        first,
-        second,
-        first * second,
-        smoothstep(first * second, 0.3, 0.8),
-        np.zeros_like(first),
+        waves_along,
+        waves_across,
+        waves_along * waves_across,
+        smoothstep(waves_along * waves_across, 0.3, 0.8),
+        np.zeros_like(waves_along),
     )[generator.integers(5)]
     strips = generator.standard_normal(size).astype(np.float32)
     streaks = sample_profile(strips, (across + np.float32(1.5 * size)) * np.float32(0.3))
@@ -58,35 +56,34 @@ def render_belt(generator: np.random.Generator, size: int, direction: float) -> 
         + generator.uniform(0.02, 0.07) * fine_noise(generator, size, generator.uniform(0.3, 1))
         + generator.uniform(-0.15, 0.15) * spots
     )
-    colour = np.array(BELT_COLORS[generator.integers(len(BELT_COLORS))]) * generator.uniform(
-        0.75, 1.25
-    ) + generator.uniform(-0.01, 0.02, 3)
-    return np.clip(as_plane(shade)[..., None] * colour.astype(np.float32), 0.005, 1)
+    color = np.array(BELT_COLORS[generator.integers(len(BELT_COLORS))])
+    color = color * generator.uniform(0.75, 1.25) + generator.uniform(-0.01, 0.02, 3)
+    return np.clip(as_plane(shade)[..., None] * color.astype(np.float32), 0.005, 1)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything about a picture but the part that is in it."""
+    """Everything in an image except the part: belt, pose, light, lens and sensor."""
 
     size: int
     belt_reflectance: Plane
-    """The belt's reflectance [size, size, 3]."""
+    """Reflectance of the belt [size, size, 3]."""
     pose: NDArray[np.float64]
-    """Homography from the part's frame to the picture."""
+    """Homography from the part's frame to the image."""
     angle: float
-    """The part's rotation in radians."""
+    """Rotation of the part in radians."""
     lamp_direction: tuple[float, float, float]
     """Unit vector to the lamp: right, down, towards the camera."""
     lamp_proximity: float
-    """How much the lamp's direction changes over the part: 0 is the sun."""
+    """Change of the lamp's direction over the part; 0 for an infinitely distant lamp."""
     light_shares: tuple[float, float, float]
-    """Of ambient light, of the lamp and of its highlight."""
+    """Shares of ambient light, direct light and highlight."""
     illumination: Plane
-    """Colour, slope and vignette of the light [size, size, 3]."""
+    """Color, slope and vignette of the light [size, size, 3]."""
     motion_kernel: Plane
-    """Kernel of the belt's motion while the shutter is open."""
+    """Motion blur kernel of the belt during the exposure."""
     defocus_sigma: float
-    """In pixels."""
+    """Standard deviation of the defocus blur, in pixels."""
     sensor: tuple[float, float, int]
     """Shot noise at white and read noise, in grey levels; JPEG quality."""
 
@@ -94,7 +91,14 @@ class Scene:
     def sample(
         cls, generator: np.random.Generator, size: int, outline: Points, tone: float
     ) -> Scene:
-        """Any scene that shows the whole of a part with this outline, exposed for a part of reflectance `tone`."""
+        """Sample a scene that shows a complete part.
+
+        Args:
+            generator: source of random numbers.
+            size: side of the image in pixels.
+            outline: outline of the part.
+            tone: mean reflectance of the part, to which the exposure is adjusted.
+        """
         direction, azimuth = generator.uniform(0, math.pi), generator.uniform(0, 2 * math.pi)
         tilt = generator.choice(
             [generator.uniform(0.05, 0.3), generator.uniform(0.4, 0.95)], p=[0.45, 0.55]
@@ -127,12 +131,15 @@ class Scene:
         )
 
     def expose(self, surface: Surface, light: Plane) -> Plane:
-        """The picture in grey levels [size, size, 3] before noise, `light` being what `shade` gives for `surface`."""
+        """Render the image in grey levels [size, size, 3] before noise.
+
+        `light` is the result of `shade` for `surface`.
+        """
         part = cv2.merge([surface.reflectance * light[..., None], surface.metal_mask])
-        seen = as_plane(
+        projection = as_plane(
             cv2.warpPerspective(part, self.pose, (self.size, self.size), flags=cv2.INTER_LINEAR)
         )
-        cover = seen[..., 3:]
+        cover = projection[..., 3:]
         reach = 0.028 * self.size
         shift = np.array(
             [[1, 0, -self.lamp_direction[0] * reach], [0, 1, -self.lamp_direction[1] * reach]]
@@ -147,35 +154,33 @@ class Scene:
             * (np.float32(ambient + direct * self.lamp_direction[2]) * shadow)[..., None]
         )
         radiance = blur(
-            (ground * (1 - cover) + seen[..., :3]) * self.illumination, self.defocus_sigma
+            (ground * (1 - cover) + projection[..., :3]) * self.illumination, self.defocus_sigma
         )
-        return _to_gray_levels(
-            as_plane(cv2.filter2D(radiance, -1, self.motion_kernel))
-            if len(self.motion_kernel) > 1
-            else radiance
-        )
+        if len(self.motion_kernel) > 1:
+            radiance = as_plane(cv2.filter2D(radiance, -1, self.motion_kernel))
+        return _to_gray_levels(radiance)
 
     def compute_level_difference(
         self, surface: Surface, light: Plane, other: Surface, other_light: Plane
     ) -> Plane:
-        """Grey levels between two surfaces of a part in its frame [FRAME, FRAME], about as the lens shows them."""
+        """Return the difference of two surfaces [FRAME, FRAME] in grey levels, with lens blur."""
         gain = np.float32(self.illumination[self.size // 2, self.size // 2, 1])
         first, second = (
-            _to_gray_levels(blur(seen.reflectance[..., 1] * lit * gain, 1.5))
-            for seen, lit in ((surface, light), (other, other_light))
+            _to_gray_levels(blur(part.reflectance[..., 1] * shading * gain, 1.5))
+            for part, shading in ((surface, light), (other, other_light))
         )
         return as_plane(cv2.absdiff(first, second))
 
-    def add_sensor_noise(self, exposed: Plane, generator: np.random.Generator) -> NDArray[np.uint8]:
-        """`exposed` with the sensor's noise, as 8 bit [size, size, 3]."""
+    def add_sensor_noise(self, levels: Plane, generator: np.random.Generator) -> NDArray[np.uint8]:
+        """Add sensor noise to grey levels and quantize them to 8 bits [size, size, 3]."""
         shot, read, _ = self.sensor
-        spread = np.sqrt(exposed * np.float32(shot**2 / 255) + np.float32(read**2))
-        noisy = exposed + spread * generator.standard_normal(exposed.shape, np.float32)
+        sigma = np.sqrt(levels * np.float32(shot**2 / 255) + np.float32(read**2))
+        noisy = levels + sigma * generator.standard_normal(levels.shape, np.float32)
         pixels: NDArray[np.uint8] = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
         return pixels
 
     def shade(self, surface: Surface) -> Plane:
-        """How much light each point of the part [FRAME, FRAME] sends to the camera, times its cover."""
+        """Compute the light [FRAME, FRAME] reflected by each point of the part, times its mask."""
         cosine, sine = math.cos(self.angle), math.sin(self.angle)
         right, down, up = self.lamp_direction
         lamp_x = (
@@ -192,73 +197,76 @@ class Scene:
         half = np.float32(1 + up)
         off_x, off_y = slope_x - lamp_x / half, slope_y - lamp_y / half
         across = (off_x * surface.trace_direction[0] + off_y * surface.trace_direction[1]) ** 2
-        along, narrow, wide = (
-            off_x**2 + off_y**2 - across,
-            *(np.float32(-0.5 / spread**2) for spread in surface.roughness),
+        along = off_x**2 + off_y**2 - across
+        falloff_along, falloff_across = (
+            np.float32(-0.5 / spread**2) for spread in surface.roughness
         )
-        highlight = np.exp(along * narrow + across * wide) * surface.gloss
-        # A hall is brighter on one side: what leans towards it is seen lighter, even far from the lamp's highlight.
+        highlight = np.exp(along * falloff_along + across * falloff_across) * surface.gloss
+        # A factory hall is brighter on one side, so slopes that face it are lighter, even far from
+        # the highlight of the lamp.
         hall = (
             1
             + np.float32(0.8)
             * np.tanh(np.float32(1.5) * (slope_x + np.float32(0.5) * slope_y))
             * surface.gloss
         )
-        ambient, direct, shine = self.light_shares
+        ambient, direct, specular = self.light_shares
         light = (
-            np.float32(ambient) * hall + np.float32(direct) * facing + np.float32(shine) * highlight
+            np.float32(ambient) * hall
+            + np.float32(direct) * facing
+            + np.float32(specular) * highlight
         )
         return as_plane(light * surface.metal_mask)
 
 
 def _to_gray_levels(radiance: Plane) -> Plane:
-    """Grey levels by a film-like curve: highlights come to their end gently."""
-    taken = 1 - np.exp(radiance * np.float32(-1.35))
-    levels: Plane = taken * (np.float32(1.5 * 255) - np.float32(0.5 * 255) * taken)
+    """Convert radiance to grey levels with a film-like curve that compresses highlights."""
+    exposure = 1 - np.exp(radiance * np.float32(-1.35))
+    levels: Plane = exposure * (np.float32(1.5 * 255) - np.float32(0.5 * 255) * exposure)
     return levels
 
 
 def _sample_pose(
     generator: np.random.Generator, size: int, outline: Points
 ) -> tuple[float, NDArray[np.float64]]:
-    """Rotation in radians, and the homography: the part as a whole is in the picture, seen a little from the side."""
+    """Sample a rotation in radians and a homography with slight perspective.
+
+    The complete part is in the image.
+    """
     angle = float(generator.uniform(0, 2 * math.pi))
-    turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-    turned = np.array(outline) @ turn.T * UNIT_PIXELS
-    low, high = turned.min(axis=0), turned.max(axis=0)
+    rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+    rotated_outline = np.array(outline) @ rotation.T * UNIT_PIXELS
+    low, high = rotated_outline.min(axis=0), rotated_outline.max(axis=0)
     scale = min(
         generator.uniform(0.86, 0.96) * size / float((high - low).max()), 1.25 * size / FRAME_SIZE
     )
-    room = (0.97 * size - scale * (high - low)) / 2
-    shift = generator.uniform(-1, 1, 2) * room + size / 2 - scale * (low + high) / 2
-    turn = scale * turn
+    margin = (0.97 * size - scale * (high - low)) / 2
+    shift = generator.uniform(-1, 1, 2) * margin + size / 2 - scale * (low + high) / 2
+    transform = scale * rotation
     corners = (np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) - 0.5) * FRAME_SIZE
-    seen = corners @ turn.T + shift + generator.uniform(-0.022, 0.022, (4, 2)) * size
-    return angle, np.asarray(
-        cv2.getPerspectiveTransform(
-            (corners + FRAME_SIZE / 2 - 0.5).astype(np.float32), seen.astype(np.float32)
-        ),
-        np.float64,
+    image_corners = corners @ transform.T + shift + generator.uniform(-0.022, 0.022, (4, 2)) * size
+    homography = cv2.getPerspectiveTransform(
+        (corners + FRAME_SIZE / 2 - 0.5).astype(np.float32), image_corners.astype(np.float32)
     )
+    return angle, np.asarray(homography, np.float64)
 
 
 def _sample_illumination(generator: np.random.Generator, size: int, azimuth: float) -> Plane:
-    """Brighter towards the lamp, darker in the corners, warm or cold, sometimes with another machine's shadow across."""
-    rows, columns = (along / np.float32(size) - np.float32(0.5) for along in pixel_grid(size))
+    """Sample the light over the image: slope towards the lamp, vignette, color and patches."""
+    rows, columns = (axis / np.float32(size) - np.float32(0.5) for axis in pixel_grid(size))
     slope = 1 + np.float32(generator.uniform(0, 0.5)) * (
         columns * np.float32(math.cos(azimuth)) + rows * np.float32(math.sin(azimuth))
     )
     vignette = 1 - np.float32(generator.uniform(0, 0.6)) * (rows**2 + columns**2)
     patches = 1 + np.float32(generator.uniform(0, 0.07)) * smooth_noise(generator, size, 3)
-    warm = generator.uniform(-0.09, 0.09)
-    colour = np.array([1 + warm, 1 + generator.uniform(-0.02, 0.02), 1 - warm]) * generator.uniform(
-        0.85, 1.3
-    )
-    return (slope * vignette * patches)[..., None] * colour.astype(np.float32)
+    warmth = generator.uniform(-0.09, 0.09)
+    color = np.array([1 + warmth, 1 + generator.uniform(-0.02, 0.02), 1 - warmth])
+    color = color * generator.uniform(0.85, 1.3)
+    return (slope * vignette * patches)[..., None] * color.astype(np.float32)
 
 
 def _sample_motion_kernel(generator: np.random.Generator, direction: float) -> Plane:
-    """A short line along the belt's direction; for half of the pictures a point."""
+    """Sample a short line along the direction of the belt; half of the images have no motion."""
     kernel = np.zeros((5, 5), np.float32)
     travel = generator.uniform(0.5, 2.4)
     if generator.random() < 0.5:

@@ -1,4 +1,4 @@
-"""Shapes of machined parts. Each has a pattern of holes so regular that a missing one shows."""
+"""Shapes of machined parts with regular hole patterns, so that a missing hole is visible."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from numpy.typing import NDArray
 from edgetl.demo.images.textures import FRAME_SIZE, UNIT_PIXELS, Plane, as_plane, blur
 
 Circle = tuple[float, float, float]
-"""Centre and radius, in units of `UNIT` pixels from the middle of the frame."""
+"""Center (x, y) and radius, in units of UNIT_PIXELS from the center of the frame."""
 SEAT_RADIUS_RATIO = 1.6
-"""Radius of a screw's seat over that of its hole."""
+"""Ratio of the radius of a screw seat to that of its hole."""
 Points = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class PartShape:
-    """What is sawn, drilled and turned."""
+    """Shape of a part: outline, bores and holes."""
 
     outline: Points
     center_bores: tuple[Circle, ...]
-    """Openings in the middle: never the ones that are missing."""
+    """Openings in the center, which are never missing."""
     holes: tuple[Circle, ...]
-    """The pattern."""
+    """Regular pattern of holes, one of which may be missing."""
     corner_radius: float = 3.0
-    """How round the corners are, in pixels."""
+    """Radius of rounded corners, in pixels."""
 
     def metal_mask(self, missing: int | None = None) -> Plane:
-        """Where there is metal, 0 to 1 [FRAME, FRAME]; without the hole of number `missing`."""
+        """Return the share of metal in each pixel [FRAME, FRAME], without the hole `missing`."""
         image = np.zeros((FRAME_SIZE, FRAME_SIZE), np.uint8)
         cv2.fillPoly(image, [_to_fixed_point(self.outline)], 255, cv2.LINE_AA, 4)
         soft = blur(as_plane(image) / np.float32(255), self.corner_radius)
@@ -41,13 +41,16 @@ class PartShape:
         )
         for circle in (
             *self.center_bores,
-            *(hole for number, hole in enumerate(self.holes) if number != missing),
+            *(hole for index, hole in enumerate(self.holes) if index != missing),
         ):
             _draw_circle(image, circle, 0)
         return as_plane(image) / np.float32(255)
 
     def seat_mask(self) -> Plane:
-        """Where the metal is faced for a screw's head: around every hole of the pattern, drilled or not, 0 to 1 [FRAME, FRAME]."""
+        """Return the mask [FRAME, FRAME] of screw seats, 0 to 1.
+
+        Every hole of the pattern has a seat, also a missing one.
+        """
         image = np.zeros((FRAME_SIZE, FRAME_SIZE), np.uint8)
         for x, y, radius in self.holes:
             _draw_circle(image, (x, y, SEAT_RADIUS_RATIO * radius), 255)
@@ -55,7 +58,7 @@ class PartShape:
 
 
 def sample_shape(generator: np.random.Generator) -> PartShape:
-    """A part of any shape."""
+    """Sample a part of a random shape."""
     return SHAPES[generator.integers(len(SHAPES))](generator)
 
 
@@ -71,7 +74,7 @@ def _draw_circle(image: NDArray[np.uint8], circle: Circle, value: int) -> None:
 
 
 def _points_on_circle(count: int, radius: float, phase: float = 0.0) -> Points:
-    angles = [phase + 2 * math.pi * number / count for number in range(count)]
+    angles = [phase + 2 * math.pi * index / count for index in range(count)]
     return [(radius * math.cos(angle), radius * math.sin(angle)) for angle in angles]
 
 
@@ -80,7 +83,8 @@ def _circles_at(points: Points, radius: float) -> tuple[Circle, ...]:
 
 
 def _flange(generator: np.random.Generator) -> PartShape:
-    radius, bore = generator.uniform(0.85, 1.0), generator.uniform(0.18, 0.36)
+    radius = generator.uniform(0.85, 1.0)
+    bore = generator.uniform(0.18, 0.36)
     holes = _circles_at(
         _points_on_circle(
             int(generator.integers(4, 8)), (radius + bore) * generator.uniform(0.5, 0.56)
@@ -91,11 +95,9 @@ def _flange(generator: np.random.Generator) -> PartShape:
 
 
 def _gear(generator: np.random.Generator) -> PartShape:
-    radius, teeth, depth = (
-        generator.uniform(0.9, 1.0),
-        int(generator.integers(16, 31)),
-        generator.uniform(0.85, 0.91),
-    )
+    radius = generator.uniform(0.9, 1.0)
+    teeth = int(generator.integers(16, 31))
+    depth = generator.uniform(0.85, 0.91)
     outline = [
         (radius * reach * math.cos(angle), radius * reach * math.sin(angle))
         for tooth in range(teeth)
@@ -127,7 +129,8 @@ def _plate(generator: np.random.Generator) -> PartShape:
 
 
 def _polygon(generator: np.random.Generator) -> PartShape:
-    corners, bore = int(generator.choice([5, 6, 7])), generator.uniform(0.18, 0.34)
+    corners = int(generator.choice([5, 6, 7]))
+    bore = generator.uniform(0.18, 0.34)
     holes = _circles_at(
         _points_on_circle(corners, generator.uniform(0.62, 0.68)), generator.uniform(0.095, 0.125)
     )
@@ -155,7 +158,8 @@ def _bracket(generator: np.random.Generator) -> PartShape:
 
 
 def _strap(generator: np.random.Generator) -> PartShape:
-    width, count = generator.uniform(0.3, 0.42), 4
+    width = generator.uniform(0.3, 0.42)
+    hole_count = 4
     ends = [*_points_on_circle(48, width)]
     reach = 0.97 - width
     outline = [(x + reach, y) for x, y in ends if x >= 0 and y <= 0] + [
@@ -163,24 +167,24 @@ def _strap(generator: np.random.Generator) -> PartShape:
     ]
     outline = sorted(outline, key=lambda point: math.atan2(point[1], point[0] - reach))
     outline += [(-x, -y) for x, y in outline]
-    holes = [(float(x), 0.0) for x in np.linspace(-reach, reach, count)]
+    holes = [(float(x), 0.0) for x in np.linspace(-reach, reach, hole_count)]
     return PartShape(
         outline, (), _circles_at(holes, width * generator.uniform(0.36, 0.48)), corner_radius=1.0
     )
 
 
 def _lobes(generator: np.random.Generator) -> PartShape:
-    count, lobe = int(generator.integers(2, 5)), generator.uniform(0.2, 0.27)
+    count = int(generator.integers(2, 5))
+    lobe = generator.uniform(0.2, 0.27)
     disc = generator.uniform(0.52, 0.62)
-    centres = _points_on_circle(count, 0.97 - lobe)
-    ring = [
-        (x + dx, y + dy) for x, y in centres for dx, dy in _points_on_circle(32, lobe)
-    ] + _points_on_circle(48, disc)
-    hull = cv2.convexHull(np.array(ring, np.float32))[:, 0]
+    centers = _points_on_circle(count, 0.97 - lobe)
+    points = [(x + dx, y + dy) for x, y in centers for dx, dy in _points_on_circle(32, lobe)]
+    points += _points_on_circle(48, disc)
+    hull = cv2.convexHull(np.array(points, np.float32))[:, 0]
     return PartShape(
         [(float(x), float(y)) for x, y in hull],
         ((0, 0, disc * generator.uniform(0.4, 0.62)),),
-        _circles_at(centres, lobe * generator.uniform(0.42, 0.56)),
+        _circles_at(centers, lobe * generator.uniform(0.42, 0.56)),
         generator.uniform(1, 4),
     )
 

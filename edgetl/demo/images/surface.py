@@ -1,4 +1,4 @@
-"""The surface of a part: its relief, the metal that it is made of, and the traces of the tool that made it."""
+"""Surface of a part: relief, metal and tool marks."""
 
 from __future__ import annotations
 
@@ -24,114 +24,112 @@ from edgetl.demo.images.textures import (
 )
 
 METAL_COLORS = ((0.60, 0.61, 0.63), (0.74, 0.75, 0.77), (0.70, 0.57, 0.34), (0.44, 0.44, 0.46))
-"""Steel, aluminium, brass and oxidised steel: red, green and blue reflectance."""
-
-
+"""RGB reflectance of steel, aluminium, brass and oxidised steel."""
 SEAT_DEPTH = 1.2
-"""Of a screw's seat, in pixels."""
+"""Depth of a screw seat, in pixels."""
 TRACE_PROFILE_LENGTH = 512
-"""More than fit between the nearest and the farthest point of the frame."""
+"""Samples of the tool mark profile, more than the frame can show."""
 
 
 @dataclass(frozen=True)
 class Surface:
-    """What the light falls on. All planes are [FRAME, FRAME]."""
+    """Surface of a part as input of shading. All planes are [FRAME, FRAME]."""
 
     metal_mask: Plane
-    """Where there is metal, 0 to 1."""
+    """Share of metal in each pixel, 0 to 1."""
     height: Plane
-    """In pixels."""
+    """Height in pixels."""
     reflectance: Plane
-    """Reflectance [FRAME, FRAME, 3], 0 to 1."""
+    """RGB reflectance [FRAME, FRAME, 3], 0 to 1."""
     gloss: Plane
-    """How much of a highlight is seen, 0 to 1."""
+    """Strength of highlights, 0 to 1."""
     trace_direction: tuple[Plane, Plane]
-    """Unit vectors across the tool's traces: right, down."""
+    """Unit vectors across the tool marks: right, down."""
     roughness: tuple[float, float]
-    """Spread of slopes along the traces and across them: small is a mirror."""
+    """Spread of slopes along and across the tool marks; small values are mirror-like."""
 
     def edge_distance(self) -> Plane:
-        """Pixels to the nearest edge."""
+        """Return the distance of each pixel to the nearest edge, in pixels."""
         return _edge_distance(self.metal_mask)
 
 
 @dataclass(frozen=True)
 class Metal:
-    """What is the same for a part and for the same part with a defect."""
+    """Material of a part, which is the same with and without a defect."""
 
     reflectance: Plane
     marks: Plane
-    """Height of the tool's traces and of engraving, in pixels."""
+    """Height of tool marks and engraving, in pixels."""
     boss_height: Plane
-    """Height of a boss or a recess about the bore; parts without a bore have none."""
+    """Height of a boss or recess around the bore; ignored for parts without a bore."""
     chamfer_width: float
-    """Width of broken edges in pixels."""
+    """Width of chamfered edges, in pixels."""
     gloss: float
     seat_brightening: float
-    """How much lighter the seats of screws are."""
+    """Relative brightening of screw seats."""
     trace_direction: tuple[Plane, Plane]
     roughness: tuple[float, float]
 
-    def make_surface(self, blank: PartShape, missing: int | None = None) -> Surface:
-        """`blank` made of this metal, without the hole of number `missing`."""
-        cover = blank.metal_mask(missing)
-        edge = np.minimum(_edge_distance(cover), np.float32(self.chamfer_width)) * np.float32(0.9)
-        height = blur(edge + self.boss_height if blank.center_bores else edge, 0.7) + self.marks
-        seats = blank.seat_mask()
+    def make_surface(self, shape: PartShape, missing: int | None = None) -> Surface:
+        """Return the surface of a part of this metal, without the hole of index `missing`."""
+        mask = shape.metal_mask(missing)
+        edge = np.minimum(_edge_distance(mask), np.float32(self.chamfer_width)) * np.float32(0.9)
+        height = blur(edge + self.boss_height if shape.center_bores else edge, 0.7) + self.marks
+        seats = shape.seat_mask()
         height = height * (1 - seats) - blur(seats, 0.6) * np.float32(SEAT_DEPTH)
         if missing is not None:
-            height -= smoothstep(
-                np.hypot(FRAME_X - blank.holes[missing][0], FRAME_Y - blank.holes[missing][1]),
-                0.05,
-                0.01,
-            )
+            x, y, _ = shape.holes[missing]
+            height -= smoothstep(np.hypot(FRAME_X - x, FRAME_Y - y), 0.05, 0.01)
         return Surface(
-            cover,
+            mask,
             height,
             self.reflectance * (1 + self.seat_brightening * seats)[..., None],
-            np.full_like(cover, self.gloss),
+            np.full_like(mask, self.gloss),
             self.trace_direction,
             self.roughness,
         )
 
 
 def sample_metal(generator: np.random.Generator) -> Metal:
-    """Any metal with any finish; some are engraved."""
-    traces, spread, lay = _sample_traces(generator)
-    uneven = (
+    """Sample a metal with a random finish, sometimes engraved."""
+    traces, trace_shade, trace_direction = _sample_traces(generator)
+    shade = (
         np.float32(1)
         + generator.uniform(0.01, 0.05) * smooth_noise(generator, FRAME_SIZE, 3)
-        + generator.uniform(0.005, 0.02) * spread
+        + generator.uniform(0.005, 0.02) * trace_shade
     )
-    tint = np.array(METAL_COLORS[generator.integers(len(METAL_COLORS))]) * generator.uniform(
-        0.88, 1.12
-    ) + generator.uniform(-0.02, 0.02, 3)
+    color = np.array(METAL_COLORS[generator.integers(len(METAL_COLORS))])
+    color = color * generator.uniform(0.88, 1.12) + generator.uniform(-0.02, 0.02, 3)
     marks = traces * generator.uniform(0.005, 0.035) + fine_noise(
         generator, FRAME_SIZE, generator.uniform(0.5, 1.1)
     ) * generator.uniform(0.005, 0.03)
     engraving = _sample_engraving(generator)
-    spread_along = float(generator.uniform(0.08, 0.25))
-    tone = as_plane(uneven * (1 - generator.uniform(0.1, 0.35) * engraving))[
-        ..., None
-    ] * tint.astype(np.float32)
+    roughness_along = float(generator.uniform(0.08, 0.25))
+    shade = as_plane(shade * (1 - generator.uniform(0.1, 0.35) * engraving))
     return Metal(
-        tone,
+        shade[..., None] * color.astype(np.float32),
         as_plane(marks - engraving * generator.uniform(0.3, 0.9)),
         _sample_boss(generator),
         float(generator.uniform(1, 4)),
         float(generator.uniform(0.3, 1)),
         float(generator.uniform(0.2, 0.4)),
-        lay,
-        (spread_along, spread_along * float(generator.uniform(1, 4) if traces.any() else 1)),
+        trace_direction,
+        (roughness_along, roughness_along * float(generator.uniform(1, 4) if traces.any() else 1)),
     )
 
 
-def _edge_distance(cover: Plane) -> Plane:
-    return as_plane(cv2.distanceTransform((cover > 0.5).astype(np.uint8), cv2.DIST_L2, 3))
+def _edge_distance(mask: Plane) -> Plane:
+    return as_plane(cv2.distanceTransform((mask > 0.5).astype(np.uint8), cv2.DIST_L2, 3))
 
 
 def _sample_traces(generator: np.random.Generator) -> tuple[Plane, Plane, tuple[Plane, Plane]]:
-    """Rings, arcs or straight strokes, all circles about a point that is near or far; none where it was blasted: height, shade, lay."""
+    """Sample tool marks: rings, arcs or straight lines, or none if the part was blasted.
+
+    All are circles around a point at a random distance.
+
+    Returns:
+        Height, shade, and unit vectors across the marks.
+    """
     distance = generator.choice([0.0, generator.uniform(1.2, 3), 40.0])
     angle = generator.uniform(0, 2 * math.pi)
     right, down = (
@@ -148,21 +146,21 @@ def _sample_traces(generator: np.random.Generator) -> tuple[Plane, Plane, tuple[
             np.arange(TRACE_PROFILE_LENGTH, dtype=np.float32)
             * np.float32(generator.uniform(0.6, 1.6))
         )
-    places = (radius - radius.min()) * np.float32(UNIT_PIXELS / pitch)
-    lively = sample_profile(profile, places) * (
+    positions = (radius - radius.min()) * np.float32(UNIT_PIXELS / pitch)
+    height = sample_profile(profile, positions) * (
         1 + np.float32(0.4) * smooth_noise(generator, FRAME_SIZE, 8)
     )
     if generator.random() < 0.2:
-        lively = np.zeros_like(lively)
+        height = np.zeros_like(height)
     return (
-        lively,
-        lively + smooth_noise(generator, FRAME_SIZE, 24) * np.float32(0.5),
+        height,
+        height + smooth_noise(generator, FRAME_SIZE, 24) * np.float32(0.5),
         (right / radius, down / radius),
     )
 
 
 def _sample_engraving(generator: np.random.Generator) -> Plane:
-    """A serial number somewhere: edges on a surface are no defect."""
+    """Sample a serial number or none. Edges on a surface must not imply a defect."""
     if generator.random() > 0.1:
         return np.zeros_like(FRAME_Y)
     image = np.zeros((FRAME_SIZE, FRAME_SIZE), np.uint8)
@@ -171,10 +169,11 @@ def _sample_engraving(generator: np.random.Generator) -> Plane:
         .astype(int)
         .tolist()
     )
-    digits, scale = int(generator.integers(100, 9999)), generator.uniform(0.3, 0.5)
+    number = int(generator.integers(100, 9999))
+    scale = generator.uniform(0.3, 0.5)
     cv2.putText(
         image,
-        f"{'ABCDEFHK'[digits % 8]}{digits}",
+        f"{'ABCDEFHK'[number % 8]}{number}",
         (x, y),
         cv2.FONT_HERSHEY_SIMPLEX,
         scale,
@@ -186,12 +185,10 @@ def _sample_engraving(generator: np.random.Generator) -> Plane:
 
 
 def _sample_boss(generator: np.random.Generator) -> Plane:
-    """A boss or a turned recess about the centre, or nothing."""
-    kind, radius, height = (
-        generator.random(),
-        generator.uniform(0.3, 0.8),
-        generator.uniform(0.8, 2.2),
-    )
+    """Sample a boss or a turned recess around the center, or none."""
+    kind = generator.random()
+    radius = generator.uniform(0.3, 0.8)
+    height = generator.uniform(0.8, 2.2)
     if kind >= 0.12:
         return np.zeros_like(FRAME_Y)
     disc = smoothstep(np.hypot(FRAME_Y, FRAME_X), radius + 0.015, radius - 0.015)

@@ -1,4 +1,4 @@
-"""Latency, measured by a protocol: own processes, golden gate, warm-up to steadiness, randomised rounds, intervals, noise record.
+"""Latency benchmark: gates on golden images, warm-up, randomized rounds, intervals, noise record.
 
-Nothing is imported here: a worker process starts by this package's name and times its own imports.
+Nothing is imported here: worker processes start from this package and time their own imports.
 """

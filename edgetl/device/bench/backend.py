@@ -1,4 +1,7 @@
-"""What the benchmark asks of a runtime. A new one is a class with these methods and a row in `edgetl.core.registry.BACKENDS`."""
+"""Interface of a benchmark backend.
+
+A new backend is a class with these methods and a row in `edgetl.core.registry.BACKENDS`.
+"""
 
 from __future__ import annotations
 
@@ -14,65 +17,82 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Stage = tuple[str, Callable[[Any], Any]]
-"""A step of the timed way and its name; it is given what the step before returned."""
+"""Name and function of a timed stage; it is called with the previous stage's result."""
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What a backend opens, and how."""
+    """Model to open, and the configuration of the backend."""
 
     model: Path
     """An ONNX file or a run directory."""
     threads: int
     """Intra-op threads; inter-op is 1."""
     provider: str = "cpu"
-    """An execution provider's short name; other runtimes take the device that it stands for."""
+    """Short name of an execution provider; other runtimes use the device it stands for."""
     input: Literal["image", "tensor"] = "image"
-    """What the ONNX variant takes; every runtime of a comparison is given the same."""
+    """Input kind of the ONNX variant; all runtimes of a comparison get the same input."""
     preprocessing: Preprocessing | None = None
-    """None for an ONNX file that is not edgetl's."""
+    """Preprocessing of the model; None for ONNX files from other tools."""
     batch: int = 1
-    """Images a call in scope `model`."""
-    given: Path | None = None
-    """A .npy or .npz file to feed instead of random values; for ONNX files that are not edgetl's."""
+    """Images per call in scope `model`."""
+    input_file: Path | None = None
+    """A .npy or .npz input file for ONNX files from other tools; None means random values."""
     precision: str | None = None
-    """Of the ONNX file, as a bundle names it (fp32, fp16, int8); None where nothing says so. TensorRT computes in it."""
+    """Precision of the ONNX file (fp32, fp16, int8), None if unknown. TensorRT computes in it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """What was asked of the runtime, and what `settle` found on this device."""
+    """Requested runtime settings, and those that `autotune` chose on this device."""
     size: tuple[int, int] | None = None
-    """(height, width) of the only images that the variant takes; None: of any size, or preprocessed tensors."""
+    """Fixed image size (height, width) of the variant.
+
+    None if it takes images of any size, or preprocessed tensors.
+    """
 
 
 class Backend(Protocol):
-    """One opened model. The constructor takes a `Source` and leaves the model ready to answer."""
+    """An open model, ready for inference."""
 
     provider: str
-    """Where it really runs, by a provider's short name."""
+    """Short name of the provider that actually runs the model."""
 
     def __init__(self, source: ModelSource) -> None:
         """Open the model.
 
         Raises:
-            EdgetlError: it cannot be opened, or not where it was asked for.
+            EdgetlError: the model cannot be opened on the requested provider.
         """
 
     def infer(self, batch: Any) -> NDArray[np.float32]:
-        """Logits [batch, classes] for uint8 [batch, R, R, 3] (R: the length after resize), float32 [batch, 3, S, S], or one of `inputs`."""
+        """Return logits [batch, classes].
+
+        Args:
+            batch: uint8 [batch, R, R, 3] (R: the length after resize), float32 [batch, 3, S, S],
+                or a batch from `make_inputs`.
+        """
 
     def stages(self) -> list[Stage]:
-        """`infer`, step by step: `inference` alone, or between `to device` and `to host` where the device has memory of its own."""
+        """Return the stages of `infer`.
+
+        They are `inference` alone, or `to device`, `inference` and `to host` on a device with its
+        own memory.
+        """
 
     def preprocess_image(self, image: NDArray[np.uint8]) -> NDArray[Any]:
-        """What `infer` takes for one decoded image [height, width, 3]: the way from a photo to its answer."""
+        """Convert a decoded image [height, width, 3] to the input of `infer`."""
 
     def make_inputs(self, count: int) -> list[Any]:
-        """Given or random batches that the model takes; for models without reference images."""
+        """Return batches from the input file or random ones, for models without golden images."""
 
     def autotune(self, batch: Any) -> dict[str, Any]:
-        """Settings that are fastest on this device; they become `Source.settings` of every later process."""
+        """Return the settings that are fastest on this device, for later processes."""
 
     def describe(self, batch: Any) -> dict[str, Any]:
-        """The configuration in force and the proof of where it runs, for the result; may run `batch`."""
+        """Return the effective configuration and node placement; may run `batch`."""
 
     def profile(self, batch: Any, runs: int) -> dict[str, Any]:
-        """{"runs", "clock", "operators", "nodes"}: where the time of a run goes, and whose: see `PROFILE_CLOCKS`."""
+        """Profile the model by operator and node.
+
+        Returns:
+            {"runs", "clock", "operators", "nodes"}; `clock` is a key of
+            `PROFILE_CLOCK_DESCRIPTIONS`.
+        """

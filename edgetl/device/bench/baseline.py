@@ -1,4 +1,4 @@
-"""Comparison with an earlier result: refused where it would compare unlike things, labelled where it crosses devices."""
+"""Comparison with an earlier result, rejected if inputs or models differ."""
 
 from __future__ import annotations
 
@@ -16,104 +16,113 @@ _DEVICE_KEYS = ("host", "board", "cpu", "cores", "memory_bytes")
 
 
 def read_baseline(path: Path, scopes: Sequence[str]) -> BenchResult:
-    """An earlier result that measured at least one of `scopes`.
+    """Read an earlier result that measured at least one of `scopes`.
 
     Raises:
-        BenchError: unreadable, or nothing in it can be compared.
+        BenchError: the file cannot be read, or it measured none of the scopes.
     """
     result = read_bench_result(path)
     if any(row.rounds and row.scope in scopes for row in result.rows):
         return result
     measured = sorted({row.scope for row in result.rows if row.rounds})
     raise BenchError(
-        f"{path} measured scope {', '.join(measured) or 'none'}, asked for is {', '.join(scopes)}. "
-        "Choose --scope to match, or another --baseline."
+        f"{path} measured scope {', '.join(measured) or 'none'}, "
+        f"but --scope is {', '.join(scopes)}. Choose a matching --scope or another --baseline."
     )
 
 
 def match_rows(
-    earlier: BenchResult,
+    baseline: BenchResult,
     rows: Sequence[BenchRow],
     model: Mapping[str, Any],
     device: Mapping[str, Any],
     any_model: bool = False,
 ) -> list[tuple[str, str, EarlierRow]]:
-    """Pairs of an earlier row and one of `rows` (of ONNX Runtime): the same scope, input and network.
+    """Match ONNX Runtime rows with baseline rows of the same scope, input and network.
 
-    A row that was measured in the same configuration then is compared with that one alone; others with all that there are.
+    A row is compared with the baseline row of the same configuration if there is one, and with all
+    comparable baseline rows otherwise.
 
     Args:
-        earlier: what was measured then.
-        rows: what is measured now.
-        model: of the rows measured now.
-        device: facts of this one.
-        any_model: compare different networks too, labelled so.
+        baseline: the earlier result.
+        rows: the rows measured now.
+        model: the model measured now.
+        device: facts about this device.
+        any_model: also compare different networks, labeled as such.
+
+    Returns:
+        (baseline row id, row id, baseline row) for each pair.
 
     Raises:
-        BenchError: there is no such pair.
+        BenchError: no rows are comparable.
     """
-    before = [row for row in earlier.rows if len(row.rounds) >= MIN_ROUNDS]
+    baseline_rows = [row for row in baseline.rows if len(row.rounds) >= MIN_ROUNDS]
     pairs = []
-    for after in (row for row in rows if row.runtime != "pytorch" and not row.has_failed_gate):
-        fitting = [
-            one for one in before if not _explain_mismatch(earlier, one, after, model, any_model)
+    for row in rows:
+        if row.runtime == "pytorch" or row.has_failed_gate:
+            continue
+        comparable = [
+            baseline_row
+            for baseline_row in baseline_rows
+            if not _explain_mismatch(baseline, baseline_row, row, model, any_model)
         ]
-        exact = [one for one in fitting if one.id == after.id]
-        pairs += [
-            (
-                one.id,
-                after.id,
-                _to_baseline_row(
-                    earlier,
-                    one,
-                    device,
-                    one.id == after.id,
-                    _is_same_model(earlier, one, after, model),
-                ),
+        exact = [baseline_row for baseline_row in comparable if baseline_row.id == row.id]
+        for baseline_row in exact or comparable:
+            earlier_row = _to_earlier_row(
+                baseline,
+                baseline_row,
+                device,
+                same_configuration=baseline_row.id == row.id,
+                same_model=_is_same_model(baseline, baseline_row, row, model),
             )
-            for one in exact or fitting
-        ]
+            pairs.append((baseline_row.id, row.id, earlier_row))
     if not pairs:
-        reasons = [
-            _explain_mismatch(earlier, one, after, model, any_model)
-            for one in before
-            for after in rows
-            if one.scope == after.scope
+        mismatches = [
+            _explain_mismatch(baseline, baseline_row, row, model, any_model)
+            for baseline_row in baseline_rows
+            for row in rows
+            if baseline_row.scope == row.scope
         ]
-        told = "; ".join(dict.fromkeys(filter(None, reasons))) or "no scope in common"
+        reasons = "; ".join(dict.fromkeys(filter(None, mismatches))) or "no scope in common"
         raise BenchError(
-            f"{earlier.path} cannot be compared with: {told}. Measure alike, or leave --baseline out."
+            f"Cannot compare with {baseline.path}: {reasons}. "
+            "Measure with the same options, or leave out --baseline."
         )
     return pairs
 
 
 def _explain_mismatch(
-    earlier: BenchResult,
-    before: BenchRow,
-    after: BenchRow,
+    baseline: BenchResult,
+    baseline_row: BenchRow,
+    row: BenchRow,
     model: Mapping[str, Any],
     any_model: bool,
 ) -> str:
-    """Why two rows are not comparable; empty: they are."""
-    if before.scope != after.scope or before.rate != after.rate:
-        return f"scope and rate: then {before.scope} {before.rate or ''}, now {after.scope} {after.rate or ''}"
-    if (before.input, before.batch) != (after.input, after.batch):
-        return f"scope {after.scope}: then {before.input} (batch {before.batch}), now {after.input} (batch {after.batch})"
-    if not any_model and not _is_same_model(earlier, before, after, model):
-        return "another model was measured then (--any-model compares all the same)"
+    """Return why two rows are not comparable, or an empty string."""
+    if baseline_row.scope != row.scope or baseline_row.rate != row.rate:
+        return (
+            f"scope and rate: baseline {baseline_row.scope} {baseline_row.rate or ''}, "
+            f"now {row.scope} {row.rate or ''}"
+        )
+    if (baseline_row.input, baseline_row.batch) != (row.input, row.batch):
+        return (
+            f"scope {row.scope}: baseline {baseline_row.input} (batch {baseline_row.batch}), "
+            f"now {row.input} (batch {row.batch})"
+        )
+    if not any_model and not _is_same_model(baseline, baseline_row, row, model):
+        return "the baseline measured another model (--any-model compares anyway)"
     return ""
 
 
 def _is_same_model(
-    earlier: BenchResult, before: BenchRow, after: BenchRow, model: Mapping[str, Any]
+    baseline: BenchResult, baseline_row: BenchRow, row: BenchRow, model: Mapping[str, Any]
 ) -> bool:
-    same_run = model.get("run_id") is not None and model.get("run_id") == earlier.model.get(
-        "run_id"
-    )
-    return same_run or before.file_sha256 == after.file_sha256
+    run_id = model.get("run_id")
+    is_same_run = run_id is not None and run_id == baseline.model.get("run_id")
+    return is_same_run or baseline_row.file_sha256 == row.file_sha256
 
 
-def _to_baseline_row(
+def _to_earlier_row(
     result: BenchResult,
     row: BenchRow,
     device: Mapping[str, Any],

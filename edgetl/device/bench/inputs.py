@@ -1,4 +1,4 @@
-"""The pictures a benchmark runs on, prepared once so that every process is given the same bytes."""
+"""Benchmark inputs, prepared once so that every process gets the same bytes."""
 
 from __future__ import annotations
 
@@ -18,68 +18,69 @@ from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import normalize, resize_and_crop, resize_to
 
 InputSpec = tuple[InputKind, tuple[int, int] | None]
-"""What a variant takes: the kind of input, and the (height, width) of the only images that it takes."""
+"""Input kind of a variant, and its fixed image size (height, width) or None."""
 
 
 @dataclass(frozen=True)
 class BenchInputs:
-    """A bundle's reference images as files and as tensors."""
+    """Golden images of a bundle, as files and as tensors."""
 
     files: tuple[Path, ...]
     tensor_files: dict[InputSpec, Path]
-    """For each kind and size of input an .npy file [n, 1, ...]."""
+    """An .npy file [n, 1, ...] for each input spec."""
     logits: dict[tuple[int, int] | None, NDArray[np.float32]]
-    """[n, classes]: PyTorch's answers for the files, and for those resized to a fixed size."""
+    """PyTorch's logits [n, classes] for the files, and for the files resized to a fixed size."""
     tolerance: float
+    """Allowed |logit difference| of the bundle."""
     description: str
-    """Of the encoded files: number, bytes, hash."""
+    """Number, bytes and hash of the encoded files."""
 
 
-def prepare_bench_inputs(bundle: Bundle, feeds: set[InputSpec], folder: Path) -> BenchInputs:
+def prepare_bench_inputs(bundle: Bundle, specs: set[InputSpec], folder: Path) -> BenchInputs:
     """Decode the golden images and write the tensors of scope `model` into `folder`.
 
-    For `image` they become squares of the length after resize: the resize in the graph is then the identity, and every
-    runtime does the same work on them: crop, normalisation, network. For a fixed size they are resized to it.
+    For `image` they become squares of the length after resize: the resize in the graph is then the
+    identity, and every runtime does the same work, namely crop, normalization and network. For a
+    fixed size they are resized to it.
 
     Raises:
-        BundleError, DecodeError: a golden image is missing, altered or undecodable.
+        BundleError, DecodeError: a golden image is missing, modified or cannot be decoded.
     """
     golden = bundle.load_golden()
-    tensors = {}
-    for kind, size in feeds:
+    tensor_files = {}
+    for kind, size in specs:
         batches = [
             make_model_input(load_image(path), bundle.preprocessing, kind, size)
             for path in golden.files
         ]
         name = kind if size is None else f"{kind}-{size[0]}x{size[1]}"
-        tensors[kind, size] = folder / f"{name}.npy"
-        # Through a buffer: NumPy's own way into a file says neither that the disk is full nor which.
+        tensor_files[kind, size] = folder / f"{name}.npy"
+        # Through a buffer, as NumPy's error for a full disk has neither the cause nor the file.
         encoded_array = io.BytesIO()
         np.save(encoded_array, np.stack(batches))
-        tensors[kind, size].write_bytes(encoded_array.getbuffer())
-    encoded = [path.read_bytes() for path in golden.files]
-    digest = hashlib.sha256(
-        b"".join(hashlib.sha256(content).digest() for content in encoded)
-    ).hexdigest()
-    described = (
-        f"{len(encoded)} encoded images, {sum(map(len, encoded))} bytes, sha256 {digest[:12]}"
+        tensor_files[kind, size].write_bytes(encoded_array.getbuffer())
+    contents = [path.read_bytes() for path in golden.files]
+    digests = b"".join(hashlib.sha256(content).digest() for content in contents)
+    digest = hashlib.sha256(digests).hexdigest()
+    description = (
+        f"{len(contents)} encoded images, {sum(map(len, contents))} bytes, sha256 {digest[:12]}"
     )
     files = tuple(path.resolve() for path in golden.files)
     logits: dict[tuple[int, int] | None, NDArray[np.float32]] = {None: golden.logits}
     logits |= {variant.size: golden.logits_for(variant) for variant in bundle.variants}
-    return BenchInputs(files, tensors, logits, golden.tolerance, described)
+    return BenchInputs(files, tensor_files, logits, golden.tolerance, description)
 
 
 def make_model_input(
     image: NDArray[np.uint8],
-    contract: Preprocessing,
+    preprocessing: Preprocessing,
     kind: InputKind,
     size: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """What scope `model` feeds for a decoded photo: a batch of one."""
+    """Return the input of scope `model` for a decoded photo, a batch of one."""
     if kind == "tensor":
-        return normalize(resize_and_crop(image, contract)[None], contract)
+        return normalize(resize_and_crop(image, preprocessing)[None], preprocessing)
     if size is not None:
         return resize_to(image, size)[None]
-    side = (contract.resize, contract.resize)
+    side = (preprocessing.resize, preprocessing.resize)
     return np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BILINEAR))[None]

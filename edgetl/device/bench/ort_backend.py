@@ -1,4 +1,4 @@
-"""ONNX Runtime as a benchmark backend."""
+"""Benchmark backend of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from edgetl.device.runtime.session import create_session, raise_provider_failure
 from edgetl.device.runtime.session_modes import CUDA_GRAPH_MODE, DEFAULT_MODE, provider_options
 
 _NUMPY_DTYPES = {
-    "uint8": np.uint8, "int8": np.int8, "float": np.float32, "float16": np.float16, "double": np.float64,
-    "int32": np.int32, "int64": np.int64, "bool": np.bool_,
+    "uint8": np.uint8, "int8": np.int8, "int32": np.int32, "int64": np.int64, "bool": np.bool_,
+    "float16": np.float16, "float": np.float32, "double": np.float64,
 }  # fmt: skip
 _INTEGER_RANGES = {
     "uint8": (0, 255),
@@ -41,13 +41,16 @@ _INTEGER_RANGES = {
     "int64": (0, 1),
     "bool": (0, 1),
 }
-"""Integers that are no pixels are lengths, masks or indices: 0 and 1 are valid for most models."""
+"""Ranges of random integers. Other integers than pixels are lengths, masks or indices.
+
+0 and 1 are valid for most models.
+"""
 DEFAULT_IMAGE_SIDE, DEFAULT_TENSOR_SIDE = 256, 224
-"""Sizes given to a free dimension of a model that does not say what it wants."""
+"""Sizes of a dynamic dimension of models without preprocessing metadata."""
 
 
 class OnnxRuntimeBackend:
-    """An `edgetl.device.runtime.session` session with the calls that the benchmark times."""
+    """An ONNX Runtime session with the calls that the benchmark times."""
 
     def __init__(self, source: ModelSource) -> None:
         self._source = source
@@ -68,24 +71,24 @@ class OnnxRuntimeBackend:
             raise BenchError(_capture_failed_message(source.model, str(cause))) from cause
         self._inputs = self._session.get_inputs()
         names = [node.name for node in self._session.get_outputs()]
-        # A lone file that edgetl wrote says itself what it wants.
-        stated = read_metadata(self._session.get_modelmeta().custom_metadata_map).get(
-            "preprocessing"
-        )
-        self._preprocessing = source.preprocessing or (
-            None if stated is None else Preprocessing.from_json(stated)
-        )
+        # Files written by edgetl have their preprocessing in the metadata.
+        metadata = read_metadata(self._session.get_modelmeta().custom_metadata_map)
+        self._preprocessing = source.preprocessing
+        if self._preprocessing is None and metadata.get("preprocessing") is not None:
+            self._preprocessing = Preprocessing.from_json(metadata["preprocessing"])
         self._output_names = ["logits"] if "logits" in names else names
-        # Bound once: the timed region holds one call.
-        self._run, self._input_name = self._session.run, self._inputs[0].name
-        memory = DEVICE_TYPES.get(source.provider)
-        run = OrtCudaGraphRunner if self._session_mode == CUDA_GRAPH_MODE else IoBindingRunner
-        self._device_run: DeviceRunner | None = (
-            None if memory is None else run(self._session, self._output_names[0], memory)
-        )
+        # Bound once, so that the timed region holds a single call.
+        self._run = self._session.run
+        self._input_name = self._inputs[0].name
+        self._device_run: DeviceRunner | None = None
+        device_type = DEVICE_TYPES.get(source.provider)
+        if device_type is not None:
+            is_graph = self._session_mode == CUDA_GRAPH_MODE
+            runner_class = OrtCudaGraphRunner if is_graph else IoBindingRunner
+            self._device_run = runner_class(self._session, self._output_names[0], device_type)
 
     def infer(self, batch: Any) -> NDArray[np.float32]:
-        """Logits, or the first output of a model that is not edgetl's."""
+        """Return the logits, or the first output of a model from another tool."""
         try:
             if self._device_run is not None:
                 return self._device_run.download(self._device_run.compute(self._upload(batch)))
@@ -98,7 +101,7 @@ class OnnxRuntimeBackend:
         return logits
 
     def stages(self) -> list[Stage]:
-        """One call; three where the device has memory of its own."""
+        """Return one stage, or three for a device with its own memory."""
         if self._device_run is None:
             return [("inference", self.infer)]
         return [
@@ -112,9 +115,9 @@ class OnnxRuntimeBackend:
         return self._device_run.upload(batch if type(batch) is dict else {self._input_name: batch})
 
     def preprocess_image(self, image: NDArray[np.uint8]) -> NDArray[Any]:
-        """The image itself where preprocessing is in the graph, else the preprocessed tensor.
+        """Return the image if preprocessing is in the graph, else the preprocessed tensor.
 
-        For a variant of fixed size the image is resized to it first: its reference logits are those of such images.
+        A variant of fixed size gets a resized image: its golden logits were computed on these.
         """
         if self._source.input == "image":
             return resize_to(image, self._source.size)[None]
@@ -122,42 +125,48 @@ class OnnxRuntimeBackend:
         return preprocess(image, self._preprocessing)
 
     def make_inputs(self, count: int) -> list[Any]:
-        """The given values, or random ones of the model's own types and shapes; a free batch is the one asked for."""
-        found = (
-            [self._load_input_file()]
-            if self._source.given
-            else [self._make_random_input(np.random.default_rng(number)) for number in range(count)]
-        )
+        """Return the batch of the input file, or random batches of the model's types and shapes.
+
+        A dynamic batch dimension has the requested size.
+
+        Raises:
+            BenchError: the model does not accept the input.
+        """
+        if self._source.input_file:
+            batches = [self._load_input_file()]
+        else:
+            generators = [np.random.default_rng(seed) for seed in range(count)]
+            batches = [self._make_random_input(generator) for generator in generators]
         try:
-            self.infer(found[0])
+            self.infer(batches[0])
         except ProviderError:
             raise
         except Exception as cause:  # onnxruntime's exceptions share no base class
-            wanted = "; ".join(f"{node.name}: {node.type} {node.shape}" for node in self._inputs)
-            kind = "given" if self._source.given else "random"
+            expected = "; ".join(f"{node.name}: {node.type} {node.shape}" for node in self._inputs)
+            kind = f"input {self._source.input_file}" if self._source.input_file else "random input"
             raise BenchError(
-                f"{self._source.model} does not take the {kind} input: {str(cause).splitlines()[0]} It wants {wanted}. "
-                "Give what it takes with --inputs FILE.npy, or FILE.npz with one array for each input."
+                f"{self._source.model} rejects the {kind}: {str(cause).splitlines()[0]} "
+                f"Expected {expected}. Pass inputs with --inputs FILE.npy, "
+                "or FILE.npz with one array per input."
             ) from cause
-        return found
+        return batches
 
     def _load_input_file(self) -> Any:
-        path = self._source.given
+        path = self._source.input_file
         try:
             content = np.load(str(path), allow_pickle=False)
-            arrays = (
-                dict(content)
-                if isinstance(content, np.lib.npyio.NpzFile)
-                else {self._input_name: content}
-            )
+            is_npz = isinstance(content, np.lib.npyio.NpzFile)
+            arrays = dict(content) if is_npz else {self._input_name: content}
         except (OSError, ValueError, EOFError) as cause:
             raise BenchError(
-                f"{path} is no .npy or .npz file of plain numbers ({cause}). Write it with numpy.save or numpy.savez."
+                f"{path} is not a .npy or .npz file of plain numbers ({cause}). "
+                "Write it with numpy.save or numpy.savez."
             ) from cause
-        lacking = [node.name for node in self._inputs if node.name not in arrays]
-        if lacking:
+        missing = [node.name for node in self._inputs if node.name not in arrays]
+        if missing:
             raise BenchError(
-                f"{path} has no array for {', '.join(lacking)}. Name the arrays of an .npz file as the model names its inputs."
+                f"{path} has no array for {', '.join(missing)}. "
+                "Name the arrays of an .npz file after the model's inputs."
             )
         return {node.name: arrays[node.name] for node in self._inputs}
 
@@ -166,40 +175,49 @@ class OnnxRuntimeBackend:
         return arrays if len(arrays) > 1 else arrays[self._input_name]
 
     def _make_random_array(self, node: Any, generator: np.random.Generator) -> NDArray[Any]:
-        kind = node.type.removeprefix("tensor(").removesuffix(")")
-        if kind not in _NUMPY_DTYPES:
+        dtype = node.type.removeprefix("tensor(").removesuffix(")")
+        if dtype not in _NUMPY_DTYPES:
             raise BenchError(
-                f"{self._source.model} takes {node.type} as {node.name}; bench has random numbers only. Give it with --inputs."
+                f"{self._source.model} takes {node.type} as {node.name}, "
+                "which cannot be generated at random. Pass it with --inputs."
             )
-        contract = self._preprocessing
-        side = DEFAULT_IMAGE_SIDE if kind == "uint8" else DEFAULT_TENSOR_SIDE
-        if contract is not None:
-            side = contract.resize if kind == "uint8" else contract.crop
+        preprocessing = self._preprocessing
+        is_image = dtype == "uint8"
+        side = DEFAULT_IMAGE_SIDE if is_image else DEFAULT_TENSOR_SIDE
+        if preprocessing is not None:
+            side = preprocessing.resize if is_image else preprocessing.crop
         batch, *rest = node.shape or [1]
         if isinstance(batch, int) and self._source.batch not in (batch, 1):
             raise BenchError(
-                f"{self._source.model} takes batches of {batch} only, not of {self._source.batch}. Leave --batch out."
+                f"{self._source.model} takes batches of {batch} only, "
+                f"got --batch {self._source.batch}. Leave out --batch."
             )
-        colours = len(rest) == 3 and not isinstance(rest[-1], int) and kind == "uint8"
         shape = [
             batch if isinstance(batch, int) else self._source.batch,
             *(size if isinstance(size, int) else side for size in rest),
         ]
-        if colours:
+        has_dynamic_channels = len(rest) == 3 and not isinstance(rest[-1], int)
+        if is_image and has_dynamic_channels:
             shape[-1] = 3
-        if kind in _INTEGER_RANGES:
-            return generator.integers(
-                *_INTEGER_RANGES[kind], shape, np.int64, endpoint=True
-            ).astype(_NUMPY_DTYPES[kind])
-        return generator.random(shape, np.float32).astype(_NUMPY_DTYPES[kind])
+        if dtype in _INTEGER_RANGES:
+            low, high = _INTEGER_RANGES[dtype]
+            integers = generator.integers(low, high, shape, np.int64, endpoint=True)
+            return integers.astype(_NUMPY_DTYPES[dtype])
+        return generator.random(shape, np.float32).astype(_NUMPY_DTYPES[dtype])
 
     def autotune(self, batch: Any) -> dict[str, Any]:
-        """Nothing: the session options are onnxruntime's defaults."""
+        """Return no settings: the session options are ONNX Runtime's defaults."""
         return {}
 
     def describe(self, batch: Any) -> dict[str, Any]:
-        """Session options as far as they shape the latency, and the share of nodes on each provider."""
+        """Return the session options that affect latency, and the share of nodes by provider."""
         options = self._session.get_session_options()
+        mode_settings: dict[str, Any] = {}
+        if self._session_mode != DEFAULT_MODE:
+            mode_settings = {
+                "session_mode": self._session_mode,
+                "provider_options": self._provider_options,
+            }
         return {
             "onnxruntime": onnxruntime.__version__,
             "intra_op_threads": options.intra_op_num_threads,
@@ -207,41 +225,35 @@ class OnnxRuntimeBackend:
             "graph_optimization": str(options.graph_optimization_level).rpartition(".")[2],
             "providers": self._session.get_providers(),
             "io_binding": self._device_run is not None,
-            **(
-                {}
-                if self._session_mode == DEFAULT_MODE
-                else {
-                    "session_mode": self._session_mode,
-                    "provider_options": self._provider_options,
-                }
-            ),
+            **mode_settings,
             "node_share": self._compute_node_share(batch),
         }
 
     def _compute_node_share(self, batch: Any) -> dict[str, float]:
-        assignments = (
-            None if self._source.provider == "cpu" else read_node_assignments(self._session)
-        )
+        assignments = None
+        if self._source.provider != "cpu":
+            assignments = read_node_assignments(self._session)
         if assignments is None:
-            profiled = self.profile(batch, 1)["nodes"]
             assignments = [
                 NodeAssignment(node["node"], node["operator"], node["provider"])
-                for node in profiled
+                for node in self.profile(batch, 1)["nodes"]
             ]
-            # Not judged yet where onnxruntime does not record its partitioning.
+            # Without a recorded partitioning the placement has not been checked yet.
             check_placement(assignments, self._session.get_providers())
         return provider_node_shares(node.provider for node in assignments)
 
     def profile(self, batch: Any, runs: int) -> dict[str, Any]:
-        """Time and share of every operator and node, with the provider it runs on; see `edgetl.device.runtime.profile.summary`.
+        """Return time, share and provider of every operator and node, see `summarize_nodes`.
 
-        The runtime's profiler times the host. Where that only launches kernels, `clock` says so: the
-        kernels' own times need a build with CUPTI (`--enable_cuda_profiling`), which PyPI's wheels aren't.
+        The runtime's profiler times the host. If the host only launches kernels, `clock` is
+        `host dispatch`: the times of the kernels themselves need a build with CUPTI
+        (`--enable_cuda_profiling`), unlike PyPI's wheels.
         """
         source = self._source
 
         def open_session(prefix: Path) -> onnxruntime.InferenceSession:
-            # Node by node, so without a graph; and without IO binding a graph would replay addresses that are no longer its own.
+            # Nodes are profiled one by one, so without a CUDA graph. Without IO binding a graph
+            # would also replay stale addresses.
             options = {} if self._session_mode == CUDA_GRAPH_MODE else self._provider_options
             return create_session(
                 source.model,
@@ -261,13 +273,13 @@ class OnnxRuntimeBackend:
         }
 
 
-def _capture_failed_message(model: Path, words: str) -> str:
-    """Say why a model has no CUDA graph, and what to do."""
-    if "control flow" in words:
-        reason = "it has control flow (If, Loop or Scan), which a CUDA graph can't hold"
+def _capture_failed_message(model: Path, error_text: str) -> str:
+    """Explain why a model has no CUDA graph, and what to do."""
+    if "control flow" in error_text:
+        reason = "it has control flow (If, Loop or Scan), which a CUDA graph cannot contain"
     else:
         reason = "not all of its nodes run on the GPU"
     return (
         f"{model.name} has no CUDA graph: {reason}. "
-        "Export with `--input tensor` or a fixed image size, or leave `cuda-graph` out of --session."
+        "Export with `--input tensor` or a fixed image size, or leave cuda-graph out of --session."
     )

@@ -1,4 +1,4 @@
-"""How long and how often to measure."""
+"""Measurement protocol: durations and repetitions."""
 
 from __future__ import annotations
 
@@ -7,46 +7,49 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True)
 class BenchProtocol:
-    """The defaults are what a published figure needs; tests take less."""
+    """Durations and counts of a measurement. The defaults suit published results."""
 
     block_seconds: float = 1.0
-    """Least time a block measures one scope."""
+    """Minimum duration of a block in one scope."""
     block_runs: int = 100
-    """Least runs of a block in one scope."""
+    """Minimum number of inferences of a block in one scope."""
     slices: int = 5
-    """Parts of a block; the processes of a round take turns slice by slice, because a machine's speed changes within seconds."""
+    """Slices per block. Processes take turns by slice, as a machine's speed changes in seconds."""
     gpu_block_seconds: float = 2.0
-    """Least time of a block on a GPU, whose energy counter needs it."""
+    """Minimum duration of a block on a GPU, as needed by its energy counter."""
     slice_warm_runs: int = 2
-    """Runs before a slice that are not measured: they bring back into the caches what the others have taken."""
+    """Untimed inferences before a slice, to refill the caches after the other processes."""
     paced_seconds: float = 3.0
-    """Least time of a block with paced arrivals: 8 rounds at 30 a second support a p99."""
+    """Minimum duration of a paced block; 8 rounds at 30 arrivals per second support a p99."""
     paced_runs: int = 20
-    """Least arrivals of such a block."""
+    """Minimum number of arrivals of a paced block."""
     paced_seconds_at_most: float = 30.0
-    """Such a block ends then, however many arrivals still wait for their turn."""
+    """Maximum duration of a paced block, even if arrivals are still waiting."""
     window_seconds: float = 0.1
-    """Least time of a warm-up window."""
+    """Minimum duration of a warm-up window."""
     window_runs: int = 10
-    """Least runs of a warm-up window."""
+    """Minimum number of inferences of a warm-up window."""
     max_windows: int = 15
-    """Warm-up ends here even if it is not steady, and the row says so."""
+    """Maximum number of warm-up windows; the row records if it is not steady by then."""
     warmup_seconds: float = 10.0
-    """And, once two windows were seen, after this time: on a busy machine one run can take a hundred times as long."""
+    """Maximum duration of warm-up after two windows.
+
+    On a busy machine one inference can take a hundred times as long.
+    """
     steady_within: float = 0.02
-    """Two successive windows whose medians differ by less are steady."""
+    """Largest relative difference between the medians of two steady windows."""
     random_inputs: int = 8
-    """Inputs to rotate through where a model brings no images."""
+    """Number of random inputs for models without golden images."""
     sustained_window_seconds: float = 1.0
-    """Length of a window of a sustained run."""
+    """Duration of a window of a sustained measurement."""
     profiled_runs: int = 50
-    """Runs that an operator's time is the median of."""
+    """Number of profiled inferences; the time of an operator is their median."""
 
     def for_gpu(self) -> BenchProtocol:
         """Return the protocol of a process on a GPU: one slice, long enough for the energy counter.
 
-        Such a process lives alone, so there are no turns to take. Between slices the GPU would
-        fall idle, and its idle energy would count as the images'.
+        Such a process runs alone, so there are no turns to take. Between slices the GPU would be
+        idle, and its idle energy would be attributed to the images.
         """
         return replace(
             self, slices=1, block_seconds=max(self.block_seconds, self.gpu_block_seconds)
@@ -54,4 +57,4 @@ class BenchProtocol:
 
 
 QUICK_PROTOCOL = BenchProtocol(block_seconds=0.4)
-"""Where a figure is to be had soon, and the number of rounds says what it is worth."""
+"""Shorter protocol for quick results; the number of rounds determines their precision."""

@@ -1,4 +1,4 @@
-"""Rounds in random order: fresh processes, of which one works at a time."""
+"""Measurement rounds: every case in a fresh process, in random order, one working at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from edgetl.core.artifacts.bench import Noise
 from edgetl.core.artifacts.bench_rows import BlockResult, ColdStart, relative_spread
 from edgetl.core.errors import BenchError, EdgetlError
-from edgetl.device.bench.gate import GatedCase
+from edgetl.device.bench.correctness_gate import GatedCase
 from edgetl.device.bench.job import Workload
 from edgetl.device.bench.worker_process import Worker
 from edgetl.device.hardware.memory import free_memory_bytes
@@ -22,30 +22,31 @@ from edgetl.device.hardware.noise import assess_noise
 from edgetl.device.hardware.state import read_device_state
 
 BenchProgress = Callable[[int, int, str], None]
-"""(blocks done, blocks in all, what comes next)."""
+"""Callback with (blocks done, blocks in total, the next step)."""
 _MAX_LIVE_PROCESSES = 8
 _MAX_MEMORY_SHARE = 0.7
 _DEFAULT_PROCESS_MEMORY_BYTES = 2**30
 
 
 class RoundRunner:
-    """What has been measured so far; an interruption keeps all of it but the group of processes that it ended.
+    """A series of rounds. An interruption loses only the group of processes being measured.
 
-    In a round every contender gets a fresh process. Those that will be compared are kept alive together and take turns, slice by slice: on
-    machines that change their speed within seconds, only neighbours in time can be told apart. Those that have no turn sleep.
+    In a round every case gets a fresh process. Cases that will be compared are kept alive together
+    and take turns, slice by slice: on machines whose speed changes within seconds, only
+    measurements close in time are comparable. Processes sleep while it is not their turn.
     """
 
     def __init__(self) -> None:
         self.case_order: list[tuple[str, ...]] = []
-        """The names of each round in the order in which they were started; the last round may be unfinished."""
+        """Case names of each round in starting order; the last round may be incomplete."""
         self.rounds_by_row: dict[str, list[BlockResult]] = {}
-        """Row id to its rounds."""
+        """Measured rounds by row id."""
         self.failures: dict[str, EdgetlError | OSError] = {}
-        """Names of those that could not go on, with their last words; they sat out the rounds that followed."""
+        """Errors of failed cases by name; these cases are left out of the remaining rounds."""
 
     def measure(
         self,
-        contenders: Sequence[GatedCase],
+        gated_cases: Sequence[GatedCase],
         count: int,
         seed: int,
         folder: Path,
@@ -54,31 +55,28 @@ class RoundRunner:
         """Measure `count` rounds.
 
         Raises:
-            BenchError: not one ONNX Runtime contender can go on.
+            BenchError: every ONNX Runtime case has failed.
         """
         generator = random.Random(seed)
-        groups, total = group_cases(contenders), count * len(contenders)
-        for number in range(count):
+        groups = group_cases(gated_cases)
+        total = count * len(gated_cases)
+        for round_index in range(count):
             self.case_order.append(())
-            done = number * len(contenders)
+            done = round_index * len(gated_cases)
             for group in generator.sample(groups, len(groups)):
-                able = [
-                    contender for contender in group if contender.case.name not in self.failures
-                ]
-                for place, contender in enumerate(able):
-                    progress(
-                        done + place,
-                        total,
-                        f"round {number + 1} of {count}: {contender.case.name}",
-                    )
-                self._measure_group(able, generator, folder)
+                running = self._without_failures(group)
+                for index, gated_case in enumerate(running):
+                    text = f"round {round_index + 1} of {count}: {gated_case.case.name}"
+                    progress(done + index, total, text)
+                self._measure_group(running, generator, folder)
                 done += len(group)
-            alive = [
-                contender for contender in contenders if contender.case.name not in self.failures
-            ]
-            if contenders and not any(contender.case.runtime != "pytorch" for contender in alive):
+            remaining = self._without_failures(gated_cases)
+            if gated_cases and all(item.case.runtime == "pytorch" for item in remaining):
                 raise BenchError("\n".join(dict.fromkeys(map(str, self.failures.values()))))
         progress(total, total, "measured")
+
+    def _without_failures(self, gated_cases: Sequence[GatedCase]) -> list[GatedCase]:
+        return [item for item in gated_cases if item.case.name not in self.failures]
 
     def _measure_group(
         self, group: Sequence[GatedCase], generator: random.Random, folder: Path
@@ -86,95 +84,103 @@ class RoundRunner:
         with ExitStack() as stack:
             workers: dict[str, Worker] = {}
 
-            def attempt(contender: GatedCase, what: Callable[[Worker], Any]) -> Any:
-                name = contender.case.name
+            def attempt(gated_case: GatedCase, action: Callable[[Worker], Any]) -> Any:
+                name = gated_case.case.name
                 try:
-                    return what(workers[name])
+                    return action(workers[name])
                 except (EdgetlError, OSError) as error:
                     self.failures[name] = error
                     return None
 
-            def turns() -> list[GatedCase]:
-                return generator.sample(
-                    able := [one for one in group if one.case.name not in self.failures], len(able)
-                )
+            def shuffle_cases() -> list[GatedCase]:
+                running = self._without_failures(group)
+                return generator.sample(running, len(running))
 
-            for contender in turns():
-                name = contender.case.name
+            for gated_case in shuffle_cases():
+                name = gated_case.case.name
                 try:
-                    workers[name] = stack.enter_context(Worker(contender.job, folder))
+                    workers[name] = stack.enter_context(Worker(gated_case.job, folder))
                 except OSError as error:
                     self.failures[name] = error
                     continue
-                attempt(contender, Worker.wait_until_ready)
+                attempt(gated_case, Worker.wait_until_ready)
                 self.case_order[-1] += (name,)
-            for stream in dict.fromkeys(
-                stream for contender in group for stream in contender.job.streams
-            ):
-                for piece in _plan_steps(stream, group[0].job.protocol.slices):
-                    for contender in turns():
-                        if stream in contender.job.streams:
-                            attempt(contender, methodcaller("request", piece))
-            answers = {
-                contender.case.name: attempt(contender, Worker.result) for contender in turns()
+            workloads = dict.fromkeys(
+                workload for gated_case in group for workload in gated_case.job.streams
+            )
+            for workload in workloads:
+                for step in _plan_steps(workload, group[0].job.protocol.slices):
+                    for gated_case in shuffle_cases():
+                        if workload in gated_case.job.streams:
+                            attempt(gated_case, methodcaller("request", step))
+            results = {
+                gated_case.case.name: attempt(gated_case, Worker.result)
+                for gated_case in shuffle_cases()
             }
-        for contender in group:
-            answer = answers.get(contender.case.name)
-            if answer is not None:
-                for row, stream in zip(contender.rows, contender.job.streams, strict=True):
-                    self.rounds_by_row.setdefault(row.id, []).append(
-                        _parse_round(answer[stream.name])
-                    )
+        for gated_case in group:
+            result = results.get(gated_case.case.name)
+            if result is not None:
+                for row, workload in zip(gated_case.rows, gated_case.job.streams, strict=True):
+                    block = _parse_round(result[workload.name])
+                    self.rounds_by_row.setdefault(row.id, []).append(block)
 
 
-def group_cases(contenders: Sequence[GatedCase]) -> list[list[GatedCase]]:
-    """Groups that are kept alive together: the same threads and batch, no more than fit into the memory that is free now."""
-    by_cell: dict[tuple[int, int], list[GatedCase]] = defaultdict(list)
-    for contender in contenders:
-        by_cell[contender.case.source.threads, contender.case.source.batch].append(contender)
-    room = _MAX_MEMORY_SHARE * free_memory_bytes()
+def group_cases(gated_cases: Sequence[GatedCase]) -> list[list[GatedCase]]:
+    """Group the cases whose processes are kept alive together.
+
+    A group has the same threads and batch, and fits into the memory that is free now.
+    """
+    by_configuration: dict[tuple[int, int], list[GatedCase]] = defaultdict(list)
+    for gated_case in gated_cases:
+        source = gated_case.case.source
+        by_configuration[source.threads, source.batch].append(gated_case)
+    capacity_bytes = _MAX_MEMORY_SHARE * free_memory_bytes()
     groups: list[list[GatedCase]] = []
-    for cell in by_cell.values():
-        held = room + 1
-        for contender in cell:
-            wanted = contender.peak_memory_bytes or _DEFAULT_PROCESS_MEMORY_BYTES
-            # How much memory a GPU has is not known here: its processes live one after the other.
-            alone = contender.case.source.provider != "cpu"
-            if alone or held + wanted > room or len(groups[-1]) == _MAX_LIVE_PROCESSES:
+    for comparable_cases in by_configuration.values():
+        group_bytes = capacity_bytes + 1
+        for gated_case in comparable_cases:
+            process_bytes = gated_case.peak_memory_bytes or _DEFAULT_PROCESS_MEMORY_BYTES
+            # The memory of a GPU is unknown here, so its processes run one after the other.
+            is_alone = gated_case.case.source.provider != "cpu"
+            if (
+                is_alone
+                or group_bytes + process_bytes > capacity_bytes
+                or len(groups[-1]) == _MAX_LIVE_PROCESSES
+            ):
                 groups.append([])
-                held = 0
-            groups[-1].append(contender)
-            held += room + 1 if alone else wanted
+                group_bytes = 0
+            groups[-1].append(gated_case)
+            group_bytes += capacity_bytes + 1 if is_alone else process_bytes
     return groups
 
 
-def _plan_steps(stream: Workload, slices: int) -> list[str]:
-    if stream.rate is not None:
-        return [f"paced {stream.name}"]
-    return [f"warm-up {stream.name}", *[f"slice {stream.name}"] * slices]
+def _plan_steps(workload: Workload, slices: int) -> list[str]:
+    if workload.rate is not None:
+        return [f"paced {workload.name}"]
+    return [f"warm-up {workload.name}", *[f"slice {workload.name}"] * slices]
 
 
-def _parse_round(answer: dict[str, Any]) -> BlockResult:
-    return BlockResult.from_json({**answer, "cold": vars(ColdStart(**answer["cold"]))})
+def _parse_round(content: dict[str, Any]) -> BlockResult:
+    return BlockResult.from_json({**content, "cold": vars(ColdStart(**content["cold"]))})
 
 
 class BenchRunner:
-    """One measurement; what was measured before it was ended is as good as ever."""
+    """A measurement whose completed rounds remain valid after an interruption."""
 
     def __init__(self) -> None:
         self.round_runner = RoundRunner()
         self.stop_cause: BaseException | None = None
-        """What ended it early."""
+        """The exception that stopped the measurement early."""
         self.device_states: dict[str, Any] = {}
-        """The device `before` and `after` the rounds."""
+        """State of the device `before` and `after` the rounds."""
         self._process_cpu_s = 0.0
 
     @contextmanager
     def capture_stop(self) -> Iterator[None]:
-        """What ends the block early waits in `stopped`.
+        """Store an exception that stops the block early in `stop_cause`.
 
         Raises:
-            KeyboardInterrupt, EdgetlError: it ended before anything was measured.
+            KeyboardInterrupt, EdgetlError: the block stopped before anything was measured.
         """
         try:
             yield
@@ -183,38 +189,40 @@ class BenchRunner:
                 self.stop_cause = cause
             elif isinstance(cause, KeyboardInterrupt):
                 raise KeyboardInterrupt(
-                    "Interrupted before anything was measured: nothing was kept."
+                    "Interrupted before anything was measured: no result was written."
                 ) from cause
+            elif isinstance(cause, EdgetlError):
+                raise
             else:
-                raise (
-                    cause
-                    if isinstance(cause, EdgetlError)
-                    else BenchError(f"Nothing could be measured: {cause}.")
-                ) from cause
+                raise BenchError(f"Nothing could be measured: {cause}.") from cause
 
     def measure(
         self,
-        able: Sequence[GatedCase],
+        gated_cases: Sequence[GatedCase],
         count: int,
         seed: int,
         folder: Path,
         progress: BenchProgress,
     ) -> None:
-        """Measure `count` rounds of those that may be timed; what comes after them neither dilutes their noise nor adds to it.
+        """Measure `count` rounds and record the device's state around them.
+
+        Later work, such as profiling, does not affect the noise of these rounds.
 
         Raises:
-            BenchError: as `Rounds.measure`.
+            BenchError: see `RoundRunner.measure`.
         """
-        before, cpu_before = read_device_state(), read_process_cpu_s()
+        state_before = read_device_state()
+        cpu_s_before = read_process_cpu_s()
         try:
-            self.round_runner.measure(able, count if able else 0, seed, folder, progress)
+            rounds = count if gated_cases else 0
+            self.round_runner.measure(gated_cases, rounds, seed, folder, progress)
         finally:
-            self.device_states = {"before": before, "after": read_device_state()}
-            self._process_cpu_s = read_process_cpu_s() - cpu_before
+            self.device_states = {"before": state_before, "after": read_device_state()}
+            self._process_cpu_s = read_process_cpu_s() - cpu_s_before
 
-    def evaluate_noise(self, measured: Mapping[str, Sequence[BlockResult]]) -> Noise:
-        """Whether the device was left alone, judged by its states and by each row's rounds."""
-        timed = {name: rounds for name, rounds in measured.items() if rounds}
+    def evaluate_noise(self, rounds_by_row: Mapping[str, Sequence[BlockResult]]) -> Noise:
+        """Assess interference from the device's states and the rounds of each row."""
+        timed = {name: rounds for name, rounds in rounds_by_row.items() if rounds}
         if not timed:
             return Noise(())
         spreads = {
@@ -225,40 +233,45 @@ class BenchRunner:
             [block.frequency_khz for block in rounds if block.frequency_khz is not None]
             for rounds in timed.values()
         ]
-        gpus = [[block.gpu for block in rounds if block.gpu] for rounds in timed.values()]
-        gpu_rounds = [readings for readings in gpus if readings]
+        gpu_readings = [[block.gpu for block in rounds if block.gpu] for rounds in timed.values()]
         return assess_noise(
             self.device_states["before"],
             self.device_states["after"],
             self._process_cpu_s,
             spreads,
             clocks,
-            gpu_rounds=gpu_rounds,
+            gpu_rounds=[readings for readings in gpu_readings if readings],
         )
 
     def raise_if_stopped(
-        self, measured: Mapping[str, Sequence[BlockResult]], path: Path | None, notes: Sequence[str]
+        self,
+        rounds_by_row: Mapping[str, Sequence[BlockResult]],
+        path: Path | None,
+        notes: Sequence[str],
     ) -> None:
-        """Raise what ended it early, with what was kept; do nothing where it came to its end.
+        """Raise the exception that stopped the measurement early, if any.
 
         Args:
-            measured: each row's rounds.
-            path: where the result lies; None where there was space nowhere.
-            notes: what the keeping of it had to say.
+            rounds_by_row: the measured rounds of every row.
+            path: the result file; None if it could not be written.
+            notes: notes from writing the result.
 
         Raises:
-            KeyboardInterrupt, BenchError: it was ended early.
+            KeyboardInterrupt, BenchError: the measurement stopped early.
         """
         if self.stop_cause is None:
             return
-        kept = f"{sum(map(bool, measured.values()))} of {len(measured)} rows have figures, kept in {path}."
-        told = " ".join([*([] if path is None else [kept]), *notes])
+        sentences = list(notes)
+        if path is not None:
+            timed = sum(map(bool, rounds_by_row.values()))
+            sentences.insert(0, f"{timed} of {len(rounds_by_row)} rows were timed, see {path}.")
+        text = " ".join(sentences)
         if isinstance(self.stop_cause, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"Interrupted: {told}") from self.stop_cause
-        raise BenchError(f"{self.stop_cause} {told}") from self.stop_cause
+            raise KeyboardInterrupt(f"Interrupted: {text}") from self.stop_cause
+        raise BenchError(f"{self.stop_cause} {text}") from self.stop_cause
 
 
 def read_process_cpu_s() -> float:
-    """CPU seconds of this process and of the workers that it has waited for."""
-    used = [getrusage(whose) for whose in (RUSAGE_SELF, RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+    """Return the CPU seconds of this process and the child processes it has waited for."""
+    usages = [getrusage(target) for target in (RUSAGE_SELF, RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

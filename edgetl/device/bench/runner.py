@@ -1,4 +1,4 @@
-"""`edgetl.bench`: from a path to a result, by the protocol."""
+"""`edgetl.bench`: benchmark a run, a bundle or an ONNX file."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from edgetl.core.artifacts.storage import check_output_path, store_result
 from edgetl.core.artifacts.sustained import SustainedResult
 from edgetl.core.config.bench import BenchConfig
 from edgetl.device.bench.baseline import match_rows, read_baseline
-from edgetl.device.bench.gate import GatedCase, run_gates
+from edgetl.device.bench.correctness_gate import GatedCase, run_gates
 from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.rounds import BenchProgress, BenchRunner, RoundRunner
 from edgetl.device.bench.sustained import run_sustained_job
-from edgetl.device.bench.target import find_target, torch_device
+from edgetl.device.bench.target import BenchTarget, find_target, torch_device
 from edgetl.device.bench.worker_process import run_job
 from edgetl.device.hardware.cpu import resolve_intra_op_threads
 from edgetl.device.hardware.energy import EnergyMeter
@@ -33,7 +33,7 @@ from edgetl.device.runtime.session import check_provider
 
 
 class _FullBenchRunner(BenchRunner):
-    """What there is so far, whatever ends the run."""
+    """A bench runner with sustained and profile results."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,143 +46,146 @@ def bench(
     progress: BenchProgress | None = None,
     protocol: BenchProtocol | None = None,
 ) -> BenchResult:
-    """Measure what lies at `config.target` and keep the result, which is also returned with its path.
+    """Benchmark the target of `config`, write the result and return it with its path.
 
-    Rows whose golden gate failed are in the result (`failed`) but were not timed.
+    Rows that failed the gate are in the result (`failed`) but were not timed.
 
     Args:
-        config: what to measure.
+        config: the target and the options.
         progress: called before each block.
-        protocol: how long; None takes the protocol's own figures.
+        protocol: durations and counts; None means the default protocol.
 
     Raises:
-        BundleError, ProviderError, BenchError: nothing was measured; the message says why.
-        KeyboardInterrupt: interrupted; what was measured is kept, and the message says where.
+        BundleError, ProviderError, BenchError: nothing was measured, or the measurement stopped
+            early and its completed rounds were written.
+        KeyboardInterrupt: interrupted; the message says where the completed rounds were written.
     """
-    protocol, report = protocol or BenchProtocol(), progress or (lambda done, total, text: None)
+    protocol = protocol or BenchProtocol()
+    report = progress or (lambda done, total, text: None)
     threads = resolve_intra_op_threads(config.threads, config.force)
     for provider in config.providers:
         check_provider(provider)
     target = find_target(config, threads)
     check_output_path(config.output, target.results_folder)
-    earlier = None if config.baseline is None else read_baseline(config.baseline, config.scopes)
-    facts, meter, created = collect_device_info(), EnergyMeter(), datetime.now(UTC)
-    measured = _FullBenchRunner()
+    baseline = None if config.baseline is None else read_baseline(config.baseline, config.scopes)
+    device_info = collect_device_info()
+    meter = EnergyMeter()
+    created = datetime.now(UTC)
+    runner = _FullBenchRunner()
 
     with tempfile.TemporaryDirectory(prefix="edgetl-bench-") as name:
         folder = Path(name)
-        pictures = None
-        if target.bundle is not None:
-            pictures = prepare_bench_inputs(
-                target.bundle, {candidate.input_spec for candidate in target.cases}, folder
-            )
-        contenders, left_out = run_gates(
-            target.cases,
-            pictures,
-            protocol,
-            folder,
-            lambda text: report(0, 0, text),
-            tuple(dict.fromkeys(config.rates)),
-        )
-        rows = [row for contender in contenders for row in contender.rows]
-        matched = (
-            []
-            if earlier is None
-            else match_rows(earlier, rows, target.model, facts, config.any_model)
-        )
-        # A baseline alone answers no question: where every ONNX variant failed nothing is timed.
-        able = [contender for contender in contenders if contender.passed]
-        able = able if any(contender.case.runtime != "pytorch" for contender in able) else []
-
-        with measured.capture_stop():
-            measured.measure(able, config.rounds, config.seed, folder, report)
-            _profile_and_sustain(able, config, measured, folder, report)
-    rows = _attach_rounds(rows, measured.round_runner)
-    found = {row.id: row.rounds for row in rows}
+        gated_cases, gate_notes = _check_cases(target, config, protocol, folder, report)
+        rows = [row for gated_case in gated_cases for row in gated_case.rows]
+        baseline_pairs = []
+        if baseline is not None:
+            baseline_pairs = match_rows(baseline, rows, target.model, device_info, config.any_model)
+        passed_cases = [gated_case for gated_case in gated_cases if gated_case.passed]
+        # Nothing is timed if every ONNX variant failed: PyTorch rows alone compare nothing.
+        if not any(gated_case.case.runtime != "pytorch" for gated_case in passed_cases):
+            passed_cases = []
+        with runner.capture_stop():
+            runner.measure(passed_cases, config.rounds, config.seed, folder, report)
+            _profile_and_sustain(passed_cases, config, runner, folder, report)
+    rows = _attach_rounds(rows, runner.round_runner)
+    rounds_by_row = {row.id: row.rounds for row in rows}
+    noise = runner.evaluate_noise(rounds_by_row)
+    if device_info["emulated"]:
+        noise = _add_emulation_reason(noise)
+    failures = runner.round_runner.failures.items()
+    failure_notes = [
+        f"{case_name} failed and was dropped: {error}" for case_name, error in failures
+    ]
+    energy = {"sources": list(meter.source_names), "denied": list(meter.denied_source_names)}
     result = BenchResult(
         created=created.isoformat(timespec="seconds"),
         edgetl=edgetl.__version__,
         target=str(config.target),
         model=target.model,
-        device={
-            **facts,
-            "energy": {
-                "sources": list(meter.source_names),
-                "denied": list(meter.denied_source_names),
-            },
-            **measured.device_states,
-        },
-        noise=_mark_emulated(measured.evaluate_noise(found))
-        if facts["emulated"]
-        else measured.evaluate_noise(found),
+        device={**device_info, "energy": energy, **runner.device_states},
+        noise=noise,
         protocol={**asdict(protocol), "rounds": config.rounds, "seed": config.seed},
-        order=tuple(measured.round_runner.case_order),
+        order=tuple(runner.round_runner.case_order),
         rows=tuple(rows),
         pairs=tuple(_pair_rows(rows)),
-        earlier_pairs=tuple(matched),
-        notes=(
-            *target.notes,
-            *left_out,
-            *(
-                f"{name} was given up: {error}"
-                for name, error in measured.round_runner.failures.items()
-            ),
-        ),
-        sustained=measured.sustained,
-        profiles=measured.profiles,
+        earlier_pairs=tuple(baseline_pairs),
+        notes=(*target.notes, *gate_notes, *failure_notes),
+        sustained=runner.sustained,
+        profiles=runner.profiles,
         limits=config.limits,
-        interrupted=measured.stop_cause is not None,
+        interrupted=runner.stop_cause is not None,
     )
     path, notes = store_result(
         partial(write_result, result), config.output, target.results_folder, created
     )
-    measured.raise_if_stopped(found, path, notes)
+    runner.raise_if_stopped(rounds_by_row, path, notes)
     return replace(result, path=path, notes=(*result.notes, *notes))
 
 
-def _mark_emulated(noise: Noise) -> Noise:
-    """As `noise`, and said first that the instructions are another processor's."""
-    return replace(
-        noise, reasons=("the processor is emulated: no time here is a device's", *noise.reasons)
+def _check_cases(
+    target: BenchTarget,
+    config: BenchConfig,
+    protocol: BenchProtocol,
+    folder: Path,
+    report: BenchProgress,
+) -> tuple[list[GatedCase], list[str]]:
+    """Run the gates of all cases, see `run_gates`."""
+    inputs = None
+    if target.bundle is not None:
+        specs = {case.input_spec for case in target.cases}
+        inputs = prepare_bench_inputs(target.bundle, specs, folder)
+    return run_gates(
+        target.cases,
+        inputs,
+        protocol,
+        folder,
+        lambda text: report(0, 0, text),
+        tuple(dict.fromkeys(config.rates)),
     )
 
 
+def _add_emulation_reason(noise: Noise) -> Noise:
+    reason = "the processor is emulated: times do not apply to real devices"
+    return replace(noise, reasons=(reason, *noise.reasons))
+
+
 def _profile_and_sustain(
-    able: Sequence[GatedCase],
+    gated_cases: Sequence[GatedCase],
     config: BenchConfig,
-    measured: _FullBenchRunner,
+    runner: _FullBenchRunner,
     folder: Path,
     report: BenchProgress,
 ) -> None:
-    alive = [
-        contender for contender in able if contender.case.name not in measured.round_runner.failures
+    measured_cases = [
+        gated_case
+        for gated_case in gated_cases
+        if gated_case.case.name not in runner.round_runner.failures
     ]
-    own = [contender for contender in alive if contender.case.runtime != "pytorch"]
     if config.profile:
-        for contender in alive:
-            report(0, 0, f"profile: {contender.case.name}")
-            job = replace(contender.job, task="profile")
-            profile = run_job(job, folder)
-            measured.profiles[contender.rows[0].id] = profile
-    if config.sustained_s and own:
-        chosen = recommend(
-            _attach_rounds(
-                [row for contender in own for row in contender.rows], measured.round_runner
-            )
+        for gated_case in measured_cases:
+            report(0, 0, f"profile: {gated_case.case.name}")
+            profile = run_job(replace(gated_case.job, task="profile"), folder)
+            runner.profiles[gated_case.rows[0].id] = profile
+    onnx_cases = [item for item in measured_cases if item.case.runtime != "pytorch"]
+    if config.sustained_s and onnx_cases:
+        rows = [row for gated_case in onnx_cases for row in gated_case.rows]
+        recommendation = recommend(_attach_rounds(rows, runner.round_runner))
+        assert recommendation is not None
+        row_id = recommendation.latency.row
+        gated_case, row = next(
+            (gated_case, row)
+            for gated_case in onnx_cases
+            for row in gated_case.rows
+            if row.id == row_id
         )
-        assert chosen is not None
-        row_id = chosen.latency.row
-        contender, row = next(
-            (contender, row) for contender in own for row in contender.rows if row.id == row_id
-        )
-        report(0, 0, f"sustained, {config.sustained_s:.0f} s: {contender.case.name}")
+        report(0, 0, f"sustained, {config.sustained_s:.0f} s: {gated_case.case.name}")
         run_sustained_job(
-            contender.job,
+            gated_case.job,
             row_id,
             row.scope,
             config.sustained_s,
             folder,
-            lambda found: setattr(measured, "sustained", found),
+            lambda sustained: setattr(runner, "sustained", sustained),
         )
 
 
@@ -191,15 +194,19 @@ def _attach_rounds(rows: Sequence[BenchRow], rounds: RoundRunner) -> list[BenchR
 
 
 def _pair_rows(rows: Sequence[BenchRow]) -> Iterator[tuple[str, str]]:
-    """(baseline, candidate): every ONNX row against the PyTorch rows of its cell, or where there are none against the cell's first."""
+    """Yield (baseline id, candidate id) for the comparisons within a result.
+
+    An ONNX row is compared with the PyTorch rows of its comparison key, or with the key's first row
+    if there are none. A PyTorch row is compared with eager PyTorch.
+    """
     for row in rows:
-        cell = [other for other in rows if other.comparison_key == row.comparison_key]
+        comparable = [item for item in rows if item.comparison_key == row.comparison_key]
         torch_rows = [
-            other
-            for other in cell
-            if other.runtime == "pytorch" and other.provider == torch_device(row.provider)
+            item
+            for item in comparable
+            if item.runtime == "pytorch" and item.provider == torch_device(row.provider)
         ]
-        baselines = torch_rows or cell[:1]
+        baselines = torch_rows or comparable[:1]
         if row.runtime == "pytorch":
-            baselines = [other for other in torch_rows if other.variant == EAGER_VARIANT]
-        yield from ((other.id, row.id) for other in baselines if other is not row)
+            baselines = [item for item in torch_rows if item.variant == EAGER_VARIANT]
+        yield from ((baseline.id, row.id) for baseline in baselines if baseline is not row)

@@ -1,4 +1,4 @@
-"""Minutes without a pause: what a device does once it is warm."""
+"""Sustained measurement: minutes of inference without a pause, to show thermal throttling."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ def measure_sustained(
     journal: Path,
     clock: Clock = perf_counter_ns,
 ) -> None:
-    """Measure for `seconds`, without warm-up, and add each window to `journal` as a line of JSON when it ends."""
-    begin, parent = clock(), os.getppid()
+    """Measure for `seconds` without warm-up and append each window to `journal` as a JSON line."""
+    begin = clock()
+    parent_pid = os.getppid()
     with journal.open("w", encoding="utf-8") as stream:
-        # Whoever asked for it may have been ended: then nobody waits for the rest.
-        while (start := clock()) - begin < seconds * 1e9 and os.getppid() == parent:
-            marks = run_for(stages, inputs, protocol.sustained_window_seconds, 1, clock)
+        # Stop if the parent process has ended, as nothing reads the remaining windows.
+        while (start := clock()) - begin < seconds * 1e9 and os.getppid() == parent_pid:
+            timestamps = run_for(stages, inputs, protocol.sustained_window_seconds, 1, clock)
             state = read_device_state()
             throttles = state["thermal_throttles"]
+            if throttles is not None:
+                throttles = sum(count for count in throttles.values() if count is not None)
             window = LatencyWindow(
                 start_s=(start - begin) / 1e9,
-                latencies_ns=tuple(compute_latencies(marks)),
+                latencies_ns=tuple(compute_latencies(timestamps)),
                 frequency_khz=state["frequency_khz"],
                 temperature_c=state["temperature_c"],
-                throttles=None
-                if throttles is None
-                else sum(count for count in throttles.values() if count is not None),
+                throttles=throttles,
                 memory_bytes=resident_memory_bytes(),
             )
             stream.write(json.dumps(asdict(window)) + "\n")
@@ -56,37 +57,40 @@ def run_sustained_job(
     scope: str,
     seconds: float,
     folder: Path,
-    tell: Callable[[SustainedResult], None],
+    on_result: Callable[[SustainedResult], None],
 ) -> None:
     """Run `job`'s configuration for `seconds` in a fresh process.
 
     Args:
-        tell: given what was measured, also when an interruption or an error cuts it short.
+        job: the job of the configuration.
+        row_id: the row of the configuration.
+        scope: the scope to run.
+        seconds: duration.
+        folder: an existing folder for temporary files.
+        on_result: called with the measurements, also after an interruption or an error.
 
     Raises:
-        BenchError: the process died.
+        BenchError: the process crashed or hung.
     """
     journal = folder / "windows.jsonl"
     journal.unlink(missing_ok=True)
     try:
-        run_job(
-            replace(
-                job, task="sustain", streams=(Workload(scope),), seconds=seconds, journal=journal
-            ),
-            folder,
+        sustained_job = replace(
+            job, task="sustain", streams=(Workload(scope),), seconds=seconds, journal=journal
         )
+        run_job(sustained_job, folder)
     finally:
         windows = _read_windows(journal)
         if windows:
-            tell(SustainedResult(row_id, seconds, windows))
+            on_result(SustainedResult(row_id, seconds, windows))
 
 
 def _read_windows(journal: Path) -> tuple[LatencyWindow, ...]:
-    """The whole lines of a journal whose writer may have been killed in the middle of one."""
+    """Return the windows of a journal, without an incomplete last line of a killed writer."""
     if not journal.is_file():
         return ()
     lines = journal.read_text(encoding="utf-8").split("\n")[:-1]
     return tuple(
-        LatencyWindow(**{**found, "latencies_ns": tuple(found["latencies_ns"])})
-        for found in map(json.loads, lines)
+        LatencyWindow(**{**window, "latencies_ns": tuple(window["latencies_ns"])})
+        for window in map(json.loads, lines)
     )

@@ -1,4 +1,4 @@
-"""What there is to measure at a path: a run, a bundle, or a lone ONNX file."""
+"""Benchmark targets: a run, a bundle or a lone ONNX file, and its cases."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.config.bench import BenchConfig, BenchScope
+from edgetl.core.config.export import InputKind
 from edgetl.core.config.torch_modes import TORCH_MODES
 from edgetl.core.errors import BenchError, BundleError
 from edgetl.core.files import sha256_file
@@ -17,7 +18,7 @@ from edgetl.core.paths import RunDirectory
 from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.inputs import InputSpec
 from edgetl.device.hardware.info import installed_version
-from edgetl.device.runtime.bundle import Bundle, open_bundle
+from edgetl.device.runtime.bundle import Bundle, Variant, open_bundle
 from edgetl.device.runtime.providers import CUDA_PROVIDERS
 from edgetl.device.runtime.session_modes import (
     DEFAULT_MODE,
@@ -26,12 +27,12 @@ from edgetl.device.runtime.session_modes import (
     variant_name,
 )
 
-NO_GOLDEN_REASON = "a lone ONNX file brings no reference images: its answers were not checked"
+NO_GOLDEN_REASON = "a lone ONNX file has no golden images: its logits were not checked"
 
 
 @dataclass(frozen=True)
 class BenchCase:
-    """One runtime with one model in one configuration: what a process opens."""
+    """One runtime with one model in one configuration, opened in one process."""
 
     runtime: str
     variant: str
@@ -40,176 +41,193 @@ class BenchCase:
     file_bytes: int
     scopes: tuple[BenchScope, ...]
     tolerance: float | None = None
-    """Largest |logit difference| to the reference images' logits; None takes the bundle's."""
+    """Allowed |logit difference| on the golden images; None means the bundle's tolerance."""
     relative_tolerance: float = 0.0
-    """The same as a share of the largest |logit|; the larger of both holds."""
+    """Allowed |logit difference| as a share of the largest |logit|; the larger one applies."""
 
     @property
     def input_spec(self) -> InputSpec:
-        """The kind and size of what it takes."""
+        """Input kind and fixed image size of the model."""
         return self.source.input, self.source.size
 
     @property
     def name(self) -> str:
-        """As people read it."""
+        """Human-readable name of the configuration."""
         source = self.source
         provider = "" if source.provider == "cpu" else f" {source.provider}"
         batch = "" if source.batch == 1 else f" batch {source.batch}"
-        return (
-            f"{self.runtime} {self.variant}{provider}{batch} {pluralize(source.threads, 'thread')}"
-        )
+        threads = pluralize(source.threads, "thread")
+        return f"{self.runtime} {self.variant}{provider}{batch} {threads}"
 
 
 @dataclass(frozen=True)
 class BenchTarget:
-    """Everything at the path that is to be measured."""
+    """The cases to measure, with the model they come from."""
 
     cases: tuple[BenchCase, ...]
-    """The baselines, if any, first."""
+    """Cases, PyTorch baselines first."""
     bundle: Bundle | None
     """None for a lone ONNX file."""
     model: Mapping[str, Any]
+    """Name and run id."""
     results_folder: Path
-    """The folder where results are kept."""
+    """Default folder of results."""
     notes: tuple[str, ...] = ()
-    """What a reader must know about the choice."""
+    """Notes on what is not measured."""
 
 
 def torch_device(provider: str) -> str:
-    """Where PyTorch runs beside an execution provider."""
+    """Return the PyTorch device that is compared with an execution provider."""
     return "cuda" if provider in CUDA_PROVIDERS else "cpu"
 
 
 def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
-    """What `config` asks to measure, in every combination of threads, providers and batches.
+    """Return the cases that `config` selects, for all combinations of threads, providers, batches.
 
     Raises:
-        BundleError: no complete bundle, no such variant, a wrong hash, no such file.
-        BenchError: the bundle of a run was exported from other weights, or options do not fit a lone file.
+        BundleError: a bundle, variant or file is not found, or a hash does not match.
+        BenchError: the run's bundle was exported from other weights, or options do not fit the
+            target.
     """
     if config.target.suffix == ".onnx":
         return _find_onnx_file(config, threads)
     if config.inputs is not None:
         raise BenchError(
-            "--inputs feeds a lone ONNX file; a bundle brings its own reference images. Leave it out."
+            "--inputs needs a lone ONNX file: a bundle brings its own golden images. "
+            "Leave out --inputs."
         )
     _check_torch_modes(config)
     _check_session_modes(config)
     bundle = open_bundle(config.target)
-    variants = [
-        bundle.select_variant(name) for name in dict.fromkeys(config.variants)
-    ] or bundle.variants
-    contenders: list[BenchCase] = []
-    fixed = [variant.name for variant in variants if variant.size is not None]
-    if fixed and "model" not in config.scopes:
+    variants = [bundle.select_variant(name) for name in dict.fromkeys(config.variants)]
+    variants = variants or bundle.variants
+    fixed_size_names = [variant.name for variant in variants if variant.size is not None]
+    if fixed_size_names and "model" not in config.scopes:
         variants = [variant for variant in variants if variant.size is None]
         if not variants:
             raise BenchError(
-                f"{', '.join(fixed)} takes images of one size only and is measured in scope model: add it to --scope."
+                f"{', '.join(fixed_size_names)} takes images of one size only, "
+                "which needs scope model. Add model to --scope."
             )
-    for variant in variants:
-        source = ModelSource(
-            bundle.variant_path(variant).resolve(),
-            1,
-            input=variant.input,
-            size=variant.size,
-            preprocessing=bundle.preprocessing,
-            precision=variant.precision,
-        )
-        # The reference images have sizes of their own: only tensors of the fixed size are the same work.
-        scopes: tuple[BenchScope, ...] = config.scopes if variant.size is None else ("model",)
-        one = BenchCase(
-            "onnxruntime",
-            variant.name,
-            source,
-            variant.sha256,
-            variant.bytes,
-            scopes,
-            variant.tolerance,
-        )
-        contenders += _expand_session_modes(one, config, threads)
-    model = {"name": bundle.model, "run_id": bundle.run_id}
-    photos = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
-    single = (
-        [f"BenchScope {', '.join(photos)} takes one image a call: add 1 to --batch to measure it."]
-        if photos and 1 not in config.batches
-        else []
+    onnx_cases = [
+        case
+        for variant in variants
+        for case in _expand_session_modes(_variant_case(bundle, variant, config), config, threads)
+    ]
+    run, missing_torch_note = _find_run(config.target, bundle)
+    notes = _describe_skipped_scopes(config, fixed_size_names) + _describe_skipped_modes(config)
+    if missing_torch_note and config.torch_modes:
+        notes.append(missing_torch_note)
+    torch_cases: list[BenchCase] = []
+    if run is not None and not missing_torch_note and config.torch_modes:
+        torch_cases = _list_torch_cases(run, bundle, variants[0].input, config, threads)
+    return BenchTarget(
+        cases=(*torch_cases, *onnx_cases),
+        bundle=bundle,
+        model={"name": bundle.model, "run_id": bundle.run_id},
+        results_folder=Path("bench") if run is None else run.bench,
+        notes=tuple(notes),
     )
-    run, note = _find_run(config.target, bundle)
-    left = (
-        [
-            f"BenchScope {', '.join(photos)} is left out for {', '.join(fixed)}: the reference images have other sizes."
-        ]
-        if photos and fixed
-        else []
+
+
+def _variant_case(bundle: Bundle, variant: Variant, config: BenchConfig) -> BenchCase:
+    source = ModelSource(
+        bundle.variant_path(variant).resolve(),
+        1,
+        input=variant.input,
+        size=variant.size,
+        preprocessing=bundle.preprocessing,
+        precision=variant.precision,
     )
-    notes = (
-        *single,
-        *left,
-        *_describe_skipped_modes(config),
-        *([note] if note and config.torch_modes else []),
+    # Golden images differ in size, so variants of a fixed size are only comparable in scope model.
+    scopes: tuple[BenchScope, ...] = config.scopes if variant.size is None else ("model",)
+    return BenchCase(
+        "onnxruntime",
+        variant.name,
+        source,
+        variant.sha256,
+        variant.bytes,
+        scopes,
+        variant.tolerance,
     )
-    if run is None or note or not config.torch_modes:
-        return BenchTarget(
-            tuple(contenders), bundle, model, Path("bench") if run is None else run.bench, notes
-        )
-    baselines: list[BenchCase] = []
+
+
+def _list_torch_cases(
+    run: RunDirectory,
+    bundle: Bundle,
+    input_kind: InputKind,
+    config: BenchConfig,
+    threads: Sequence[int],
+) -> list[BenchCase]:
+    """Return the PyTorch baselines, in every mode and on every device."""
+    cases: list[BenchCase] = []
     devices = tuple(dict.fromkeys(map(torch_device, config.providers)))
-    digest, size = sha256_file(run.weights), run.weights.stat().st_size
+    digest = sha256_file(run.weights)
+    size = run.weights.stat().st_size
     for name in dict.fromkeys(config.torch_modes):
         mode = TORCH_MODES[name]
         source = ModelSource(
             run.path.resolve(),
             1,
-            input=variants[0].input,
+            input=input_kind,
             preprocessing=bundle.preprocessing,
             settings={"mode": name},
         )
-        one = BenchCase("pytorch", mode.variant, source, digest, size, config.scopes)
+        case = BenchCase("pytorch", mode.variant, source, digest, size, config.scopes)
         for device in devices:
             if mode.gpu_only and device == "cpu":
                 continue
-            tolerant = replace(one, relative_tolerance=mode.relative_tolerance(device))
-            baselines += _expand_combinations(tolerant, config, threads, (device,))
-    return BenchTarget((*baselines, *contenders), bundle, model, run.bench, notes)
+            device_case = replace(case, relative_tolerance=mode.relative_tolerance(device))
+            cases += _expand_combinations(device_case, config, threads, (device,))
+    return cases
+
+
+def _describe_skipped_scopes(config: BenchConfig, fixed_size_names: Sequence[str]) -> list[str]:
+    photo_scopes = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
+    notes = []
+    if photo_scopes and 1 not in config.batches:
+        notes.append(
+            f"Scope {', '.join(photo_scopes)} takes one image per call. "
+            "Add 1 to --batch to measure it."
+        )
+    if photo_scopes and fixed_size_names:
+        notes.append(
+            f"Scope {', '.join(photo_scopes)} is not measured for {', '.join(fixed_size_names)}: "
+            "the golden images have other sizes."
+        )
+    return notes
 
 
 def _expand_session_modes(
-    one: BenchCase, config: BenchConfig, threads: Sequence[int]
+    case: BenchCase, config: BenchConfig, threads: Sequence[int]
 ) -> Iterator[BenchCase]:
-    """Yield an ONNX file in every session mode, on the providers that have it."""
+    """Yield a case in every session mode, on the providers that support it."""
     for mode in dict.fromkeys(config.session_modes):
         providers = [provider for provider in config.providers if has_session_mode(provider, mode)]
         settings = {} if mode == DEFAULT_MODE else {"session_mode": mode}
-        yield from _expand_combinations(
-            replace(
-                one,
-                variant=variant_name(one.variant, mode),
-                source=replace(one.source, settings=settings),
-            ),
-            config,
-            threads,
-            providers,
+        mode_case = replace(
+            case,
+            variant=variant_name(case.variant, mode),
+            source=replace(case.source, settings=settings),
         )
+        yield from _expand_combinations(mode_case, config, threads, providers)
 
 
 def _check_session_modes(config: BenchConfig) -> None:
     for mode in config.session_modes:
         if not any(has_session_mode(provider, mode) for provider in config.providers):
+            providers = providers_with_mode(mode)
             raise BenchError(
-                f"--session {mode} is an option of {', '.join(providers_with_mode(mode))} and not of {', '.join(config.providers)}: "
-                f"add --provider {providers_with_mode(mode)[0]}, or leave it out."
+                f"--session {mode} needs provider {' or '.join(providers)}, "
+                f"got --provider {', '.join(config.providers)}. "
+                f"Add --provider {providers[0]}, or leave out --session {mode}."
             )
 
 
 def _describe_skipped_modes(config: BenchConfig) -> list[str]:
-    pairs = [
-        (mode, provider)
-        for mode in dict.fromkeys(config.session_modes)
-        for provider in dict.fromkeys(config.providers)
-    ]
+    pairs = product(dict.fromkeys(config.session_modes), dict.fromkeys(config.providers))
     return [
-        f"Session mode {mode} is left out on {provider}, which has no such option."
+        f"Session mode {mode} is not measured on {provider}, which does not support it."
         for mode, provider in pairs
         if not has_session_mode(provider, mode)
     ]
@@ -218,97 +236,108 @@ def _describe_skipped_modes(config: BenchConfig) -> list[str]:
 def _check_torch_modes(config: BenchConfig) -> None:
     if "cuda" in map(torch_device, config.providers):
         return
-    refused = [name for name in dict.fromkeys(config.torch_modes) if TORCH_MODES[name].gpu_only]
-    if refused:
+    gpu_modes = [name for name in dict.fromkeys(config.torch_modes) if TORCH_MODES[name].gpu_only]
+    if gpu_modes:
+        text = ",".join(gpu_modes)
         raise BenchError(
-            f"--pytorch {','.join(refused)} runs on a GPU only, and --provider names none: add --provider cuda, or leave it out."
+            f"--pytorch {text} needs a GPU provider. "
+            f"Add --provider cuda, or leave out --pytorch {text}."
         )
 
 
 def _expand_combinations(
-    one: BenchCase, config: BenchConfig, threads: Sequence[int], providers: Sequence[str]
+    case: BenchCase, config: BenchConfig, threads: Sequence[int], providers: Sequence[str]
 ) -> Iterator[BenchCase]:
     for provider, count, batch in product(
         dict.fromkeys(providers), dict.fromkeys(threads), dict.fromkeys(config.batches)
     ):
-        # A photo is decoded and answered by itself; only tensors come in batches.
-        scopes = one.scopes if batch == 1 else ("model",)
-        yield replace(
-            one,
-            source=replace(one.source, provider=provider, threads=count, batch=batch),
-            scopes=scopes,
-        )
+        # Photos are decoded one by one; only tensors come in batches.
+        scopes = case.scopes if batch == 1 else ("model",)
+        source = replace(case.source, provider=provider, threads=count, batch=batch)
+        yield replace(case, source=source, scopes=scopes)
 
 
 def _find_run(path: Path, bundle: Bundle) -> tuple[RunDirectory | None, str]:
-    """The run that the bundle came from, and why PyTorch cannot be measured (empty: it can)."""
-    asked_for_run = RunDirectory.exists_at(path)
-    folder = path if asked_for_run else bundle.directory.path.resolve().parent
+    """Return the run that the bundle came from, and why PyTorch cannot be measured, if so."""
+    is_run = RunDirectory.exists_at(path)
+    folder = path if is_run else bundle.directory.path.resolve().parent
     run = RunDirectory(folder)
-    if not asked_for_run and not (run.config.is_file() and run.weights.is_file()):
+    if not is_run and not (run.config.is_file() and run.weights.is_file()):
         return (
             None,
-            "PyTorch is not measured: the bundle lies without the run it came from. Give the run directory for a speed-up.",
+            "PyTorch is not measured: the bundle is not in its run directory. "
+            "Pass the run directory for a speed-up.",
         )
     run = RunDirectory.open(folder)
     if sha256_file(run.weights)[:12] != bundle.run_id:
-        if asked_for_run:
+        if is_run:
             raise BenchError(
-                f"The bundle in {path} was exported from other weights (run {bundle.run_id}). `edgetl export {path} --force` renews it."
+                f"The bundle in {path} was exported from other weights (run {bundle.run_id}). "
+                f"`edgetl export {path} --force` renews it."
             )
         return (
             None,
-            f"PyTorch is not measured: the bundle comes from run {bundle.run_id}, not from the run directory around it.",
+            f"PyTorch is not measured: the bundle was exported from run {bundle.run_id}, "
+            "not from the run directory around it.",
         )
-    missing = [
-        package
-        for package in ("torch", "torchvision", "safetensors")
-        if installed_version(package) is None
-    ]
+    packages = ("torch", "torchvision", "safetensors")
+    missing = [package for package in packages if installed_version(package) is None]
     if missing:
         return (
             run,
-            f'PyTorch is not measured: {", ".join(missing)} not installed. `pip install "edgetl[train]"` adds the baseline.',
+            f"PyTorch is not measured: {', '.join(missing)} not installed. "
+            '`pip install "edgetl[train]"` adds the baseline.',
         )
     return run, ""
 
 
 def _find_onnx_file(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
     path = config.target
-    if not path.is_file():
+    _check_onnx_file_options(config)
+    _check_session_modes(config)
+    photo_scopes = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
+    notes = []
+    if photo_scopes:
+        notes.append(
+            f"Scope {', '.join(photo_scopes)} is not measured: a lone ONNX file has no images."
+        )
+    notes += _describe_skipped_modes(config)
+    if config.torch_modes not in ((), ("eager",)):
+        notes.append("PyTorch is not measured: it needs the run directory of the model.")
+    input_file = None if config.inputs is None else config.inputs.resolve()
+    source = ModelSource(path.resolve(), 1, input_file=input_file)
+    case = BenchCase(
+        "onnxruntime", path.stem, source, sha256_file(path), path.stat().st_size, ("model",)
+    )
+    return BenchTarget(
+        cases=tuple(_expand_session_modes(case, config, threads)),
+        bundle=None,
+        model={"name": path.name, "run_id": None},
+        results_folder=Path("bench"),
+        notes=tuple(notes),
+    )
+
+
+def _check_onnx_file_options(config: BenchConfig) -> None:
+    if not config.target.is_file():
         raise BundleError(
-            f"No ONNX file at {path}. Give a run directory, a bundle, or an ONNX file."
+            f"ONNX file not found: {config.target}. Pass a run directory, a bundle or an ONNX file."
         )
     if config.variants:
         raise BenchError(
-            "--variant chooses within a bundle; a lone ONNX file has no variants. Leave it out."
+            "--variant needs a bundle: a lone ONNX file has no variants. Leave out --variant."
         )
     if "model" not in config.scopes:
         raise BenchError(
-            "Scopes image and file need a bundle's reference images; a lone ONNX file is measured in scope model."
+            "Scopes image and file need the golden images of a bundle. "
+            "Use --scope model for a lone ONNX file."
         )
     if config.inputs is not None and config.batches != (1,):
-        raise BenchError("--inputs says itself how many images a call takes; leave --batch out.")
+        raise BenchError(
+            "--batch cannot be used with --inputs, which determines the batch. Leave out --batch."
+        )
     if config.inputs is not None and not config.inputs.is_file():
         raise BenchError(
-            f"No file at {config.inputs}. --inputs takes a .npy file, or an .npz file with one array for each input."
+            f"Input file not found: {config.inputs}. "
+            "--inputs takes a .npy file, or a .npz file with one array per input."
         )
-    _check_session_modes(config)
-    left = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
-    notes = (
-        [f"BenchScope {', '.join(left)} is left out: a lone ONNX file brings no images."]
-        if left
-        else []
-    )
-    notes += _describe_skipped_modes(config)
-    if config.torch_modes not in ((), ("eager",)):
-        notes.append("PyTorch is not measured: it needs the run directory that the file came from.")
-    given = None if config.inputs is None else config.inputs.resolve()
-    source = ModelSource(path.resolve(), 1, given=given)
-    one = BenchCase(
-        "onnxruntime", path.stem, source, sha256_file(path), path.stat().st_size, ("model",)
-    )
-    candidates = tuple(_expand_session_modes(one, config, threads))
-    return BenchTarget(
-        candidates, None, {"name": path.name, "run_id": None}, Path("bench"), tuple(notes)
-    )

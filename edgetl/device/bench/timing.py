@@ -1,4 +1,4 @@
-"""The timed loops. Nothing but the clock stands between two readings of it."""
+"""Timed loops, with nothing but the measured work between two clock readings."""
 
 from __future__ import annotations
 
@@ -25,44 +25,51 @@ if TYPE_CHECKING:
 
 
 class BlockMonitor:
-    """Energy and growth of memory of one block, over all its slices."""
+    """Energy and memory growth of one block, over all its slices."""
 
     def __init__(self, meter: EnergyMeter) -> None:
         self._meter = meter
         self._initial_memory_bytes: int | None = None
         self._slice_count = 0
         self.memory_growth_bytes: int | None = None
+        """Growth of the resident memory since the first slice; None if it cannot be read."""
         self.energy_j: dict[str, float] = {}
+        """Energy by source, J."""
 
     def start(self) -> None:
-        """A slice begins; growth counts from the first one."""
+        """Start a slice; memory growth counts from the first one."""
         if self._slice_count == 0:
             self._initial_memory_bytes = resident_memory_bytes()
         self._meter.start()
 
     def stop(self) -> None:
-        """It has ended: its energy adds up."""
-        used = self._meter.stop()
-        # A counter that failed in one slice has not seen all images: it says nothing about the block.
-        known = used if self._slice_count == 0 else self.energy_j.keys() & used.keys()
-        self.energy_j = {source: self.energy_j.get(source, 0.0) + used[source] for source in known}
+        """End a slice and add its energy."""
+        slice_energy_j = self._meter.stop()
+        # A counter that failed in one slice does not cover the block, so it is dropped.
+        self.energy_j = {
+            source: self.energy_j.get(source, 0.0) + energy_j
+            for source, energy_j in slice_energy_j.items()
+            if self._slice_count == 0 or source in self.energy_j
+        }
         self._slice_count += 1
-        held = resident_memory_bytes()
-        self.memory_growth_bytes = (
-            None
-            if held is None or self._initial_memory_bytes is None
-            else held - self._initial_memory_bytes
-        )
+        memory_bytes = resident_memory_bytes()
+        if memory_bytes is None or self._initial_memory_bytes is None:
+            self.memory_growth_bytes = None
+        else:
+            self.memory_growth_bytes = memory_bytes - self._initial_memory_bytes
 
 
 class GpuMonitor:
-    """State of the GPU that CUDA programs use, read right after slices, while its clocks are still those of the work."""
+    """State of the GPU that CUDA programs use.
+
+    It is read right after a slice, while the clocks are still those of the work.
+    """
 
     def __init__(self, reader: GpuReader | None = None) -> None:
         """Find the GPU.
 
         Args:
-            reader: reads the GPUs; None takes NVML.
+            reader: reads the GPUs; None means NVML.
         """
         self._reader = reader or open_nvml()
         gpus = read_gpu_info(self._reader).get("gpus", [])
@@ -70,16 +77,16 @@ class GpuMonitor:
         self._readings: list[dict[str, Any]] = []
 
     def read(self) -> None:
-        """Take one reading; do nothing without NVML."""
+        """Take one reading, if NVML is available."""
         states = read_gpu_states(self._reader)
         if self._gpu_index < len(states):
             self._readings.append(states[self._gpu_index])
 
     def summarize(self) -> dict[str, Any]:
-        """Return the readings so far in one object; empty without any.
+        """Return a summary of the readings so far, empty without readings.
 
-        `sm_clocks_mhz` are in the order of the readings, `throttle_reasons` any reading's, and of
-        temperature, power and memory the largest; `index` is NVML's.
+        `index` is NVML's, clocks are in the order of the readings, `throttle_reasons` are those of
+        all readings, and temperature, power and memory are the largest values.
         """
         if not self._readings:
             return {}
@@ -103,37 +110,41 @@ def _non_null_values(readings: list[dict[str, Any]], name: str) -> list[Any]:
 
 Clock = Callable[[], int]
 Timestamps = Sequence[Sequence[int]]
-"""For each run the clock at its start and after each stage, ns."""
+"""For each inference the clock at its start and after each stage, ns."""
 
 
 class Monitor(Protocol):
-    """Something read before and after the timed part, warm-up left out."""
+    """Readings before and after the timed part, without warm-up."""
 
     def start(self) -> None:
-        """The timed part begins."""
+        """Start the timed part."""
 
     def stop(self) -> None:
-        """It has ended."""
+        """End the timed part."""
 
 
 @dataclass(frozen=True)
 class TimedBlock:
-    """What one stream took in one process."""
+    """Latencies of one workload in one process."""
 
     latencies_ns: list[int]
     stages_ns: dict[str, list[int]]
+    """Stage latencies by name; empty for a single stage."""
     steady: bool
+    """Whether warm-up ended with two windows that agree."""
     warmup_medians_ns: list[float]
+    """Median latency of each warm-up window."""
     waited: int = 0
-    """Paced arrivals that found the one before still being answered."""
+    """Number of paced arrivals that had to wait for the previous inference."""
     slices: list[int] = field(default_factory=list)
-    """How many of the latencies each slice holds."""
+    """Number of latencies in each slice."""
 
 
 class BlockTimer:
-    """A block of one stream, measured slice by slice, so that other processes can take turns with it.
+    """Timer of one workload's block, run slice by slice so that processes can take turns.
 
-    Every input goes through all stages, each fed with what the one before returned; the inputs take turns.
+    Every input goes through all stages, each called with the previous one's result; the inputs
+    rotate.
     """
 
     def __init__(
@@ -141,29 +152,29 @@ class BlockTimer:
         stages: Sequence[Stage],
         inputs: Sequence[Any],
         protocol: BenchProtocol,
-        watch: Monitor | None = None,
+        monitor: Monitor | None = None,
         clock: Clock = perf_counter_ns,
     ) -> None:
-        self._stages, self._inputs, self._protocol, self._monitor, self._clock = (
-            stages,
-            inputs,
-            protocol,
-            watch,
-            clock,
-        )
+        self._stages = stages
+        self._inputs = inputs
+        self._protocol = protocol
+        self._monitor = monitor
+        self._clock = clock
         self._timestamps: list[Sequence[int]] = []
         self._slice_lengths: list[int] = []
         self._warmup_medians_ns: list[float] = []
         self._steady = False
 
     def warm_up(self) -> None:
-        """Run until two windows agree, or for as long as the protocol allows."""
-        protocol, medians, clock = self._protocol, self._warmup_medians_ns, self._clock
-        give_up = clock() + int(protocol.warmup_seconds * 1e9)
+        """Run until the medians of two windows agree, or the protocol's time is over."""
+        protocol = self._protocol
+        clock = self._clock
+        medians = self._warmup_medians_ns
+        deadline = clock() + int(protocol.warmup_seconds * 1e9)
         while (
             not self._steady
             and len(medians) < protocol.max_windows
-            and (len(medians) < 2 or clock() < give_up)
+            and (len(medians) < 2 or clock() < deadline)
         ):
             window = run_for(
                 self._stages, self._inputs, protocol.window_seconds, protocol.window_runs, clock
@@ -175,28 +186,24 @@ class BlockTimer:
             )
 
     def run_slice(self) -> None:
-        """Measure one slice; a few runs before it bring back into the caches what others have taken since the last."""
-        protocol, turned = self._protocol, len(self._timestamps) % len(self._inputs)
-        inputs = [*self._inputs[turned:], *self._inputs[:turned]]
+        """Measure one slice, after a few untimed runs that refill the caches."""
+        protocol = self._protocol
+        offset = len(self._timestamps) % len(self._inputs)
+        inputs = [*self._inputs[offset:], *self._inputs[:offset]]
         if self._slice_lengths:
             run_for(self._stages, inputs, 0, protocol.slice_warm_runs, self._clock)
         if self._monitor is not None:
             self._monitor.start()
-        share = protocol.slices
-        marks = run_for(
-            self._stages,
-            inputs,
-            protocol.block_seconds / share,
-            -(-protocol.block_runs // share),
-            self._clock,
-        )
+        seconds = protocol.block_seconds / protocol.slices
+        runs = -(-protocol.block_runs // protocol.slices)
+        timestamps = run_for(self._stages, inputs, seconds, runs, self._clock)
         if self._monitor is not None:
             self._monitor.stop()
-        self._timestamps += marks
-        self._slice_lengths.append(len(marks))
+        self._timestamps += timestamps
+        self._slice_lengths.append(len(timestamps))
 
     def to_block(self) -> TimedBlock:
-        """What was measured so far."""
+        """Return the measurements so far."""
         names = [name for name, _ in self._stages] if len(self._stages) > 1 else []
         return TimedBlock(
             compute_latencies(self._timestamps),
@@ -211,15 +218,15 @@ def measure(
     stages: Sequence[Stage],
     inputs: Sequence[Any],
     protocol: BenchProtocol,
-    watch: Monitor | None = None,
+    monitor: Monitor | None = None,
     clock: Clock = perf_counter_ns,
 ) -> TimedBlock:
-    """A whole block at once: warm-up, then all slices."""
-    measurement = BlockTimer(stages, inputs, protocol, watch, clock)
-    measurement.warm_up()
+    """Measure a complete block: warm-up, then all slices."""
+    timer = BlockTimer(stages, inputs, protocol, monitor, clock)
+    timer.warm_up()
     for _ in range(protocol.slices):
-        measurement.run_slice()
-    return measurement.to_block()
+        timer.run_slice()
+    return timer.to_block()
 
 
 def measure_paced(
@@ -227,46 +234,51 @@ def measure_paced(
     inputs: Sequence[Any],
     protocol: BenchProtocol,
     rate: float,
-    watch: Monitor | None = None,
+    monitor: Monitor | None = None,
     clock: Clock = perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,
 ) -> TimedBlock:
-    """Inputs arrive `rate` times a second; between them the process sleeps, as a device waits for its camera.
+    """Measure inputs that arrive `rate` times a second; the process sleeps in between.
 
-    A latency runs from the arrival to the answer. An arrival that finds the one before still being answered waits, and its waiting
-    counts: a runtime that cannot keep up must not look fast because it was asked less often (coordinated omission; Tene, 2013).
+    A latency runs from the arrival to the result. An arrival during the previous inference waits,
+    and the wait counts: otherwise a runtime that cannot keep up would look fast because it gets
+    fewer inputs (coordinated omission; Tene, 2013).
     """
-    steps, count = [step for _, step in stages], len(inputs)
-    interval = 1e9 / rate
+    run_stages = [run_stage for _, run_stage in stages]
+    interval_ns = 1e9 / rate
     runs = max(protocol.paced_runs, int(protocol.paced_seconds * rate))
-    marks: list[tuple[int, ...]] = []
+    timestamps: list[tuple[int, ...]] = []
     waited = 0
-    if watch is not None:
-        watch.start()
-    began = clock()
-    stop = began + int(protocol.paced_seconds_at_most * 1e9)
-    for number in range(runs):
-        due = began + int(number * interval)
+    if monitor is not None:
+        monitor.start()
+    start = clock()
+    deadline = start + int(protocol.paced_seconds_at_most * 1e9)
+    for index in range(runs):
+        due = start + int(index * interval_ns)
         now = clock()
-        if now >= stop and marks:
+        if now >= deadline and timestamps:
             break
         if now < due:
             sleep((due - now) / 1e9)
-            # The timer's own delay is no latency of the model's: the input arrives when the process wakes.
+            # The timer's delay is not the model's latency: the input arrives when sleep returns.
             due = now = clock()
-        elif number:
+        elif index:
             waited += 1
-        value = inputs[number % count]
-        passed = [due, now]
-        for step in steps:
-            value = step(value)
-            passed.append(clock())
-        marks.append(tuple(passed))
-    if watch is not None:
-        watch.stop()
+        value = inputs[index % len(inputs)]
+        times = [due, now]
+        for run_stage in run_stages:
+            value = run_stage(value)
+            times.append(clock())
+        timestamps.append(tuple(times))
+    if monitor is not None:
+        monitor.stop()
     names = ["wait", *(name for name, _ in stages)] if len(stages) > 1 else []
     return TimedBlock(
-        compute_latencies(marks), _compute_stage_latencies(names, marks), True, [], waited
+        latencies_ns=compute_latencies(timestamps),
+        stages_ns=_compute_stage_latencies(names, timestamps),
+        steady=True,
+        warmup_medians_ns=[],
+        waited=waited,
     )
 
 
@@ -277,52 +289,57 @@ def run_for(
     runs: int,
     clock: Clock = perf_counter_ns,
 ) -> Timestamps:
-    """Run without a pause for at least `seconds` and `runs`."""
-    timed = _run_single_stage if len(stages) == 1 else _run_all_stages
-    return timed(stages, inputs, seconds, runs, clock)
+    """Run without a pause for at least `seconds` and at least `runs` inferences."""
+    loop = _run_single_stage if len(stages) == 1 else _run_all_stages
+    return loop(stages, inputs, seconds, runs, clock)
 
 
-def compute_latencies(marks: Timestamps) -> list[int]:
-    """Each run's latency, ns."""
-    return [mark[-1] - mark[0] for mark in marks]
+def compute_latencies(timestamps: Timestamps) -> list[int]:
+    """Return the latency of each inference, ns."""
+    return [times[-1] - times[0] for times in timestamps]
 
 
-def _compute_stage_latencies(names: Sequence[str], marks: Timestamps) -> dict[str, list[int]]:
+def _compute_stage_latencies(names: Sequence[str], timestamps: Timestamps) -> dict[str, list[int]]:
     return {
-        name: [mark[index + 1] - mark[index] for mark in marks] for index, name in enumerate(names)
+        name: [times[index + 1] - times[index] for times in timestamps]
+        for index, name in enumerate(names)
     }
 
 
 def _run_single_stage(
     stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, runs: int, clock: Clock
 ) -> Timestamps:
-    step, count, done = stages[0][1], len(inputs), 0
-    marks: list[tuple[int, ...]] = []
-    stop = clock() + int(seconds * 1e9)
+    run_stage = stages[0][1]
+    count = len(inputs)
+    done = 0
+    timestamps: list[tuple[int, ...]] = []
+    deadline = clock() + int(seconds * 1e9)
     while True:
-        given = inputs[done % count]
+        value = inputs[done % count]
         start = clock()
-        step(given)
+        run_stage(value)
         end = clock()
-        marks.append((start, end))
+        timestamps.append((start, end))
         done += 1
-        if end >= stop and done >= runs:
-            return marks
+        if end >= deadline and done >= runs:
+            return timestamps
 
 
 def _run_all_stages(
     stages: Sequence[Stage], inputs: Sequence[Any], seconds: float, runs: int, clock: Clock
 ) -> Timestamps:
-    steps, count, done = [step for _, step in stages], len(inputs), 0
-    marks: list[tuple[int, ...]] = []
-    stop = clock() + int(seconds * 1e9)
+    run_stages = [run_stage for _, run_stage in stages]
+    count = len(inputs)
+    done = 0
+    timestamps: list[tuple[int, ...]] = []
+    deadline = clock() + int(seconds * 1e9)
     while True:
         value = inputs[done % count]
-        passed = [clock()]
-        for step in steps:
-            value = step(value)
-            passed.append(clock())
-        marks.append(tuple(passed))
+        times = [clock()]
+        for run_stage in run_stages:
+            value = run_stage(value)
+            times.append(clock())
+        timestamps.append(tuple(times))
         done += 1
-        if passed[-1] >= stop and done >= runs:
-            return marks
+        if times[-1] >= deadline and done >= runs:
+            return timestamps

@@ -1,6 +1,6 @@
-"""A process of its own for each measurement: `python -m edgetl.device.bench.worker JOB.json ANSWER.json`.
+"""Worker process of the benchmark: `python -m edgetl.device.bench.worker JOB.json ANSWER.json`.
 
-At the top only what the standard library brings quickly: what a runtime needs is imported under the clock.
+Only light standard library modules are imported at the top: importing a runtime is timed.
 """
 
 from __future__ import annotations
@@ -32,107 +32,113 @@ _REPLY_STREAM: io.TextIOBase = io.StringIO()
 
 
 def handle_gate(job: WorkerJob) -> dict[str, Any]:
-    """Logits for the reference files and for the inputs of scope `model`, best settings, configuration."""
+    """Return the logits of the golden images and of scope `model`, and the configuration."""
     from edgetl.device.hardware.info import peak_memory_bytes
 
     backend = open_backend(job)
     inputs = _load_model_inputs(backend, job)
-    kept = keep_freed_memory()
+    keeps_freed_memory = keep_freed_memory()
     settings = backend.autotune(inputs[0])
-    answers = []
+    golden_logits = []
     if job.files:
         from edgetl.device.runtime.images import load_image
 
-        answers = [
+        golden_logits = [
             backend.infer(backend.preprocess_image(load_image(path)))[0].tolist()
             for path in job.files
         ]
-    feed = "reference images" if job.model_inputs else "given" if job.source.given else "random"
+    session = {
+        **backend.describe(inputs[0]),
+        **settings,
+        "freed_memory_kept": keeps_freed_memory,
+        "feed": _input_origin(job),
+    }
+    peak_bytes = peak_memory_bytes()
+    model_logits = []
+    if job.model_inputs:
+        model_logits = [backend.infer(batch).tolist() for batch in inputs]
+    first_array = next(iter(inputs[0].values())) if isinstance(inputs[0], dict) else inputs[0]
     return {
         "settings": settings,
         "provider": backend.provider,
-        "session": {
-            **backend.describe(inputs[0]),
-            **settings,
-            "freed_memory_kept": kept,
-            "feed": feed,
-        },
+        "session": session,
         "input": _describe_input(inputs[0]),
-        "batch": len(next(iter(inputs[0].values())) if isinstance(inputs[0], dict) else inputs[0]),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "golden_logits": answers,
-        "model_logits": [backend.infer(batch).tolist() for batch in inputs]
-        if job.model_inputs
-        else [],
+        "batch": len(first_array),
+        "peak_memory_bytes": peak_bytes,
+        "golden_logits": golden_logits,
+        "model_logits": model_logits,
     }
 
 
 def handle_measure(job: WorkerJob) -> dict[str, Any]:
-    """Cold start and one block for each stream, piece by piece as standard input asks: `warm-up S`, `slice S`, `paced S`."""
+    """Measure the cold start, then the steps requested on standard input.
+
+    A step is `warm-up S`, `slice S` or `paced S`, where S is the name of a workload.
+    """
     start = perf_counter_ns()
     backend_class = load_from_registry(BACKENDS, job.runtime, "benchmark backend")
-    imported = perf_counter_ns()
+    import_end = perf_counter_ns()
     backend: Backend = backend_class(job.source)
-    opened = perf_counter_ns()
-    scopes = {stream.scope: _prepare_scope(backend, job, stream.scope) for stream in job.streams}
+    open_end = perf_counter_ns()
+    scopes = {
+        workload.scope: _prepare_scope(backend, job, workload.scope) for workload in job.streams
+    }
 
     stages, inputs = scopes[job.streams[0].scope]
-    before_first = perf_counter_ns()
+    first_start = perf_counter_ns()
     value = inputs[0]
-    for _, step in stages:
-        value = step(value)
-    first = perf_counter_ns()
+    for _, run_stage in stages:
+        value = run_stage(value)
+    first_end = perf_counter_ns()
 
-    # Only now: the cold figures are those of a process as it comes.
+    # Only now, so that the cold start is measured in an unmodified process.
     keep_freed_memory()
     from edgetl.device.bench.timing import BlockMonitor, GpuMonitor
     from edgetl.device.hardware.energy import EnergyMeter
     from edgetl.device.hardware.info import fastest_core_frequency_khz, peak_memory_bytes
 
     meter = EnergyMeter()
-    watches = {stream.name: BlockMonitor(meter) for stream in job.streams}
-    # A GPU that isn't measured is nobody's business here, and asking it takes milliseconds.
-    gpus = (
-        {}
-        if job.source.provider == "cpu"
-        else {stream.name: GpuMonitor() for stream in job.streams}
-    )
-    measurements = {
-        stream.name: BlockTimer(*scopes[stream.scope], job.protocol, watches[stream.name])
-        for stream in job.streams
-        if stream.rate is None
+    monitors = {workload.name: BlockMonitor(meter) for workload in job.streams}
+    # Querying a GPU takes milliseconds, so a CPU measurement does not.
+    gpu_monitors: dict[str, GpuMonitor] = {}
+    if job.source.provider != "cpu":
+        gpu_monitors = {workload.name: GpuMonitor() for workload in job.streams}
+    timers = {
+        workload.name: BlockTimer(*scopes[workload.scope], job.protocol, monitors[workload.name])
+        for workload in job.streams
+        if workload.rate is None
     }
     blocks: dict[str, TimedBlock] = {}
     clocks: dict[str, int | None] = {}
-    send_reply(f"ready {(first - before_first) / 1e9}")
-    for piece, _, name in (line.strip().partition(" ") for line in sys.stdin):
-        if piece == "warm-up":
-            measurements[name].warm_up()
-        elif piece == "slice":
-            measurements[name].run_slice()
+    send_reply(f"ready {(first_end - first_start) / 1e9}")
+    for kind, _, name in (line.strip().partition(" ") for line in sys.stdin):
+        if kind == "warm-up":
+            timers[name].warm_up()
+        elif kind == "slice":
+            timers[name].run_slice()
         else:
-            stream = next(stream for stream in job.streams if stream.name == name)
+            workload = next(workload for workload in job.streams if workload.name == name)
             blocks[name] = measure_paced(
-                *scopes[stream.scope], job.protocol, stream.rate or 1.0, watches[name]
+                *scopes[workload.scope], job.protocol, workload.rate or 1.0, monitors[name]
             )
         clocks[name] = fastest_core_frequency_khz()
-        if piece != "warm-up" and name in gpus:
-            gpus[name].read()
+        if kind != "warm-up" and name in gpu_monitors:
+            gpu_monitors[name].read()
         send_reply("done")
-    blocks |= {name: measurement.to_block() for name, measurement in measurements.items()}
+    blocks |= {name: timer.to_block() for name, timer in timers.items()}
     cold = {
-        "import_ms": (imported - start) / 1e6,
-        "session_ms": (opened - imported) / 1e6,
-        "first_inference_ms": (first - before_first) / 1e6,
+        "import_ms": (import_end - start) / 1e6,
+        "session_ms": (open_end - import_end) / 1e6,
+        "first_inference_ms": (first_end - first_start) / 1e6,
         "peak_memory_bytes": peak_memory_bytes(),
     }
     return {
         name: {
             **vars(block),
             "frequency_khz": clocks.get(name),
-            "memory_growth_bytes": watches[name].memory_growth_bytes,
-            "energy_j": watches[name].energy_j,
-            "gpu": gpus[name].summarize() if name in gpus else {},
+            "memory_growth_bytes": monitors[name].memory_growth_bytes,
+            "energy_j": monitors[name].energy_j,
+            "gpu": gpu_monitors[name].summarize() if name in gpu_monitors else {},
             "cold": cold,
         }
         for name, block in blocks.items()
@@ -140,16 +146,15 @@ def handle_measure(job: WorkerJob) -> dict[str, Any]:
 
 
 def handle_profile(job: WorkerJob) -> dict[str, Any]:
-    """Where a run's time goes, operator by operator."""
+    """Return the time of an inference by operator."""
     backend = open_backend(job)
-    found: dict[str, Any] = backend.profile(
-        _load_model_inputs(backend, job)[0], job.protocol.profiled_runs
-    )
-    return found
+    batch = _load_model_inputs(backend, job)[0]
+    profile: dict[str, Any] = backend.profile(batch, job.protocol.profiled_runs)
+    return profile
 
 
 def handle_sustain(job: WorkerJob) -> dict[str, Any]:
-    """One stream without a pause, window by window, into the job's journal."""
+    """Run one workload without a pause and write each window to the job's journal."""
     from edgetl.device.bench.sustained import measure_sustained
 
     assert job.journal is not None
@@ -166,9 +171,9 @@ def open_backend(job: WorkerJob) -> Backend:
     return backend
 
 
-def send_reply(word: str) -> None:
-    """One line to the process that waits."""
-    _REPLY_STREAM.write(f"{word}\n")
+def send_reply(text: str) -> None:
+    """Send one line to the parent process."""
+    _REPLY_STREAM.write(f"{text}\n")
     _REPLY_STREAM.flush()
 
 
@@ -192,16 +197,23 @@ def _load_model_inputs(backend: Backend, job: WorkerJob) -> list[Any]:
         return backend.make_inputs(job.protocol.random_inputs)
     import numpy as np
 
-    images, batch = np.load(job.model_inputs, allow_pickle=False), job.source.batch
-    # Batch i begins with image i: the first row of every batch is then the same image for every batch size.
+    images = np.load(job.model_inputs, allow_pickle=False)
+    batch = job.source.batch
+    # Batch i begins with image i, so the first row of a batch is the same for every batch size.
     return [
-        np.concatenate([images[(first + place) % len(images)] for place in range(batch)])
-        for first in range(len(images))
+        np.concatenate([images[(start + offset) % len(images)] for offset in range(batch)])
+        for start in range(len(images))
     ]
 
 
-def _describe_input(given: Any) -> str:
-    arrays = given if isinstance(given, dict) else {"": given}
+def _input_origin(job: WorkerJob) -> str:
+    if job.model_inputs:
+        return "reference images"
+    return "given" if job.source.input_file else "random"
+
+
+def _describe_input(batch: Any) -> str:
+    arrays = batch if isinstance(batch, dict) else {"": batch}
     return ", ".join(
         f"{name} {array.dtype} {'x'.join(map(str, array.shape))}".strip()
         for name, array in arrays.items()
@@ -217,19 +229,22 @@ TASK_HANDLERS = {
 
 
 def main() -> None:
-    """Run the job of the benchmark that the command line names."""
+    """Run the benchmark job named on the command line."""
     run_worker(WorkerJob, TASK_HANDLERS)
 
 
 def run_worker(
     job_type: type[JobT], handlers: Mapping[str, Callable[[JobT], dict[str, Any]]]
 ) -> None:
-    """Do the job; an error that the user can mend travels back in the answer, anything else ends the process."""
+    """Run the job from the command line and write its result.
+
+    An `EdgetlError` is written as the result; any other exception ends the process.
+    """
     global _REPLY_STREAM
-    # Libraries may write to standard output: what they say joins the process's other words, and replies keep a pipe to themselves.
+    # Output of libraries goes to stderr; replies get a pipe of their own.
     _REPLY_STREAM = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    # Asked before it is ended for having hung, it says where.
+    # The parent sends SIGUSR1 before it kills a hung worker; the stack shows where it hung.
     faulthandler.register(signal.SIGUSR1, all_threads=False)
     job = job_type.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
@@ -240,7 +255,7 @@ def run_worker(
 
 
 def write_answer(answer: dict[str, Any]) -> None:
-    """Write the worker's answer where the waiting process reads it."""
+    """Write the worker's result to the file that the parent process reads."""
     Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Starting worker processes, giving them their turns, and telling what became of them."""
+"""Worker processes: start them, request work step by step, detect hangs and crashes."""
 
 from __future__ import annotations
 
@@ -22,118 +22,129 @@ from edgetl.device.bench.job import WorkerJob
 from edgetl.device.hardware.procfs import PROC, read_text
 
 IDLE_TIMEOUT_S = 600.0
-"""Without using the CPU: compilers, drivers and swapping all use some of it in ten minutes, a deadlock does not."""
+"""Longest time without CPU use; compilers, drivers and swapping use some within ten minutes."""
 STARTUP_TIMEOUT_S = 2 * 3600.0
-"""Until the model has answered once: on a small board TensorRT builds an engine for half an hour, torch.compile compiles for minutes."""
+"""Timeout of the first inference.
+
+On a small board TensorRT builds an engine for half an hour, and torch.compile takes minutes.
+"""
 TASK_TIMEOUT_S = 4 * 3600.0
-"""Gate or profile: the model is opened more than once, and answers up to a hundred times; compilers may run before each."""
+"""Timeout of gates and profiles.
+
+They open the model more than once and run up to a hundred inferences, each possibly compiled first.
+"""
 INFERENCE_TIMEOUT_S = 60.0
-"""For an answer of onnxruntime on a CPU, where nothing is compiled: a model that loops without end is not waited for."""
+"""Timeout per inference of ONNX Runtime on a CPU, where nothing is compiled.
+
+It stops models that loop forever.
+"""
 TIMEOUT_MARGIN_S = 600.0
-"""On top of whatever is planned: a swapped-out process has to come back, and answers have to be written."""
+"""Margin on top of the planned time, for swapping the process back in and writing results."""
 _AUTOTUNE_RUNS = 10
 _SLOWDOWN_FACTOR = 10
-"""Times as long as planned: a hot board halves its clock, and others may want the cores."""
+"""Allowed slowdown: a hot board halves its clock, and other programs may use the cores."""
 
 
 def job_timeout_s(job: WorkerJob) -> float:
-    """For a job's answer, once everything that was asked piece by piece is done; seconds."""
+    """Return the timeout for a job's result once all its steps are done, in seconds."""
     if job.task == "measure":
         return TIMEOUT_MARGIN_S
     if job.task == "gate" and job.runtime == "onnxruntime" and job.source.provider == "cpu":
-        return TIMEOUT_MARGIN_S + INFERENCE_TIMEOUT_S * (
-            len(job.files) * (1 + job.source.batch) + _AUTOTUNE_RUNS
-        )
+        inferences = len(job.files) * (1 + job.source.batch) + _AUTOTUNE_RUNS
+        return TIMEOUT_MARGIN_S + INFERENCE_TIMEOUT_S * inferences
     return TASK_TIMEOUT_S + job.seconds
 
 
-def step_timeout_s(job: WorkerJob, piece: str, run_s: float) -> float:
-    """For one piece of a measurement; seconds.
+def step_timeout_s(job: WorkerJob, step: str, run_s: float) -> float:
+    """Return the timeout for one step of a measurement, in seconds.
 
     Args:
-        job: what is measured.
-        piece: as the worker is asked for it: `warm-up S`, `slice S`, `paced S`.
-        run_s: what the process's first run took; those after it are faster.
+        job: the measurement.
+        step: the request to the worker: `warm-up S`, `slice S` or `paced S`.
+        run_s: duration of the process's first inference, an upper bound for the later ones.
     """
-    protocol, kind = job.protocol, piece.partition(" ")[0]
+    protocol = job.protocol
+    kind = step.partition(" ")[0]
     if kind == "warm-up":
-        # Its time is looked at after two windows, then after each.
-        planned = protocol.warmup_seconds + 3 * max(
-            protocol.window_seconds, protocol.window_runs * run_s
-        )
+        # The worker checks the time after the first two windows, then after each.
+        window_s = max(protocol.window_seconds, protocol.window_runs * run_s)
+        planned_s = protocol.warmup_seconds + 3 * window_s
     elif kind == "slice":
         runs = protocol.slice_warm_runs + math.ceil(protocol.block_runs / protocol.slices)
-        planned = max(protocol.block_seconds / protocol.slices, runs * run_s)
+        planned_s = max(protocol.block_seconds / protocol.slices, runs * run_s)
     else:
-        planned = protocol.paced_seconds_at_most + idle_allowance_s(job, piece) + run_s
-    return TIMEOUT_MARGIN_S + _SLOWDOWN_FACTOR * planned
+        planned_s = protocol.paced_seconds_at_most + idle_allowance_s(job, step) + run_s
+    return TIMEOUT_MARGIN_S + _SLOWDOWN_FACTOR * planned_s
 
 
-def idle_allowance_s(job: WorkerJob, piece: str) -> float:
-    """How long the process sleeps in a piece because it was asked to: between two paced arrivals; seconds."""
-    rates = {stream.name: stream.rate for stream in job.streams}
-    rate = rates.get(piece.partition(" ")[2])
+def idle_allowance_s(job: WorkerJob, step: str) -> float:
+    """Return how long the worker may sleep between two paced arrivals of a step, in seconds."""
+    rates = {workload.name: workload.rate for workload in job.streams}
+    rate = rates.get(step.partition(" ")[2])
     return 0.0 if rate is None else 1 / rate
 
 
 STDERR_TAIL_LINES = 12
-_IDLE_POLL_S, _IDLE_CPU_SHARE = 0.01, 0.05
+_IDLE_POLL_S = 0.01
+_IDLE_CPU_SHARE = 0.05
 _MAX_SPIN_S = 0.2
 _ACTIVITY_POLL_S = 10.0
-"""Between two looks at what a silent process does: a slice is over by then, and not disturbed."""
+"""Interval between two checks of a silent process, longer than a slice, so none disturbs it."""
 _MIN_ACTIVITY_NS = 10_000_000
-_STACK_DUMP_WAIT_S, _KILL_WAIT_S = 1.0, 10.0
+_STACK_DUMP_WAIT_S = 1.0
+_KILL_WAIT_S = 10.0
 _STACK_HEADER = "Stack (most recent call first):"
 
 
 def run_job(job: WorkerJob, folder: Path) -> dict[str, Any]:
-    """Run `job` in a fresh process and wait for it; nothing else of edgetl's runs meanwhile.
+    """Run `job` in a fresh process and return its result.
 
     Args:
-        job: what to do.
-        folder: an existing folder for the exchange of files.
+        job: the work.
+        folder: an existing folder for the files exchanged with the process.
 
     Raises:
-        BenchError: the process died, or hung and was ended; its last words are in the message.
-        EdgetlError: what the worker itself found wrong, as the class that it raised.
+        BenchError: the process crashed or hung; the message includes the end of its stderr.
+        EdgetlError: the error that the worker itself raised, as the same class.
     """
     with Worker(job, folder) as worker:
         return worker.result()
 
 
 class Worker:
-    """A process with one job, which it does piece by piece as it is asked to; between two pieces it sleeps."""
+    """A process that runs one job step by step on request and sleeps in between."""
 
     def __init__(self, job: WorkerJob, folder: Path) -> None:
-        self._job, self._folder = job, Path(tempfile.mkdtemp(dir=folder))
+        self._job = job
+        self._folder = Path(tempfile.mkdtemp(dir=folder))
         self._first_inference_s = 0.0
-        question = self._folder / "job.json"
-        question.write_text(job.to_json(), encoding="utf-8")
-        with self._stderr_file.open("wb") as words:
+        job_file = self._folder / "job.json"
+        job_file.write_text(job.to_json(), encoding="utf-8")
+        with self._stderr_file.open("wb") as stderr:
             self._process = subprocess.Popen(
                 [
                     sys.executable,
                     "-P",
                     "-m",
                     job.worker_module,
-                    str(question),
+                    str(job_file),
                     str(self._result_file),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=words,
+                stderr=stderr,
                 env=make_worker_environment(job.source.threads),
-                # Ctrl-C reaches this process alone, which then ends the worker: the answer to it is in one place.
+                # Ctrl-C must reach only this process, which then terminates the worker.
                 start_new_session=True,
             )
 
     def __enter__(self) -> Worker:
-        """The process is ended at the block's end, whatever happened in it."""
+        """Return the worker, which is killed at the end of the block."""
         return self
 
     def __exit__(self, *error: object) -> None:
         self._process.kill()
-        # Where a driver holds it no signal reaches it: then it is left behind.
+        # A process blocked in a driver ignores signals and is left behind.
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_KILL_WAIT_S)
         for pipe in (self._process.stdin, self._process.stdout):
@@ -143,47 +154,47 @@ class Worker:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def wait_until_ready(self) -> None:
-        """The model is open, has answered once, and its threads sleep.
+        """Wait until the model is open, has run one inference, and its threads sleep.
 
         Raises:
-            EdgetlError: as `run_job`.
+            EdgetlError: see `run_job`.
         """
-        reply = (
-            self._read_reply("opening the model", STARTUP_TIMEOUT_S) or self._raise_worker_error()
-        )
+        reply = self._read_reply("opening the model", STARTUP_TIMEOUT_S)
+        if not reply:
+            self._raise_worker_error()
         self._first_inference_s = float(reply.split()[1])
         wait_until_idle(self._process.pid)
 
-    def request(self, piece: str) -> None:
-        """Do one piece of the job and wait until it is done.
+    def request(self, step: str) -> None:
+        """Request one step of the job and wait until it is done.
 
         Raises:
-            EdgetlError: as `run_job`.
+            EdgetlError: see `run_job`.
         """
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(f"{piece}\n".encode())
+            self._process.stdin.write(f"{step}\n".encode())
             self._process.stdin.flush()
         except BrokenPipeError:
             self._raise_worker_error()
         if not self._read_reply(
-            f"in `{piece}`",
-            step_timeout_s(self._job, piece, self._first_inference_s),
-            idle_allowance_s(self._job, piece),
+            f"in `{step}`",
+            step_timeout_s(self._job, step, self._first_inference_s),
+            idle_allowance_s(self._job, step),
         ):
             self._raise_worker_error()
         wait_until_idle(self._process.pid)
 
     def result(self) -> dict[str, Any]:
-        """What the whole job gave.
+        """Finish the job and return its result.
 
         Raises:
-            EdgetlError: as `run_job`.
+            EdgetlError: see `run_job`.
         """
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.close()
-        while self._read_reply("before its answer", job_timeout_s(self._job)):
+        while self._read_reply("before its result", job_timeout_s(self._job)):
             pass
         if self._wait_for_exit() != 0 or not self._result_file.is_file():
             self._raise_worker_error()
@@ -199,43 +210,60 @@ class Worker:
 
     @property
     def _stderr_file(self) -> Path:
-        return self._folder / "words.txt"
+        return self._folder / "stderr.txt"
 
-    def _read_reply(self, doing: str, patience_s: float, pause_s: float = 0.0) -> bytes:
-        """The process's next line; empty where it has ended. One that hangs is ended, see `patience`."""
-        assert self._process.stdout is not None
-        began = stirred = time.monotonic()
-        asleep_s, spent = IDLE_TIMEOUT_S + pause_s, None
-        while not select.select(
-            [self._process.stdout], [], [], min(_ACTIVITY_POLL_S, patience_s, asleep_s)
-        )[0]:
-            now, used = time.monotonic(), _read_cpu_time_ns(self._process.pid, PROC)
-            if used is None or spent is None or abs(used - spent) > _MIN_ACTIVITY_NS:
-                stirred, spent = now, used
-            if now - began >= patience_s:
-                self._abort_hung(f"{doing}: no answer for {_format_duration(now - began)}")
-            if now - stirred >= asleep_s:
-                self._abort_hung(
-                    f"{doing}: neither an answer nor any use of the CPU for {_format_duration(now - stirred)}"
-                )
-        return self._process.stdout.readline()
+    def _read_reply(self, activity: str, timeout_s: float, allowance_s: float = 0.0) -> bytes:
+        """Return the process's next line, empty at its end; abort a process that hangs.
 
-    def _abort_hung(self, doing: str) -> NoReturn:
+        Args:
+            activity: what the process is doing, for the error message.
+            timeout_s: the longest wait for a line.
+            allowance_s: how long the process may sleep on top of `IDLE_TIMEOUT_S`.
+        """
+        stdout = self._process.stdout
+        assert stdout is not None
+        start = last_active = time.monotonic()
+        idle_timeout_s = IDLE_TIMEOUT_S + allowance_s
+        last_cpu_ns = None
+        poll_s = min(_ACTIVITY_POLL_S, timeout_s, idle_timeout_s)
+        while not select.select([stdout], [], [], poll_s)[0]:
+            now = time.monotonic()
+            cpu_ns = _read_cpu_time_ns(self._process.pid, PROC)
+            if (
+                cpu_ns is None
+                or last_cpu_ns is None
+                or abs(cpu_ns - last_cpu_ns) > _MIN_ACTIVITY_NS
+            ):
+                last_active = now
+                last_cpu_ns = cpu_ns
+            if now - start >= timeout_s:
+                self._abort_hung(f"{activity}: no reply for {_format_duration(now - start)}")
+            if now - last_active >= idle_timeout_s:
+                duration = _format_duration(now - last_active)
+                self._abort_hung(f"{activity}: no reply and no CPU use for {duration}")
+        return stdout.readline()
+
+    def _abort_hung(self, activity: str) -> NoReturn:
         self._process.send_signal(signal.SIGUSR1)
         time.sleep(_STACK_DUMP_WAIT_S)
         self._process.kill()
-        _, marked, stack = self._read_stderr().partition(_STACK_HEADER)
-        where = (marked + stack).splitlines()[:STDERR_TAIL_LINES] or ["It did not say where."]
-        job, source = self._job, self._job.source
-        hung = f"The {job.task} process of {job.runtime} ({source.model.name}, {source.provider}) hung {doing}. It was ended."
-        told = "Try another --provider or --threads, or leave this configuration out; if it stays, please report the lines above."
-        raise BenchError("\n".join([hung, *where, told]))
+        _, header, stack = self._read_stderr().partition(_STACK_HEADER)
+        stack_lines = (header + stack).splitlines()[:STDERR_TAIL_LINES]
+        source = self._job.source
+        lines = [
+            f"The {self._job.task} process of {self._job.runtime} "
+            f"({source.model.name}, {source.provider}) hung {activity}. It was killed.",
+            *(stack_lines or ["It printed no stack."]),
+            "Try another --provider or --threads, or leave this configuration out. "
+            "If it happens again, please report the lines above.",
+        ]
+        raise BenchError("\n".join(lines))
 
     def _wait_for_exit(self) -> int:
         try:
             return self._process.wait(TIMEOUT_MARGIN_S)
         except subprocess.TimeoutExpired:
-            self._abort_hung(f"on its way out: not gone after {_format_duration(TIMEOUT_MARGIN_S)}")
+            self._abort_hung(f"at exit: still running after {_format_duration(TIMEOUT_MARGIN_S)}")
 
     def _raise_worker_error(self) -> NoReturn:
         if self._wait_for_exit() == 0 and self._result_file.is_file():
@@ -249,38 +277,40 @@ class Worker:
 
 
 def wait_until_idle(pid: int, proc: Path = PROC) -> None:
-    """Wait until a process that has been told nothing also does nothing.
+    """Wait until a process without work uses no CPU.
 
-    Threads of a pool do not sleep at once when they run out of work: on two cores onnxruntime's were measured to spin for 40 ms and
-    OpenMP's for 10, in which the next process would share a core with them. Where the kernel does not tell (proc_pid_schedstat), a
-    fixed time.
+    Threads of a pool spin before they sleep: on two cores 40 ms in ONNX Runtime and 10 ms in OpenMP
+    were measured, during which the next process would share a core with them. The wait has a
+    fixed length where the kernel does not report the CPU time (proc_pid_schedstat).
     """
-    give_up = time.monotonic() + _MAX_SPIN_S
-    before = _read_cpu_time_ns(pid, proc)
-    while time.monotonic() < give_up:
+    deadline = time.monotonic() + _MAX_SPIN_S
+    last_cpu_ns = _read_cpu_time_ns(pid, proc)
+    while time.monotonic() < deadline:
         time.sleep(_IDLE_POLL_S)
-        now = _read_cpu_time_ns(pid, proc)
+        cpu_ns = _read_cpu_time_ns(pid, proc)
         if (
-            before is not None
-            and now is not None
-            and now - before < _IDLE_CPU_SHARE * _IDLE_POLL_S * 1e9
+            last_cpu_ns is not None
+            and cpu_ns is not None
+            and cpu_ns - last_cpu_ns < _IDLE_CPU_SHARE * _IDLE_POLL_S * 1e9
         ):
             return
-        before = now
+        last_cpu_ns = cpu_ns
 
 
 def _read_cpu_time_ns(pid: int, proc: Path) -> int | None:
-    """CPU time of all threads of a process."""
-    spent = [
+    """Return the CPU time of all threads of a process, None if the kernel does not report it."""
+    thread_times = [
         (read_text(path) or "").partition(" ")[0]
         for path in (proc / str(pid) / "task").glob("*/schedstat")
     ]
-    return sum(map(int, spent)) if spent and all(map(str.isdigit, spent)) else None
+    if thread_times and all(map(str.isdigit, thread_times)):
+        return sum(map(int, thread_times))
+    return None
 
 
 def make_worker_environment(threads: int) -> dict[str, str]:
-    """This process's environment with every thread pool told the same number, and no telemetry."""
-    pools = (
+    """Return the environment of a worker: sizes of all thread pools set, telemetry off."""
+    thread_variables = (
         "OMP_NUM_THREADS",
         "MKL_NUM_THREADS",
         "OPENBLAS_NUM_THREADS",
@@ -289,19 +319,16 @@ def make_worker_environment(threads: int) -> dict[str, str]:
     )
     environment = {
         **os.environ,
-        **dict.fromkeys(pools, str(threads)),
+        **dict.fromkeys(thread_variables, str(threads)),
         "ORT_DISABLE_TELEMETRY": "1",
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "PYTHONUTF8": "1",
     }
     root = Path(edgetl.__file__).resolve().parents[1]
-    if root.name not in (
-        "site-packages",
-        "dist-packages",
-    ):  # run from a checkout: the worker must find the same edgetl
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(root), os.environ.get("PYTHONPATH", "")])
-        )
+    # In a checkout the worker must import the same edgetl.
+    if root.name not in ("site-packages", "dist-packages"):
+        search_path = [str(root), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, search_path))
     return environment
 
 
@@ -309,20 +336,20 @@ def _format_duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
 
 
-def _crash_message(job: WorkerJob, code: int, words: str) -> str:
-    cause = f"ended with status {code}"
-    if code < 0:
-        name = (
-            signal.Signals(-code).name
-            if -code in {item.value for item in signal.Signals}
-            else str(-code)
-        )
-        cause = f"was ended by {name}" + (" (often: out of memory)" if name == "SIGKILL" else "")
-    said = [line for line in words.splitlines() if line.strip()][-STDERR_TAIL_LINES:]
-    lines = [f"The {job.task} process of {job.runtime} {cause}.", *(said or ["It said nothing."])]
-    return "\n".join(
-        [
-            *lines,
-            "If memory is short, close other programs or take a smaller model; else please report the lines above.",
-        ]
-    )
+def _crash_message(job: WorkerJob, status: int, stderr: str) -> str:
+    cause = f"exited with status {status}"
+    if status < 0:
+        number = -status
+        known_numbers = {item.value for item in signal.Signals}
+        name = signal.Signals(number).name if number in known_numbers else str(number)
+        cause = f"was killed by {name}"
+        if name == "SIGKILL":
+            cause += " (often: out of memory)"
+    tail = [line for line in stderr.splitlines() if line.strip()][-STDERR_TAIL_LINES:]
+    lines = [
+        f"The {job.task} process of {job.runtime} {cause}.",
+        *(tail or ["It printed nothing to stderr."]),
+        "If memory is short, close other programs or use a smaller model. "
+        "Otherwise please report the lines above.",
+    ]
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The job of LoadGen's worker process."""
+"""Job of LoadGen's worker process."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ class LoadgenPlan:
     scenario: str
     mode: str
     folder: Path
-    """Where it writes its files."""
+    """Folder for LoadGen's log files."""
     min_duration_s: float
     query_samples: int
-    """Images in each query of edgetl's own loop."""
+    """Images per query of edgetl's own loop."""
     resident: int
-    """Samples in memory at once."""
+    """Samples loaded in memory at once."""
     loop_s: float
-    """How long edgetl's own loop runs before LoadGen's test, and again after it."""
+    """Duration of edgetl's own loop before LoadGen's test, and again after it."""
 
 
 @dataclass(frozen=True)
 class LoadgenJob(WorkerJob):
-    """A job of the benchmark's worker, with LoadGen's test as its only task."""
+    """Worker job whose only task is a LoadGen test."""
 
     worker_module: ClassVar[str] = "edgetl.device.loadgen.worker"
 

@@ -1,4 +1,4 @@
-"""`edgetl.loadgen`: MLPerf LoadGen's test of a bundle, after the gate of `edgetl bench`, with LoadGen's own files kept."""
+"""`edgetl.loadgen`: run MLPerf LoadGen on a bundle, after the gate of `edgetl bench`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from edgetl.core.config.bench import BenchConfig
 from edgetl.core.config.loadgen import LoadgenConfig
 from edgetl.core.errors import BenchError
 from edgetl.core.registry import convert_import_error
-from edgetl.device.bench.gate import GatedCase, run_gates
+from edgetl.device.bench.correctness_gate import GatedCase, run_gates
 from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.job import WorkerJob
 from edgetl.device.bench.protocol import BenchProtocol
@@ -48,8 +48,21 @@ from edgetl.device.loadgen.samples import (
 from edgetl.device.runtime.bundle import Bundle, Variant, open_bundle
 from edgetl.device.runtime.session import check_provider
 
-LOADGEN_PACKAGE, LOADGEN_MODULE = "mlcommons-loadgen", "mlperf_loadgen"
+LOADGEN_PACKAGE = "mlcommons-loadgen"
+LOADGEN_MODULE = "mlperf_loadgen"
 _MAX_LOOP_S = 5.0
+_CONFIGURATION_KEYS = (
+    "id",
+    "variant",
+    "scope",
+    "provider",
+    "batch",
+    "threads",
+    "input",
+    "file_sha256",
+    "gate",
+    "session",
+)
 
 
 def loadgen(
@@ -57,43 +70,121 @@ def loadgen(
     progress: BenchProgress | None = None,
     protocol: BenchProtocol | None = None,
 ) -> LoadgenResult:
-    """Let LoadGen drive the bundle at `config.target` and keep the result, which is also returned with its path.
+    """Run LoadGen on the bundle at `config.target`, write the result and return it with its path.
 
     Args:
-        config: what to do.
-        progress: called with what begins.
-        protocol: how long edgetl's own loop measures at least; None takes the bench's own figures.
+        config: the target and the options.
+        progress: called with a description of each step.
+        protocol: minimum durations of edgetl's own loop; None means the default protocol.
 
     Raises:
         MissingPackageError: LoadGen is not installed.
-        BundleError, ProviderError, DataError: nothing to drive or to ask for.
-        BenchError: the gate is closed, or LoadGen's process died.
-        KeyboardInterrupt: interrupted; nothing is kept.
+        BundleError, ProviderError, DataError: the bundle, provider or data cannot be used.
+        BenchError: the gate failed, or LoadGen's process crashed.
+        KeyboardInterrupt: interrupted; no result is written.
     """
-    protocol, report = protocol or BenchProtocol(), progress or (lambda done, total, text: None)
+    protocol = protocol or BenchProtocol()
+    report = progress or (lambda done, total, text: None)
     version = installed_version(LOADGEN_PACKAGE)
     if version is None:
         raise convert_import_error(ModuleNotFoundError(name=LOADGEN_MODULE))
-    threads = resolve_intra_op_threads(
-        [] if config.threads is None else [config.threads], config.force
-    )
+    requested_threads = [] if config.threads is None else [config.threads]
+    threads = resolve_intra_op_threads(requested_threads, config.force)
     check_provider(config.provider)
+    bundle, variant = _open_variant(config)
+    samples = _load_samples(config, bundle, variant)
+    target = find_target(_make_bench_config(config, variant, threads), threads)
+    check_output_path(config.output, target.results_folder)
+    device_info = collect_device_info()
+    created = datetime.now(UTC)
+    with tempfile.TemporaryDirectory(prefix="edgetl-loadgen-") as name:
+        folder = Path(name)
+        gated_case = _run_gate(bundle, target, protocol, folder, lambda text: report(0, 0, text))
+        resident = count_resident_samples(
+            samples.files, config.scope, variant.input, bundle.preprocessing
+        )
+        state_before = read_device_state()
+        cpu_s_before = read_process_cpu_s()
+        accuracy = None
+        if "accuracy" in config.modes:
+            report(0, 0, f"LoadGen {config.scenario}, accuracy: {len(samples.files)} samples")
+            accuracy = _run_accuracy(
+                config, gated_case.job, samples, bundle, variant, resident, folder
+            )
+        performance = None
+        if "performance" in config.modes:
+            duration = f"{config.min_duration_s:g} s or more"
+            report(0, 0, f"LoadGen {config.scenario}, performance: {duration}")
+            performance = _run_performance(
+                config, gated_case.job, samples, resident, folder, protocol
+            )
+        state_after = read_device_state()
+        process_cpu_s = read_process_cpu_s() - cpu_s_before
+        result = LoadgenResult(
+            created=created.isoformat(timespec="seconds"),
+            edgetl=edgetl.__version__,
+            loadgen=version,
+            target=str(config.target),
+            model=target.model,
+            scenario=config.scenario,
+            configuration={key: getattr(gated_case.rows[0], key) for key in _CONFIGURATION_KEYS},
+            samples=_describe_samples(samples, resident),
+            min_duration_s=config.min_duration_s,
+            device={**device_info, "before": state_before, "after": state_after},
+            noise=assess_noise(state_before, state_after, process_cpu_s, _loop_spread(performance)),
+            accuracy=accuracy,
+            performance=performance,
+        )
+        path, notes = store_result(
+            partial(_write_with_logs, result, folder / "logs"),
+            config.output,
+            target.results_folder,
+            created,
+        )
+    logs = None if path is None else _logs_folder(path).name
+    return replace(result, path=path, logs=logs, notes=notes)
+
+
+def _open_variant(config: LoadgenConfig) -> tuple[Bundle, Variant]:
+    """Open the bundle and select the variant.
+
+    Raises:
+        BundleError: the bundle or the variant is not found.
+        BenchError: LoadGen cannot be used with the target.
+    """
     if config.target.suffix == ".onnx":
         raise BenchError(
-            "--loadgen drives a bundle: a lone ONNX file brings no images to ask for. Give a run or a bundle."
+            "--loadgen needs a bundle: a lone ONNX file has no images. Pass a run or a bundle."
         )
     bundle = open_bundle(config.target)
     variant = bundle.select_variant(config.variant)
     if variant.size is not None:
         raise BenchError(
-            f"{variant.name} takes images of one size only, and LoadGen's samples have their own. Choose another --variant."
+            f"{variant.name} takes images of one size only, but LoadGen's samples differ in size. "
+            "Choose another --variant."
         )
-    samples = (
-        load_golden_samples(bundle, variant)
-        if config.data is None
-        else load_labeled_samples(config.data, bundle.labels)
-    )
-    asked = BenchConfig(
+    return bundle, variant
+
+
+def _load_samples(config: LoadgenConfig, bundle: Bundle, variant: Variant) -> SampleSet:
+    if config.data is None:
+        return load_golden_samples(bundle, variant)
+    return load_labeled_samples(config.data, bundle.labels)
+
+
+def _describe_samples(samples: SampleSet, resident: int) -> dict[str, Any]:
+    return {
+        "kind": samples.reference_kind,
+        "images": len(samples.files),
+        "resident": resident,
+        "description": samples.description,
+    }
+
+
+def _make_bench_config(
+    config: LoadgenConfig, variant: Variant, threads: tuple[int, ...]
+) -> BenchConfig:
+    return BenchConfig(
         config.target,
         (config.scope,),
         (config.call_batch,),
@@ -102,71 +193,6 @@ def loadgen(
         (variant.name,),
         torch_modes=(),
         force=config.force,
-    )
-    target = find_target(asked, threads)
-    check_output_path(config.output, target.results_folder)
-    facts, created = collect_device_info(), datetime.now(UTC)
-    with tempfile.TemporaryDirectory(prefix="edgetl-loadgen-") as name:
-        folder = Path(name)
-        contender = _run_gate(bundle, target, protocol, folder, lambda text: report(0, 0, text))
-        resident = count_resident_samples(
-            samples.files, config.scope, variant.input, bundle.preprocessing
-        )
-        before, cpu_before = read_device_state(), read_process_cpu_s()
-        found: dict[str, Any] = {}
-        if "accuracy" in config.modes:
-            report(0, 0, f"LoadGen {config.scenario}, accuracy: {len(samples.files)} samples")
-            found["accuracy"] = _run_accuracy(
-                config, contender.job, samples, bundle, variant, resident, folder
-            )
-        if "performance" in config.modes:
-            report(
-                0, 0, f"LoadGen {config.scenario}, performance: {config.min_duration_s:g} s or more"
-            )
-            found["performance"] = _run_performance(
-                config, contender.job, samples, resident, folder, protocol
-            )
-        after, own_cpu_s = read_device_state(), read_process_cpu_s() - cpu_before
-        row = contender.rows[0]
-        names = (
-            "id",
-            "variant",
-            "scope",
-            "provider",
-            "batch",
-            "threads",
-            "input",
-            "file_sha256",
-            "gate",
-            "session",
-        )
-        result = LoadgenResult(
-            created=created.isoformat(timespec="seconds"),
-            edgetl=edgetl.__version__,
-            loadgen=version,
-            target=str(config.target),
-            model=target.model,
-            scenario=config.scenario,
-            configuration={name: getattr(row, name) for name in names},
-            samples={
-                "kind": samples.reference_kind,
-                "images": len(samples.files),
-                "resident": resident,
-                "description": samples.description,
-            },
-            min_duration_s=config.min_duration_s,
-            device={**facts, "before": before, "after": after},
-            noise=assess_noise(before, after, own_cpu_s, _loop_spread(found.get("performance"))),
-            **found,
-        )
-        path, notes = store_result(
-            partial(_write_with_logs, result, folder / "logs"),
-            config.output,
-            target.results_folder,
-            created,
-        )
-    return replace(
-        result, path=path, logs=None if path is None else _logs_folder(path).name, notes=notes
     )
 
 
@@ -177,18 +203,22 @@ def _run_gate(
     folder: Path,
     report: Callable[[str], None],
 ) -> GatedCase:
-    """The one candidate, once it has answered the reference images as `edgetl bench` asks."""
-    pictures = prepare_bench_inputs(
-        bundle, {candidate.input_spec for candidate in target.cases}, folder
-    )
-    (contender,), _ = run_gates(target.cases, pictures, protocol, folder, report)
-    if not contender.passed:
-        row = contender.rows[0]
+    """Return the only case of the target after its gate.
+
+    Raises:
+        BenchError: the gate failed.
+    """
+    specs = {case.input_spec for case in target.cases}
+    inputs = prepare_bench_inputs(bundle, specs, folder)
+    (gated_case,), _ = run_gates(target.cases, inputs, protocol, folder, report)
+    if not gated_case.passed:
+        row = gated_case.rows[0]
         raise BenchError(
-            f"The reference images did not pass, so LoadGen was not started. {row.runtime} {row.variant}: {row.gate['reason']}. "
-            "On this device the bundle does not answer as it was proven to: export it again, or try another --provider."
+            "The golden images did not pass, so LoadGen was not started. "
+            f"{row.runtime} {row.variant}: {row.gate['reason']}. "
+            "Export the bundle again, or try another --provider."
         )
-    return contender
+    return gated_case
 
 
 def _run_accuracy(
@@ -202,19 +232,16 @@ def _run_accuracy(
 ) -> LoadgenAccuracy:
     logs = folder / "logs/accuracy"
     _run_mode(config, "accuracy", job, samples, resident, logs, folder)
-    wrong = samples.find_mistakes(read_predictions(logs), bundle.labels)
-    least = config.min_accuracy
-    if least is None:
-        known = variant.accuracy.get("top1")
-        least = (
-            1.0
-            if samples.reference_kind == "reference"
-            else None
-            if known is None
-            else MLPERF_ACCURACY_SHARE * known
-        )
+    mistakes = samples.find_mistakes(read_predictions(logs), bundle.labels)
+    min_accuracy = config.min_accuracy
+    if min_accuracy is None:
+        export_accuracy = variant.accuracy.get("top1")
+        if samples.reference_kind == "reference":
+            min_accuracy = 1.0
+        elif export_accuracy is not None:
+            min_accuracy = MLPERF_ACCURACY_SHARE * export_accuracy
     return LoadgenAccuracy(
-        samples.reference_kind, len(samples.files), wrong, least, read_summary(logs)
+        samples.reference_kind, len(samples.files), mistakes, min_accuracy, read_summary(logs)
     )
 
 
@@ -256,7 +283,7 @@ def _run_mode(
     plan = LoadgenPlan(
         config.scenario, mode, logs, config.min_duration_s, config.query_samples, resident, loop_s
     )
-    # `seconds` is what the process may be silent for beside what a task may take anyway.
+    # `seconds` extends the timeout of a task.
     job = replace(job, task="loadgen", files=samples.files, seconds=2 * config.min_duration_s)
     return run_job(LoadgenJob(**vars(job), plan=plan), folder)
 
@@ -272,7 +299,7 @@ def _loop_spread(performance: LoadgenPerformance | None) -> dict[str, float]:
 
 
 def _logs_folder(path: Path) -> Path:
-    """Where LoadGen's files are kept beside the result."""
+    """Return the folder beside the result for LoadGen's log files."""
     return path.with_name(f"{path.stem}-loadgen")
 
 
@@ -282,12 +309,12 @@ def _write_with_logs(result: LoadgenResult, logs: Path, path: Path) -> None:
         shutil.copytree(logs, folder)
     except FileExistsError as cause:
         raise BenchError(
-            f"{folder} exists already and results are never overwritten. Choose another --output."
+            f"{folder} already exists, and results are never overwritten. Choose another --output."
         ) from cause
     except (OSError, shutil.Error) as cause:
         shutil.rmtree(folder, ignore_errors=True)
         raise BenchError(
-            f"LoadGen's files cannot be written to {folder} ({cause}). Choose another --output."
+            f"Cannot write LoadGen's files to {folder} ({cause}). Choose another --output."
         ) from cause
     try:
         write_result(replace(result, logs=folder.name), path)

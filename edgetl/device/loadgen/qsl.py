@@ -1,4 +1,4 @@
-"""LoadGen's sample library: real images, decoded and made ready when LoadGen asks for them, dropped when it says so."""
+"""LoadGen's query sample library: images that are loaded and unloaded on request."""
 
 from __future__ import annotations
 
@@ -16,47 +16,56 @@ from edgetl.device.runtime.preprocessing import preprocess, resize_around_crop
 
 
 class QuerySampleLibrary:
-    """Samples by their index in a list of files."""
+    """Samples by index in a list of files."""
 
     def __init__(
-        self, files: Sequence[Path], scope: str, kind: InputKind, contract: Preprocessing
+        self,
+        files: Sequence[Path],
+        scope: str,
+        input_kind: InputKind,
+        preprocessing: Preprocessing,
     ) -> None:
-        self._files, self._scope, self._input_kind, self._preprocessing = (
-            files,
-            scope,
-            kind,
-            contract,
-        )
+        self._files = files
+        self._scope = scope
+        self._input_kind = input_kind
+        self._preprocessing = preprocessing
         self.loaded_samples: dict[int, NDArray[Any]] = {}
-        """Scope `image`: uint8 [height, width, 3]. Scope `model`: one batch of one, all of the same shape."""
+        """Loaded samples by index.
+
+        Scope `image`: uint8 [height, width, 3]. Scope `model`: a batch of one, all of one shape.
+        """
 
     def load(self, indices: Sequence[int]) -> None:
-        """Make samples ready.
+        """Load samples into memory.
 
         Raises:
-            DecodeError: a file is no image.
+            DecodeError: a file is not a valid image.
         """
         for index in indices:
             if index not in self.loaded_samples:
                 self.loaded_samples[index] = self._load_sample(self._files[index])
 
     def unload(self, indices: Sequence[int]) -> None:
-        """Let go of samples; LoadGen may name one twice where it filled up a query."""
+        """Unload samples; LoadGen may pass an index twice if it padded a query."""
         for index in indices:
             self.loaded_samples.pop(index, None)
 
     def make_queries(self, count: int, samples: int, batch: int) -> list[list[NDArray[Any]]]:
-        """The first `count` samples in turns as queries of `samples` images: for each query what its calls take."""
+        """Return queries of `samples` images that rotate through the first `count` samples.
+
+        Returns:
+            The inputs of each query's calls.
+        """
         self.load(range(count))
         queries = [
-            [self.loaded_samples[(first + place) % count] for place in range(samples)]
-            for first in range(0, count, samples)
+            [self.loaded_samples[(start + offset) % count] for offset in range(samples)]
+            for start in range(0, count, samples)
         ]
         self.unload(range(count))
         if batch == 1:
             return queries
         return [
-            [np.concatenate(query[place : place + batch]) for place in range(0, samples, batch)]
+            [np.concatenate(query[start : start + batch]) for start in range(0, samples, batch)]
             for query in queries
         ]
 
@@ -64,8 +73,6 @@ class QuerySampleLibrary:
         image = load_image(path)
         if self._scope == "image":
             return image
-        return (
-            preprocess(image, self._preprocessing)
-            if self._input_kind == "tensor"
-            else resize_around_crop(image, self._preprocessing)[None]
-        )
+        if self._input_kind == "tensor":
+            return preprocess(image, self._preprocessing)
+        return resize_around_crop(image, self._preprocessing)[None]

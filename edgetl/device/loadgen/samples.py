@@ -1,4 +1,4 @@
-"""Which images LoadGen asks for, and what counts as their right answer."""
+"""LoadGen's samples and their accepted classes."""
 
 from __future__ import annotations
 
@@ -18,44 +18,46 @@ from edgetl.device.runtime.bundle import Bundle, Variant
 from edgetl.device.runtime.images import list_images, open_image, read_image_file
 
 MAX_RESIDENT_SAMPLES = 1024
-"""Samples held in memory at once, as MLPerf sets it for its image classifier."""
+"""Largest number of samples in memory, as in MLPerf's image classification benchmark."""
 _MAX_MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Images in LoadGen's order of indices."""
+    """Images by LoadGen's sample index."""
 
     files: tuple[Path, ...]
     accepted_classes: tuple[frozenset[int], ...]
-    """For each image the classes that count as right: more than one where the reference itself is undecided."""
+    """Accepted classes of each image; several if the reference logits are tied."""
     reference_kind: Literal["labels", "reference"]
     description: str
 
     def find_mistakes(
-        self, answers: Mapping[int, int], labels: Sequence[str]
+        self, predictions: Mapping[int, int], labels: Sequence[str]
     ) -> tuple[dict[str, str], ...]:
-        """{"file", "answer", "wanted"} for each image that has no answer or a wrong one."""
-        return tuple(
-            {
-                "file": str(path),
-                "answer": labels[answer]
-                if (answer := answers.get(index, -1)) in range(len(labels))
-                else "none",
-                "wanted": " or ".join(labels[one] for one in sorted(wanted)),
-            }
-            for index, (path, wanted) in enumerate(
-                zip(self.files, self.accepted_classes, strict=True)
+        """Return {"file", "answer", "wanted"} for each image with a wrong or missing prediction."""
+        mistakes = []
+        samples = zip(self.files, self.accepted_classes, strict=True)
+        for index, (path, accepted) in enumerate(samples):
+            predicted = predictions.get(index, -1)
+            if predicted in accepted:
+                continue
+            is_valid = predicted in range(len(labels))
+            mistakes.append(
+                {
+                    "file": str(path),
+                    "answer": labels[predicted] if is_valid else "none",
+                    "wanted": " or ".join(labels[label] for label in sorted(accepted)),
+                }
             )
-            if answers.get(index, -1) not in wanted
-        )
+        return tuple(mistakes)
 
 
 def load_golden_samples(bundle: Bundle, variant: Variant) -> SampleSet:
-    """The bundle's reference images; right is what PyTorch answers, a tie within the tolerance included.
+    """Return the golden images; PyTorch's classes are accepted, ties within the tolerance too.
 
     Raises:
-        BundleError: a file is missing or altered.
+        BundleError: a file is missing or modified.
     """
     golden = bundle.load_golden()
     tolerance = max(golden.tolerance, variant.tolerance or 0.0)
@@ -67,67 +69,71 @@ def load_golden_samples(bundle: Bundle, variant: Variant) -> SampleSet:
         files,
         tuple(accepted),
         "reference",
-        f"the bundle's {pluralize(len(files), 'reference image')}",
+        f"the bundle's {pluralize(len(files), 'golden image')}",
     )
 
 
 def load_labeled_samples(folder: Path, labels: Sequence[str]) -> SampleSet:
-    """The images of a folder of folders, or of its val/ where it has one; a folder's name is its images' label.
+    """Return the images in the class folders of `folder`, or of its val/ if there is one.
 
     Raises:
-        DataError: there are none, or a folder is called as no label is.
+        DataError: there are no images, or a class folder is not a label of the bundle.
     """
-    inner = folder / "val"
-    place = inner if inner.is_dir() and "val" not in labels else folder
-    if not place.is_dir():
+    val_folder = folder / "val"
+    if val_folder.is_dir() and "val" not in labels:
+        folder = val_folder
+    if not folder.is_dir():
         raise DataError(
-            f"No folder at {folder}. --data takes a folder with a folder of images for each label."
+            f"Folder not found: {folder}. --data takes a folder with a folder of images per label."
         )
     classes = sorted(
-        entry for entry in place.iterdir() if entry.is_dir() and not entry.name.startswith(".")
+        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
     )
     unknown = [entry.name for entry in classes if entry.name not in labels]
     if unknown:
         raise DataError(
-            f"{place} has folders that are no labels of the bundle: {', '.join(unknown)}. It knows: {', '.join(labels)}."
+            f"{folder} has folders that are not labels of the bundle: {', '.join(unknown)}. "
+            f"The labels are: {', '.join(labels)}."
         )
-    found = [
+    labeled_files = [
         (path.resolve(), labels.index(entry.name))
         for entry in classes
         for path in list_images(entry)
     ]
-    if not found:
+    if not labeled_files:
         raise DataError(
-            f"No labelled images in {place}. --data takes a folder with a folder of images for each label."
+            f"No labeled images found in {folder}. "
+            "--data takes a folder with a folder of images per label."
         )
-    described = f"{pluralize(len(found), 'image')} of {pluralize(len(classes), 'label')} in {place}"
+    images = pluralize(len(labeled_files), "image")
     return SampleSet(
-        tuple(path for path, _ in found),
-        tuple(frozenset([label]) for _, label in found),
+        tuple(path for path, _ in labeled_files),
+        tuple(frozenset([label]) for _, label in labeled_files),
         "labels",
-        described,
+        f"{images} of {pluralize(len(classes), 'label')} in {folder}",
     )
 
 
 def count_resident_samples(
-    files: Sequence[Path], scope: str, kind: InputKind, contract: Preprocessing
+    files: Sequence[Path], scope: str, input_kind: InputKind, preprocessing: Preprocessing
 ) -> int:
-    """How many samples fit into memory at once: LoadGen loads no more for a performance run, and part by part for an accuracy run."""
-    if scope == "model":
-        largest = 3 * contract.resize**2 if kind == "image" else 12 * contract.crop**2
+    """Return the number of samples that fit into memory at once.
+
+    LoadGen loads no more samples in performance mode, and loads them in portions in accuracy mode.
+    """
+    if scope != "model":
+        sample_bytes = max(map(_decoded_bytes, files))
+    elif input_kind == "image":
+        sample_bytes = 3 * preprocessing.resize**2
     else:
-        largest = max(map(_decoded_bytes, files))
-    return max(
-        1,
-        min(
-            len(files), MAX_RESIDENT_SAMPLES, int(_MAX_MEMORY_SHARE * free_memory_bytes() / largest)
-        ),
-    )
+        sample_bytes = 12 * preprocessing.crop**2
+    fitting = int(_MAX_MEMORY_SHARE * free_memory_bytes() / sample_bytes)
+    return max(1, min(len(files), MAX_RESIDENT_SAMPLES, fitting))
 
 
 def _decoded_bytes(path: Path) -> int:
     try:
         with open_image(read_image_file(path)) as image:
             return 3 * image.width * image.height
-    except Exception:  # what is wrong with it is told when it is loaded
+    except Exception:  # loading the sample reports the error
         return 1

@@ -1,1 +1,1 @@
-"""Stand-alone clients that are copied into every bundle."""
+"""Stand-alone clients, copied into every bundle."""

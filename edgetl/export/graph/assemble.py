@@ -1,4 +1,4 @@
-"""One self-contained ONNX file: preprocessing, network, softmax, and what it needs to explain itself."""
+"""Assembly of the self-contained ONNX file: preprocessing, network, softmax and metadata."""
 
 from __future__ import annotations
 
@@ -22,15 +22,22 @@ PROBABILITIES = "probabilities"
 
 def assemble(
     network: onnx.ModelProto,
-    contract: Preprocessing,
+    preprocessing: Preprocessing,
     input_kind: InputKind,
     metadata: dict[str, Any],
     fixed_size: tuple[int, int] | None = None,
 ) -> onnx.ModelProto:
-    """Join preprocessing (for `image` input), network and softmax, and write `metadata` into the file.
+    """Join preprocessing (for `image` input), network and softmax, and add metadata.
 
-    With `fixed_size`, (height, width), the image input has that size alone; see `fixed_size_graph`.
-    Outputs are `logits` and `probabilities`, both float32 [batch, classes].
+    Args:
+        network: `pixels` float32 [batch, 3, S, S] -> `logits`.
+        preprocessing: what the graph computes for `image` input.
+        input_kind: `image` or `tensor`.
+        metadata: stored as JSON strings; needs a `version`.
+        fixed_size: (height, width) if images have one size only; see `fixed_size_graph`.
+
+    Returns:
+        A model with outputs `logits` and `probabilities`, both float32 [batch, classes].
     """
     model = onnx.ModelProto()
     model.CopyFrom(network)
@@ -39,23 +46,18 @@ def assemble(
             entry.version for entry in network.opset_import if entry.domain in ("", "ai.onnx")
         )
         if fixed_size is None:
-            before, crop_type = (
-                preprocessing_graph(contract, opset, network.ir_version),
-                TensorProto.UINT8,
-            )
+            front = preprocessing_graph(preprocessing, opset, network.ir_version)
+            crop_type = TensorProto.UINT8
         else:
-            before = fixed_size_graph(contract, fixed_size, opset, network.ir_version)
+            front = fixed_size_graph(preprocessing, fixed_size, opset, network.ir_version)
             crop_type = TensorProto.FLOAT
-        model = onnx.compose.merge_models(before, network, io_map=[(PIXELS, PIXELS)])
-        # Declared, so that parity can cut the shipped file open at these values.
+        model = onnx.compose.merge_models(front, network, io_map=[(PIXELS, PIXELS)])
+        # The parity proof splits the shipped file at these values, which must be declared.
+        shape: list[str | int | None] = ["batch", 3, preprocessing.crop, preprocessing.crop]
         model.graph.value_info.extend(
             [
-                helper.make_tensor_value_info(
-                    CROPPED_IMAGE, crop_type, ["batch", 3, contract.crop, contract.crop]
-                ),
-                helper.make_tensor_value_info(
-                    PIXELS, TensorProto.FLOAT, ["batch", 3, contract.crop, contract.crop]
-                ),
+                helper.make_tensor_value_info(CROPPED_IMAGE, crop_type, shape),
+                helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, shape),
             ]
         )
     classes = network.graph.output[0].type.tensor_type.shape.dim[1].dim_value
@@ -79,18 +81,18 @@ def assemble(
 
 
 def extract_network(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The network inside an assembled file, `pixels` -> `logits`: the very nodes that ship, without the preprocessing."""
-    part: onnx.ModelProto = onnx.utils.Extractor(model).extract_model([PIXELS], [LOGITS])
-    return part
+    """Extract the network `pixels` -> `logits` from an assembled file, without preprocessing."""
+    network: onnx.ModelProto = onnx.utils.Extractor(model).extract_model([PIXELS], [LOGITS])
+    return network
 
 
 def with_outputs(model: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
-    """A copy that also yields the inner values `names`, of whatever type and shape they are."""
+    """Return a copy that also outputs the inner values `names`, of any type and shape."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    known = {value.name: value for value in copy.graph.value_info}
-    present = {value.name for value in copy.graph.output}
+    declared = {value.name: value for value in copy.graph.value_info}
+    outputs = {value.name for value in copy.graph.output}
     for name in names:
-        if name not in present:
-            copy.graph.output.append(known.get(name, onnx.ValueInfoProto(name=name)))
+        if name not in outputs:
+            copy.graph.output.append(declared.get(name, onnx.ValueInfoProto(name=name)))
     return copy

@@ -1,7 +1,8 @@
 """Preprocessing for images of one size as ONNX nodes: two matrix products instead of a Resize.
 
-TensorRT refuses antialiased `Resize`, and a CUDA graph cannot hold the `If` that images of any size need.
-For one size Pillow's resampling is a fixed linear map along each axis, so its weights are computed at export.
+TensorRT does not support antialiased `Resize`, and a CUDA graph cannot contain the `If` that images
+of any size need. For one size Pillow's resampling is a fixed linear map along each axis, so its
+weights are computed at export.
 """
 
 from __future__ import annotations
@@ -19,27 +20,28 @@ from edgetl.export.graph.preprocessing import CROPPED_IMAGE, FIXED_POINT_BITS, I
 
 
 def fixed_size_graph(
-    contract: Preprocessing, size: tuple[int, int], opset: int, ir_version: int
+    preprocessing: Preprocessing, size: tuple[int, int], opset: int, ir_version: int
 ) -> onnx.ModelProto:
     """Build `image` uint8 [batch, height, width, 3] -> `pixels` float32 [batch, 3, crop, crop].
 
-    All operators have fixed shapes but for the batch. The crop is float32 with the values of grey levels:
-    TensorRT knows uint8 only at a graph's inputs.
+    All shapes except the batch are fixed. The crop holds grey levels as float32, because TensorRT
+    supports uint8 only at a graph's inputs.
 
     Args:
-        contract: what the graph computes.
+        preprocessing: what the graph computes.
         size: (height, width) in pixels.
-        opset: of ONNX; 13 or newer.
-        ir_version: of ONNX.
+        opset: ONNX opset, 13 or newer.
+        ir_version: ONNX IR version.
     """
-    (height, width), crop = size, contract.crop
-    new_height, new_width = contract.compute_resized_size(height, width)
-    top, left = contract.compute_crop_offset(new_height, new_width)
-    scale = ", ".join(repr(1 / (255 * std)) for std in contract.std)
+    height, width = size
+    crop = preprocessing.crop
+    new_height, new_width = preprocessing.compute_resized_size(height, width)
+    top, left = preprocessing.compute_crop_offset(new_height, new_width)
+    scale = ", ".join(repr(1 / (255 * std)) for std in preprocessing.std)
     offset = ", ".join(
-        repr(-mean / std) for mean, std in zip(contract.mean, contract.std, strict=True)
+        repr(-mean / std) for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)
     )
-    # Columns first, each pass rounded to grey levels, as resize_and_crop does.
+    # Resize the columns first and round each pass to grey levels, as resize_and_crop does.
     model = onnx.parser.parse_model(f"""
         <ir_version: {ir_version}, opset_import: ["" : {opset}]>
         preprocessing (uint8[batch, {height}, {width}, 3] {IMAGE})
@@ -75,14 +77,14 @@ def fixed_size_graph(
 def resampling_matrix(old: int, new: int, first: int, count: int) -> NDArray[np.float32]:
     """Return Pillow's bilinear weights from `old` pixels to `count` of `new` pixels, [count, old].
 
-    Source: precompute_coeffs and normalize_coeffs_8bpc in Pillow's Resample.c, in double precision and rounded
-    to 22 bits as there; a float32 holds them exactly.
+    The weights are computed in double precision and rounded to 22 bits, as in precompute_coeffs and
+    normalize_coeffs_8bpc in Pillow's Resample.c; a float32 holds them exactly.
 
     Args:
-        old: pixels before.
-        new: pixels after the resize.
-        first: the first of those that are kept.
-        count: how many are kept.
+        old: number of pixels before the resize.
+        new: number of pixels after the resize.
+        first: index of the first pixel of the crop.
+        count: number of pixels of the crop.
     """
     matrix = np.zeros((count, old))
     scale = old / new
@@ -94,5 +96,5 @@ def resampling_matrix(old: int, new: int, first: int, count: int) -> NDArray[np.
         distances = (np.arange(start, stop) - center + 0.5) / filter_scale
         weights = np.maximum(0.0, 1.0 - np.abs(distances))
         matrix[row, start:stop] = weights / math.fsum(weights)
-    one = 1 << FIXED_POINT_BITS
-    return (np.floor(matrix * one + 0.5) / one).astype(np.float32)
+    fixed_point_scale = 1 << FIXED_POINT_BITS
+    return (np.floor(matrix * fixed_point_scale + 0.5) / fixed_point_scale).astype(np.float32)

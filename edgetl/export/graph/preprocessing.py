@@ -1,13 +1,15 @@
-"""The preprocessing contract as ONNX nodes, so that it travels inside the file.
+"""Preprocessing as ONNX nodes, to be part of the exported file.
 
-The image is resized as uint8 and cast afterwards. Shrinking is ONNX `Resize`: on uint8, with `exclude_outside=1`, onnxruntime's
-antialiased one equals Pillow to one grey level and is as fast. Enlarging is done by hand in Pillow's own fixed-point arithmetic, to the
-bit: in float32, `Resize` rounds values that lie halfway between two grey levels otherwise than Pillow does, and at ratios like 9:8 that
-is one pixel in fifty, enough to move logits by 0.1.
+The image is resized as uint8 and cast afterwards. Shrinking uses ONNX `Resize`: on uint8 with
+`exclude_outside=1`, onnxruntime's antialiased version equals Pillow to one grey level and is as
+fast. Enlarging is written out in Pillow's fixed-point arithmetic and is exact: in float32, `Resize`
+rounds values halfway between two grey levels differently from Pillow; at ratios such as 9:8 this
+affects one pixel in fifty, enough to change logits by 0.1.
 
-The graph is laid out for onnxruntime's CUDA provider too: it refuses antialiased Resize on uint8 in NHWC, has no BitShift, and copies
-between host and device where a subgraph computes shapes or where a constant is read on both sides. Enlarging therefore sums in double,
-which holds Pillow's integers of 30 bits exactly.
+The graph also suits onnxruntime's CUDA provider, which does not support antialiased Resize on uint8
+in NHWC, has no BitShift, and copies between host and device if a subgraph computes shapes or if a
+constant is read on both sides. Enlarging therefore sums in double, which holds Pillow's 30-bit
+integers exactly.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from onnx import TensorProto
 from edgetl.core.preprocessing import Preprocessing
 
 IMAGE, CROPPED_IMAGE, PIXELS = "image", "cropped", "pixels"
-"""Names of the graph's values: the photo, the crop that Pillow would give (uint8 [batch, 3, crop, crop]), the network's input."""
+"""Value names: the photo, its crop (uint8 [batch, 3, crop, crop]) and the network's input."""
 FIXED_POINT_BITS = 22
 """Precision of the weights in Pillow's 8-bit resampling (PRECISION_BITS in Resample.c)."""
 DOUBLE, FLOAT, INT64, UINT8 = (
@@ -30,27 +32,40 @@ DOUBLE, FLOAT, INT64, UINT8 = (
 )
 
 
-def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) -> onnx.ModelProto:
-    """A model `image` uint8 [batch, height, width, 3] -> `pixels` float32 [batch, 3, crop, crop].
+def preprocessing_graph(
+    preprocessing: Preprocessing, opset: int, ir_version: int
+) -> onnx.ModelProto:
+    """Build `image` uint8 [batch, height, width, 3] -> `pixels` float32 [batch, 3, crop, crop].
 
-    `Round` goes to the even neighbour, as the contract's crop does; the sizes are computed in int64, as Python computes them.
+    `Round` rounds half to even, as the crop in `Preprocessing` does; sizes are int64, so that the
+    arithmetic equals Python's.
+
+    Args:
+        preprocessing: what the graph computes.
+        opset: ONNX opset, 18 or newer.
+        ir_version: ONNX IR version.
     """
-    crop, one = contract.crop, 1 << FIXED_POINT_BITS
-    scale = ", ".join(repr(1 / (255 * std)) for std in contract.std)
+    crop = preprocessing.crop
+    fixed_one = f"{1 << FIXED_POINT_BITS}.0"
+    scale = ", ".join(repr(1 / (255 * std)) for std in preprocessing.std)
     offset = ", ".join(
-        repr(-mean / std) for mean, std in zip(contract.mean, contract.std, strict=True)
+        repr(-mean / std) for mean, std in zip(preprocessing.mean, preprocessing.std, strict=True)
     )
     middles = ", ".join(f"{index}.5" for index in range(crop))
     return onnx.parser.parse_model(f"""
         <ir_version: {ir_version}, opset_import: ["" : {opset}]>
-        preprocessing (uint8[batch, height, width, 3] {IMAGE}) => (float[batch, 3, {crop}, {crop}] {PIXELS})
+        preprocessing (uint8[batch, height, width, 3] {IMAGE})
+            => (float[batch, 3, {crop}, {crop}] {PIXELS})
         <
-            int64 pre_resize = {{{contract.resize}}}, int64[2] pre_crop = {{{crop}, {crop}}}, int64[2] pre_axes = {{2, 3}},
-            int64[1] pre_channels = {{3}}, float pre_two = {{2.0}}, int64 pre_row = {{0}}, int64 pre_column = {{1}},
-            int64 pre_int_one = {{1}}, double pre_zero = {{0.0}}, double pre_half = {{0.5}}, double pre_one = {{1.0}},
-            double pre_fixed_one = {{{one}.0}}, double[1, 1, 1, 3] pre_fixed_pixel = {{{one}.0, {one}.0, {one}.0}},
+            int64 pre_resize = {{{preprocessing.resize}}}, int64[2] pre_crop = {{{crop}, {crop}}},
+            int64[2] pre_axes = {{2, 3}}, int64[1] pre_channels = {{3}}, float pre_two = {{2.0}},
+            int64 pre_row = {{0}}, int64 pre_column = {{1}}, int64 pre_int_one = {{1}},
+            double pre_zero = {{0.0}}, double pre_half = {{0.5}}, double pre_one = {{1.0}},
+            double pre_fixed_one = {{{fixed_one}}},
+            double[1, 1, 1, 3] pre_fixed_pixel = {{{fixed_one}, {fixed_one}, {fixed_one}}},
             double[{crop}] pre_middles = {{{middles}}},
-            int64[4] pre_along_columns = {{1, 1, {crop}, 1}}, int64[4] pre_along_rows = {{1, {crop}, 1, 1}},
+            int64[4] pre_along_columns = {{1, 1, {crop}, 1}},
+            int64[4] pre_along_rows = {{1, {crop}, 1, 1}},
             float[3, 1, 1] pre_scale = {{{scale}}}, float[3, 1, 1] pre_offset = {{{offset}}},
             uint8[batch, 3, {crop}, {crop}] {CROPPED_IMAGE}
         >
@@ -76,7 +91,9 @@ def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) ->
                 }},
                 else_branch = shrink () => (uint8[batch, 3, {crop}, {crop}] pre_shrunk) {{
                     pre_planes = Transpose<perm = [0, 3, 1, 2]>({IMAGE})
-                    pre_resized = Resize<mode = "linear", antialias = 1, exclude_outside = 1>(pre_planes, , , pre_sizes)
+                    pre_resized = Resize<mode = "linear", antialias = 1, exclude_outside = 1>(
+                        pre_planes, , , pre_sizes
+                    )
                     pre_shrunk = Slice(pre_resized, pre_start, pre_end, pre_axes)
                 }}
             >
@@ -88,21 +105,28 @@ def preprocessing_graph(contract: Preprocessing, opset: int, ir_version: int) ->
 
 
 def _enlarge_axis(name: str, source: str, target: str, axis: int) -> str:
-    """One pass of Pillow's bilinear resampling where it enlarges: each output pixel from its two neighbours, only within the crop.
+    """Return the nodes of one enlarging pass of Pillow's bilinear resampling, within the crop.
 
-    Pillow weighs in double precision, rounds the weights to 22 bits, and sums in integers of 30 bits (precompute_coeffs,
-    normalize_coeffs_8bpc and ImagingResampleHorizontal_8bpc in Resample.c); at the borders the nearest pixel has the whole weight.
+    Each output pixel is a weighted sum of its two neighbors. Pillow computes the weights in double
+    precision, rounds them to 22 bits, and sums in 30-bit integers (precompute_coeffs,
+    normalize_coeffs_8bpc and ImagingResampleHorizontal_8bpc in Resample.c). At the borders the
+    nearest pixel has the full weight.
+
+    Args:
+        name: prefix of the value names.
+        source: name of the input value, NHWC.
+        target: name of the output value.
+        axis: 1 for rows, 2 for columns.
     """
-    which, along = (
-        ("pre_row", "pre_along_rows") if axis == 1 else ("pre_column", "pre_along_columns")
-    )
+    index = "pre_row" if axis == 1 else "pre_column"
+    shape = "pre_along_rows" if axis == 1 else "pre_along_columns"
     return f"""
-        {name}_old = Gather(pre_size, {which})
-        {name}_new = Gather(pre_resized_size, {which})
+        {name}_old = Gather(pre_size, {index})
+        {name}_new = Gather(pre_resized_size, {index})
         {name}_old_double = Cast<to = {DOUBLE}>({name}_old)
         {name}_new_double = Cast<to = {DOUBLE}>({name}_new)
         {name}_ratio = Div({name}_old_double, {name}_new_double)
-        {name}_first = Gather(pre_start, {which})
+        {name}_first = Gather(pre_start, {index})
         {name}_first_double = Cast<to = {DOUBLE}>({name}_first)
         {name}_middle = Add(pre_middles, {name}_first_double)
         {name}_centre = Mul({name}_middle, {name}_ratio)
@@ -112,7 +136,7 @@ def _enlarge_axis(name: str, source: str, target: str, axis: int) -> str:
         {name}_position = Min({name}_not_before, {name}_last_double)
         {name}_floor = Floor({name}_position)
         {name}_share_flat = Sub({name}_position, {name}_floor)
-        {name}_share = Reshape({name}_share_flat, {along})
+        {name}_share = Reshape({name}_share_flat, {shape})
         {name}_rest = Sub(pre_one, {name}_share)
         {name}_left = Cast<to = {INT64}>({name}_floor)
         {name}_next = Add({name}_left, pre_int_one)
@@ -127,8 +151,12 @@ def _enlarge_axis(name: str, source: str, target: str, axis: int) -> str:
 
 
 def _weighted_neighbors(name: str, side: str, share: str, source: str, axis: int) -> str:
-    """The neighbours on one side times Pillow's weights: multiples of 2^-22, so that products and sums in double are exact."""
-    # A weight for each channel: along rows of pixels onnxruntime multiplies eight times as fast as along three channels.
+    """Return the nodes that multiply the neighbors on one side by Pillow's weights.
+
+    The weights are multiples of 2^-22, so that products and sums in double are exact.
+    """
+    # One weight per channel: onnxruntime multiplies along rows of pixels eight times as fast as
+    # along three channels.
     fixed_one = "pre_fixed_pixel" if axis == 2 else "pre_fixed_one"
     return f"""
         {name}_{side}_scaled = Mul({name}_{share}, {fixed_one})

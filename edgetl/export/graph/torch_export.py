@@ -1,4 +1,4 @@
-"""The trained network as ONNX, by PyTorch's dynamo exporter."""
+"""Export of the trained network to ONNX with PyTorch's dynamo exporter."""
 
 from __future__ import annotations
 
@@ -24,12 +24,15 @@ LOGITS = "logits"
 
 @dataclass(frozen=True)
 class NetworkGraph:
-    """An exported network and where its modules ended up."""
+    """An exported network with the output values of its modules."""
 
     model: onnx.ModelProto
-    """`pixels` float32 [batch, 3, S, S] -> `logits` float32 [batch, classes]; BatchNorm folded, no traces of the machine."""
+    """`pixels` float32 [batch, 3, S, S] -> `logits` float32 [batch, classes].
+
+    BatchNorm is folded, and metadata about this machine is removed.
+    """
     module_outputs: dict[str, str]
-    """Module path (`features.3`) to the name of the value that it yields, in graph order."""
+    """Module path (`features.3`) to the name of its output value, in graph order."""
 
 
 def export_network_graph(
@@ -38,9 +41,9 @@ def export_network_graph(
     """Export `network` (in eval mode, on the CPU) with a dynamic batch.
 
     Raises:
-        ExportError: the exporter refuses the network or gives it other dimensions than [batch, classes].
+        ExportError: the exporter does not support the network, or wrote another opset or shape.
     """
-    # Two images: a batch of one may be specialised into the graph.
+    # Use two images, because the exporter may treat a batch of one as constant.
     model = _export_module(
         _without_inplace(network),
         (torch.zeros(2, 3, image_size, image_size),),
@@ -48,10 +51,12 @@ def export_network_graph(
         [LOGITS],
         opset,
     )
-    written = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    if written != opset:
+    written_opset = next(
+        entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")
+    )
+    if written_opset != opset:
         raise ExportError(
-            f"PyTorch {torch.__version__} wrote opset {written} where {opset} was asked for. Use --opset {written}."
+            f"PyTorch {torch.__version__} wrote opset {written_opset} instead of {opset}. Use --opset {written_opset}."
         )
     _assert_dimensions(model, image_size, classes)
     module_outputs = _find_module_outputs(model)
@@ -61,7 +66,7 @@ def export_network_graph(
 
 
 def _without_inplace(network: nn.Module) -> nn.Module:
-    # The exporter takes a third of its time to undo operations in place, and the graph has none.
+    # Undoing in-place operations takes a third of the exporter's time; the graph has none anyway.
     copied = copy.deepcopy(network)
     for module in copied.modules():
         if getattr(module, "inplace", False):
@@ -76,10 +81,17 @@ def _export_module(
     outputs: list[str] | None = None,
     opset: int = 18,
 ) -> onnx.ModelProto:
-    """Any module (values, ...) -> values as ONNX; the first axis of every value is a dynamic batch, two rows or more in `example`.
+    """Export any module; the first axis of every value is a dynamic batch.
+
+    Args:
+        module: takes and returns tensors.
+        example: inputs with at least two rows each.
+        inputs: names of the inputs.
+        outputs: names of the outputs.
+        opset: ONNX opset.
 
     Raises:
-        ExportError: the exporter refuses the module.
+        ExportError: the exporter does not support the module.
     """
     batch = torch.export.Dim("batch")
     try:
@@ -101,7 +113,7 @@ def _export_module(
         raise ExportError(
             f"PyTorch {torch.__version__} cannot export {type(module).__name__} "
             f"for inputs {[tuple(value.shape[1:]) for value in example]} to opset {opset}: {reason[0]} "
-            "Try another --opset, or a newer torch and onnxscript."
+            "Try another --opset or newer versions of torch and onnxscript."
         ) from cause
     if program is None:
         raise ExportError(
@@ -136,25 +148,23 @@ def _assert_dimensions(model: onnx.ModelProto, image_size: int, classes: int) ->
         fixed = [dimension.dim_value for dimension in dimensions[1:]]
         if not dimensions or not dimensions[0].dim_param or fixed != expected:
             shape = [dimension.dim_param or dimension.dim_value for dimension in dimensions]
+            expected_shape = f"[batch, {', '.join(map(str, expected))}]"
             raise ExportError(
-                f"The exporter gave {value.name} the shape {shape} where [batch, {', '.join(map(str, expected))}] was asked for. "
+                f"The exporter wrote {value.name} with shape {shape} instead of {expected_shape}. "
                 "Try another --opset or another version of torch."
             )
         dimensions[0].dim_param = "batch"
 
 
 def _find_module_outputs(model: onnx.ModelProto) -> dict[str, str]:
-    """The last node of each module names its output; graph order is topological, so later nodes overwrite earlier ones."""
+    """Map each module path to the output of its last node.
+
+    Graph order is topological, so later nodes overwrite earlier ones.
+    """
     outputs: dict[str, str] = {}
     for node in model.graph.node:
-        scopes = next(
-            (
-                entry.value
-                for entry in node.metadata_props
-                if entry.key == "pkg.torch.onnx.name_scopes"
-            ),
-            "[]",
-        )
+        metadata = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = metadata.get("pkg.torch.onnx.name_scopes", "[]")
         for path in ast.literal_eval(scopes)[1:-1]:
             outputs.pop(path, None)
             outputs[path] = node.output[0]
@@ -162,7 +172,10 @@ def _find_module_outputs(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _strip_metadata(model: onnx.ModelProto) -> None:
-    """Drop the exporter's notes: they hold stack traces with this machine's paths and double the size of small graphs."""
+    """Remove the exporter's notes.
+
+    They contain stack traces with this machine's paths and double the size of small graphs.
+    """
     graph = model.graph
     for owner in (
         model,
@@ -179,10 +192,10 @@ def _strip_metadata(model: onnx.ModelProto) -> None:
 
 
 def _prevent_hard_swish_fusion(model: onnx.ModelProto) -> None:
-    """Write HardSigmoid's slope of a sixth as the float32 next to it, which no answer notices.
+    """Replace HardSigmoid's slope of 1/6 by the next float32, which does not change the labels.
 
-    OpenCV's dnn (seen in 4.14 and 5.0) takes x * HardSigmoid(y) with a slope of exactly 1/6 for HardSwish(x), whatever y is: networks with
-    squeeze-and-excitation would answer wrong there.
+    OpenCV's dnn (versions 4.14 and 5.0) fuses x * HardSigmoid(y) with a slope of exactly 1/6 into
+    HardSwish(x), whatever y is, and computes wrong logits for networks with squeeze-and-excitation.
     """
     sixth = np.float32(1 / 6)
     for node in model.graph.node:

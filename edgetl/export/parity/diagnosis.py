@@ -1,4 +1,4 @@
-"""What usual mistakes look like in the figures of a failed proof, so that the message can name them."""
+"""Diagnosis of failed parity proofs: recognize common mistakes from the numbers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import nn
 from edgetl.core.preprocessing import Preprocessing
 
 _PIXEL_TOLERANCE = 1
-"""Grey levels by which equal pixels may differ."""
+"""Largest difference of equal pixels, in grey levels."""
 _INPUT_TOLERANCE = 1e-3
-"""Largest difference of equal network inputs that came from equal pixels."""
+"""Largest difference of network inputs computed from equal pixels."""
 
 
 def diagnose_training_mode(network: nn.Module) -> str | None:
-    """One sentence naming the first module whose answer depends on the rest of the batch or on chance; None where all is well."""
+    """Return a sentence on the first BatchNorm or Dropout module in training mode, or None."""
     kinds = (nn.modules.batchnorm._BatchNorm, nn.Dropout)
     for path, module in network.named_modules():
         if isinstance(module, kinds) and module.training:
@@ -28,80 +28,87 @@ def diagnose_training_mode(network: nn.Module) -> str | None:
 
 
 def diagnose_pixels(
-    found: NDArray[np.uint8], expected: NDArray[np.uint8], model: onnx.ModelProto
+    cropped: NDArray[np.uint8], expected: NDArray[np.uint8], model: onnx.ModelProto
 ) -> str:
-    """A sentence on crops [batch, S, S, 3] that differ; empty where nothing is recognised."""
+    """Explain why crops [batch, S, S, 3] differ from the expected ones; empty if unknown."""
     for order in permutations(range(3)):
-        if (
-            order != (0, 1, 2)
-            and _max_pixel_difference(found, expected[..., list(order)]) <= _PIXEL_TOLERANCE
-        ):
+        if order == (0, 1, 2):
+            continue
+        if _max_pixel_difference(cropped, expected[..., list(order)]) <= _PIXEL_TOLERANCE:
             return f"The channels are in the order {_letters(order)} instead of RGB. "
     for node in _all_nodes(model.graph):
-        if node.op_type == "Resize":
-            given = {attribute.name: attribute.i for attribute in node.attribute}
-            missing = [name for name in ("antialias", "exclude_outside") if not given.get(name)]
-            if missing:
-                return f"Its Resize lacks {' and '.join(f'{name}=1' for name in missing)}, as Pillow resizes. "
+        if node.op_type != "Resize":
+            continue
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        missing = [
+            f"{name}=1" for name in ("antialias", "exclude_outside") if not attributes.get(name)
+        ]
+        if missing:
+            return f"Its Resize lacks {' and '.join(missing)}, which Pillow's resize needs. "
     return ""
 
 
 def diagnose_input(
-    found: NDArray[np.float32],
+    inputs: NDArray[np.float32],
     expected: NDArray[np.float32],
     crops: NDArray[np.uint8],
-    contract: Preprocessing,
+    preprocessing: Preprocessing,
 ) -> str:
-    """A sentence on the network's input [batch, 3, S, S], computed in the graph from its own crops; empty where it agrees."""
-    if float(np.abs(found - expected).max()) <= _INPUT_TOLERANCE:
+    """Explain why network inputs [batch, 3, S, S] differ from the expected ones.
+
+    Args:
+        inputs: computed in the graph from `crops`.
+        expected: normalized `crops`.
+        crops: the graph's crops, [batch, S, S, 3].
+        preprocessing: its mean and std are the expected ones.
+
+    Returns:
+        One sentence, or an empty string if the inputs agree.
+    """
+    if float(np.abs(inputs - expected).max()) <= _INPUT_TOLERANCE:
         return ""
+    expected_mean = np.array(preprocessing.mean, np.float32).reshape(3, 1, 1)
+    expected_std = np.array(preprocessing.std, np.float32).reshape(3, 1, 1)
+    pixels = (inputs * expected_std + expected_mean).transpose(0, 2, 3, 1) * 255
     for order in permutations(range(3)):
-        scaled = found * np.array(contract.std, np.float32).reshape(3, 1, 1) + np.array(
-            contract.mean, np.float32
-        ).reshape(3, 1, 1)
-        pixels = scaled.transpose(0, 2, 3, 1) * 255
-        if (
-            order != (0, 1, 2)
-            and np.abs(pixels - crops[..., list(order)]).max() <= _PIXEL_TOLERANCE
-        ):
-            letters = "".join("RGB"[channel] for channel in order)
-            return f"After the resize the file puts the channels in the order {letters} instead of RGB. "
-    for channel in range(3):
-        # pixel / 255 = std * input + mean, whatever mean and std the file has.
-        values, given = crops[..., channel].ravel() / 255.0, found[:, channel].ravel()
-        if np.ptp(given) == 0:
-            return f"The file gives the network one constant for channel {'RGB'[channel]}. "
-        std, mean = np.polyfit(given, values, 1)
-        if abs(mean - contract.mean[channel]) > 1e-3 or abs(std - contract.std[channel]) > 1e-3:
+        if order == (0, 1, 2):
+            continue
+        if np.abs(pixels - crops[..., list(order)]).max() <= _PIXEL_TOLERANCE:
             return (
-                f"The file normalises channel {'RGB'[channel]} with mean {mean:.3f} and std {std:.3f}; "
-                f"training did with {contract.mean[channel]:.3f} and {contract.std[channel]:.3f}. "
+                f"After the resize the channels are in the order {_letters(order)} instead of RGB. "
             )
-    return "The pixels are right and the network's input is not: the steps between them differ. "
+    for channel in range(3):
+        # pixel / 255 = std * input + mean, so a linear fit recovers the file's mean and std.
+        channel_inputs = inputs[:, channel].ravel()
+        if np.ptp(channel_inputs) == 0:
+            return f"The network's input is one constant for channel {'RGB'[channel]}. "
+        std, mean = np.polyfit(channel_inputs, crops[..., channel].ravel() / 255.0, 1)
+        mean_difference = abs(mean - preprocessing.mean[channel])
+        std_difference = abs(std - preprocessing.std[channel])
+        if mean_difference > 1e-3 or std_difference > 1e-3:
+            return (
+                f"The file normalizes channel {'RGB'[channel]} with mean {mean:.3f} and std {std:.3f}; "
+                f"training used {preprocessing.mean[channel]:.3f} and {preprocessing.std[channel]:.3f}. "
+            )
+    return "The pixels are right but the network's input is not; check the steps between them. "
 
 
 def diagnose_logits(
-    reference: NDArray[np.float32], answer: NDArray[np.float32], tolerance: float
+    reference: NDArray[np.float32], logits: NDArray[np.float32], tolerance: float
 ) -> str:
-    """A sentence where logits [images, classes] are the right ones in another order; empty otherwise."""
-    if (
-        reference.shape != answer.shape
-        or not np.isfinite(answer).all()
-        or reference.shape[1] > 2000
-    ):
+    """Return a sentence if `logits` [images, classes] are permuted; otherwise an empty string."""
+    if reference.shape != logits.shape or reference.shape[1] > 2000:
         return ""
-    # Sorted by their values on all images, equal columns come to equal places.
-    left, right = np.lexsort(reference[::-1]), np.lexsort(answer[::-1])
-    if (
-        np.array_equal(left, right)
-        or float(np.abs(reference[:, left] - answer[:, right]).max()) > tolerance
-    ):
+    if not np.isfinite(logits).all():
         return ""
-    output, label = next(
-        pair
-        for pair in sorted(zip(right.tolist(), left.tolist(), strict=True))
-        if pair[0] != pair[1]
-    )
+    # Sorting the columns by their values on all images brings equal columns to equal positions.
+    left, right = np.lexsort(reference[::-1]), np.lexsort(logits[::-1])
+    if np.array_equal(left, right):
+        return ""
+    if float(np.abs(reference[:, left] - logits[:, right]).max()) > tolerance:
+        return ""
+    pairs = sorted(zip(right.tolist(), left.tolist(), strict=True))
+    output, label = next(pair for pair in pairs if pair[0] != pair[1])
     return (
         f"The logits are PyTorch's in another order of labels: output {output} is class {label}. "
     )

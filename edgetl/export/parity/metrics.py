@@ -1,4 +1,4 @@
-"""What a file's answers on the proof images are worth: accuracy, and where they differ from PyTorch's."""
+"""Metrics of an ONNX file on the proof images: accuracy, and differences from PyTorch."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from edgetl.export.graph.torch_export import LOGITS
 
 Logits = NDArray[np.float32]
 CROSS_DEVICE_MARGIN = 1.25
-"""On another device a file may be so many times as far from PyTorch as it was here."""
+"""Allowed growth of the logit difference on another device."""
 _MAX_LISTED_FLIPS = 50
-"""Most flips that are named in bundle.json."""
+"""Largest number of flips listed in bundle.json."""
 
 
 @dataclass(frozen=True)
 class EvaluationImages:
-    """The images that an export is proven on."""
+    """Images used to prove an export."""
 
     files: Sequence[Path]
     labels: Sequence[str] | None
-    """True labels, where accuracy may be measured on these images."""
+    """True labels; None if accuracy must not be measured on these images."""
     kind: str
-    """`validation`, `training`, `given` or `generated`."""
+    """Source of the images: `validation`, `training`, `given` or `generated`."""
 
 
 @dataclass(frozen=True)
 class LabelFlip:
-    """An image that two models label differently."""
+    """An image with different labels from PyTorch and from the ONNX file."""
 
     file: Path
     truth: str | None
@@ -48,34 +48,34 @@ class LabelFlip:
 
 
 def logits_for_images(
-    file: Path, images: EvaluationImages, contract: Preprocessing, input_kind: InputKind
+    file: Path, images: EvaluationImages, preprocessing: Preprocessing, input_kind: InputKind
 ) -> Logits:
-    """Logits [images, classes] of a whole ONNX file for decoded photos, one at a time."""
+    """Run a bundle's ONNX file on decoded photos, one by one; return logits [images, classes]."""
     decoded = (load_image(path) for path in images.files)
-    return logits_for_batches(
-        file,
-        (
-            image[None] if input_kind == "image" else preprocess(image, contract)
-            for image in decoded
-        ),
+    batches = (
+        image[None] if input_kind == "image" else preprocess(image, preprocessing)
+        for image in decoded
     )
+    return logits_for_batches(file, batches)
 
 
-def logits_for_batches(file: Path, feeds: Iterable[NDArray[np.generic]]) -> Logits:
-    """Logits [all rows, classes] of an ONNX file for batches of its input."""
+def logits_for_batches(file: Path, batches: Iterable[NDArray[np.generic]]) -> Logits:
+    """Run an ONNX file on batches of its input; return logits [all rows, classes]."""
     session = create_session(file)
     name = session.get_inputs()[0].name
-    return np.concatenate([session.run([LOGITS], {name: feed})[0] for feed in feeds])
+    return np.concatenate([session.run([LOGITS], {name: batch})[0] for batch in batches])
 
 
 def compute_accuracy(
     logits: Logits, reference: Logits, images: EvaluationImages, labels: Sequence[str]
 ) -> dict[str, Any]:
-    """What a file itself got right; empty where there are no labels to compare with.
+    """Compute the file's accuracy entry for bundle.json; empty without true labels.
 
     Args:
-        logits: the file's, [images, classes].
-        reference: PyTorch's.
+        logits: of the file, [images, classes].
+        reference: of PyTorch, [images, classes].
+        images: proof images with their true labels.
+        labels: class names, in the order of the logits.
     """
     if images.labels is None:
         return {}
@@ -97,12 +97,16 @@ def compute_accuracy(
 
 
 def compute_parity(
-    logits: Logits, reference: Logits, kind: str, on_golden: float
+    logits: Logits, reference: Logits, kind: str, golden_difference: float
 ) -> dict[str, Any]:
-    """How far a smaller variant's answers are from PyTorch's: its `parity` in bundle.json.
+    """Compute a smaller variant's `parity` entry for bundle.json.
 
     Args:
-        on_golden: largest difference on the bundle's reference images, which a device will be checked with.
+        logits: of the variant, [images, classes].
+        reference: of PyTorch, [images, classes].
+        kind: source of the images; see `EvaluationImages.kind`.
+        golden_difference: largest logit difference on the golden images, which devices are
+            checked with.
     """
     difference = np.abs(logits - reference)
     largest = float(difference.max())
@@ -113,7 +117,7 @@ def compute_parity(
             "max_abs_diff": largest,
             "mean_abs_diff": float(difference.mean()),
             "top1_agreement": float((logits.argmax(1) == reference.argmax(1)).mean()),
-            "tolerance": CROSS_DEVICE_MARGIN * max(largest, on_golden),
+            "tolerance": CROSS_DEVICE_MARGIN * max(largest, golden_difference),
         }
     }
 
@@ -121,21 +125,24 @@ def compute_parity(
 def find_label_flips(
     logits: Logits, reference: Logits, images: EvaluationImages, labels: Sequence[str]
 ) -> list[LabelFlip]:
-    """The images that the file labels otherwise than PyTorch, in order."""
-    found, expected = logits.argmax(1), reference.argmax(1)
+    """Return the images whose label differs from PyTorch's, in order."""
+    predicted, expected = logits.argmax(1), reference.argmax(1)
     return [
         LabelFlip(
             images.files[index],
             images.labels[index] if images.labels else None,
             labels[expected[index]],
-            labels[found[index]],
+            labels[predicted[index]],
         )
-        for index in (int(index) for index in np.flatnonzero(found != expected))
+        for index in np.flatnonzero(predicted != expected).tolist()
     ]
 
 
-def label_flips_to_json(found: Sequence[LabelFlip]) -> list[dict[str, Any]]:
-    """As they stand in bundle.json: folder and name of the file, so that no path of this machine travels."""
+def label_flips_to_json(flips: Sequence[LabelFlip]) -> list[dict[str, Any]]:
+    """Return the flips' entries in bundle.json.
+
+    Images are identified by folder and file name, so that no path of this machine is published.
+    """
     return [
         {
             "image": "/".join(flip.file.parts[-2:]),
@@ -143,5 +150,5 @@ def label_flips_to_json(found: Sequence[LabelFlip]) -> list[dict[str, Any]]:
             "pytorch": flip.expected,
             "onnx": flip.predicted,
         }
-        for flip in found[:_MAX_LISTED_FLIPS]
+        for flip in flips[:_MAX_LISTED_FLIPS]
     ]

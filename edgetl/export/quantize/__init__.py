@@ -1,1 +1,1 @@
-"""Smaller variants: fp16 and int8."""
+"""Quantization to smaller variants: fp16 and int8."""

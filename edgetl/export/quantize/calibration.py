@@ -1,4 +1,4 @@
-"""What flows through the float network on calibration images: once observed, ranges by any method follow from it."""
+"""Calibration: activation statistics of the float network, and quantization ranges from them."""
 
 from __future__ import annotations
 
@@ -21,74 +21,80 @@ from edgetl.export.graph.preprocessing import PIXELS
 from edgetl.export.quantize.images import CroppedImages
 
 CalibrationMethodName = Literal["minmax", "entropy", "percentile"]
-"""Ranges as observed; those that lose least information (Migacz, 2017); those that hold all but one value in ten thousand."""
+"""Calibration method.
+
+`minmax` takes the observed range, `entropy` the range that loses the least information (Migacz,
+2017), `percentile` the range that contains all but one in ten thousand values.
+"""
 CALIBRATION_METHODS: tuple[CalibrationMethodName, ...] = get_args(CalibrationMethodName)
 Range = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 _PERCENTILE = 99.99
 _BINS, _QUANTIZED_BINS = 512, 128
 _SAMPLING_STRIDES, _MAX_UNSAMPLED_VALUES = (13, 11), 50_000
-"""Every so manieth value of a large batch goes into the histograms; none that divides the width, or it would see a few columns only."""
+"""Strides for sampling large batches into the histograms.
+
+A stride must not divide the width, otherwise only some columns are sampled.
+"""
 _BATCH = 4
 
 
 @dataclass
 class ActivationStats:
-    """One value of the graph."""
+    """Running statistics of one value of the graph."""
 
     low: float = np.inf
     high: float = -np.inf
     channel_sums: NDArray[np.float64] | None = None
-    """Per channel, over images and places."""
+    """Sum per channel over images and positions, [channels]."""
     count: int = 0
-    """Values per channel in `total`."""
+    """Number of values per channel in `channel_sums`."""
 
     @property
     def channel_means(self) -> NDArray[np.float64]:
-        """[channels]."""
+        """Mean per channel, [channels]."""
         assert self.channel_sums is not None
         return self.channel_sums / max(1, self.count)
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Values of a batch: [batch, channels, ...]."""
-        self.low, self.high = (
-            min(self.low, float(values.min())),
-            max(self.high, float(values.max())),
-        )
+        """Add the values of a batch, [batch, channels, ...]."""
+        self.low = min(self.low, float(values.min()))
+        self.high = max(self.high, float(values.max()))
         axes = tuple(axis for axis in range(values.ndim) if axis != 1)
-        total = values.sum(axis=axes).astype(np.float64)
-        self.channel_sums = total if self.channel_sums is None else self.channel_sums + total
+        sums = values.sum(axis=axes).astype(np.float64)
+        self.channel_sums = sums if self.channel_sums is None else self.channel_sums + sums
         self.count += values.size // values.shape[1]
+
+    @property
+    def magnitude(self) -> float:
+        """Largest absolute value."""
+        return max(-self.low, self.high)
 
 
 class Calibration:
     """Statistics of every float value inside a network."""
 
     def __init__(self, network: onnx.ModelProto, images: CroppedImages) -> None:
-        """Run the images through.
+        """Run the network on the images.
 
         Args:
             network: `pixels` -> `logits`, with the types of inner values (ONNX shape inference).
+            images: calibration images.
         """
         self._names = _float_values(network)
         self.activation_stats: dict[str, ActivationStats] = {
             name: ActivationStats() for name in self._names
         }
-        # Only min-max and histograms around zero are needed: "entropy" collects those, which the percentiles are read from as well.
+        # In "entropy" mode the collector keeps histograms around zero, which also give percentiles.
         self._histograms = HistogramCollector(
             "entropy", False, _BINS, _QUANTIZED_BINS, _PERCENTILE, None
         )
-        session = create_session(
-            with_outputs(
-                network, [name for name in self._names if name != PIXELS]
-            ).SerializeToString()
-        )
-        outputs = [output.name for output in session.get_outputs()]
+        model = with_outputs(network, [name for name in self._names if name != PIXELS])
+        session = create_session(model.SerializeToString())
+        output_names = [output.name for output in session.get_outputs()]
         for batch in images.batches(_BATCH):
-            values = {
-                PIXELS: batch,
-                **dict(zip(outputs, session.run(outputs, {PIXELS: batch}), strict=True)),
-            }
+            outputs = zip(output_names, session.run(output_names, {PIXELS: batch}), strict=True)
+            values = {PIXELS: batch, **dict(outputs)}
             self._add({name: values[name] for name in self._names})
 
     def _add(self, values: dict[str, NDArray[np.float32]]) -> None:
@@ -100,39 +106,35 @@ class Calibration:
             )
 
     def ranges(self, method: CalibrationMethodName) -> TensorsData:
-        """For onnxruntime's quantizer."""
-        found: dict[str, Range] = getattr(self, f"_{method}")
-        return TensorsData(CalibrationMethod.MinMax, dict(found))
+        """Return the range of every value, in the format of onnxruntime's quantizer."""
+        ranges: dict[str, Range] = getattr(self, f"_{method}")
+        return TensorsData(CalibrationMethod.MinMax, dict(ranges))
 
     @property
     def largest_activation(self) -> tuple[str, float]:
-        """The value of largest magnitude, with its name."""
-        name = max(
-            self._names,
-            key=lambda name: max(
-                -self.activation_stats[name].low, self.activation_stats[name].high
-            ),
-        )
-        return name, max(-self.activation_stats[name].low, self.activation_stats[name].high)
+        """Name and magnitude of the value with the largest magnitude."""
+        name = max(self._names, key=lambda name: self.activation_stats[name].magnitude)
+        return name, self.activation_stats[name].magnitude
 
     @cached_property
     def _minmax(self) -> dict[str, Range]:
         return {
-            name: (np.float32(seen.low), np.float32(seen.high))  # type: ignore[misc]
-            for name, seen in self.activation_stats.items()
+            name: (np.float32(stats.low), np.float32(stats.high))  # type: ignore[misc]
+            for name, stats in self.activation_stats.items()
         }
 
     @cached_property
     def _entropy(self) -> dict[str, Range]:
-        found = {}
+        thresholds = {}
         for name, (counts, edges, *bounds) in self._histograms.histogram_dict.items():
-            # In pairs: the search is quadratic in the number of bins.
+            # Merge pairs of bins, because the search is quadratic in the number of bins.
             while len(counts) > _BINS // 2 and len(counts) % 2 == 0:
-                counts, edges = counts[0::2] + counts[1::2], edges[0::2]
-            found[name] = self._histograms.get_entropy_threshold(
+                counts = counts[0::2] + counts[1::2]
+                edges = edges[0::2]
+            thresholds[name] = self._histograms.get_entropy_threshold(
                 (counts, edges, *bounds), _QUANTIZED_BINS
             )
-        return self._clip_to_minmax(found)
+        return self._clip_to_minmax(thresholds)
 
     @cached_property
     def _percentile(self) -> dict[str, Range]:
@@ -140,31 +142,25 @@ class Calibration:
             return self._clip_to_minmax(self._histograms.compute_percentile())
 
     def _clip_to_minmax(
-        self, found: dict[str, tuple[NDArray[np.float32], ...]]
+        self, thresholds: dict[str, tuple[NDArray[np.float32], ...]]
     ) -> dict[str, Range]:
-        # Thresholds are edges of bins: never wider than what was seen.
+        # Thresholds are edges of bins, which may lie outside the observed range.
         return {
             name: (
                 np.maximum(np.float32(low), self._minmax[name][0]),
                 np.minimum(np.float32(high), self._minmax[name][1]),
             )
-            for name, (low, high, *_) in found.items()
+            for name, (low, high, *_) in thresholds.items()
         }
 
 
 def _sample_values(values: NDArray[np.float32]) -> NDArray[np.float32]:
     flat = values.ravel()
-    return (
-        flat
-        if flat.size < _MAX_UNSAMPLED_VALUES
-        else flat[
-            :: next(
-                stride
-                for stride in _SAMPLING_STRIDES
-                if values.shape[-1] % stride or stride == _SAMPLING_STRIDES[-1]
-            )
-        ]
-    )
+    if flat.size < _MAX_UNSAMPLED_VALUES:
+        return flat
+    width = values.shape[-1]
+    fallback = _SAMPLING_STRIDES[-1]
+    return flat[:: next((stride for stride in _SAMPLING_STRIDES if width % stride), fallback)]
 
 
 def _float_values(network: onnx.ModelProto) -> list[str]:

@@ -1,4 +1,4 @@
-"""What quantizers leave behind, put in order: nodes out of order, constants written many times, notes."""
+"""Cleanup of ONNX graphs written by onnxruntime's quantizers, and handling of their errors."""
 
 from __future__ import annotations
 
@@ -15,28 +15,35 @@ from edgetl.core.errors import ExportError
 
 @contextmanager
 def wrap_quantizer_errors(quantizer: str, variant: str) -> Iterator[None]:
-    """Run one of onnxruntime's quantizers in the block: without its warnings, and with its failure as one sentence.
+    """Run one of onnxruntime's quantizers in the block, without its warnings.
+
+    Args:
+        quantizer: its name and what failed, for the message.
+        variant: value to remove from --variants, for the message.
 
     Raises:
-        ExportError: it cannot take the network.
+        ExportError: the quantizer failed.
     """
     root = logging.getLogger()
     level = root.level
-    # It warns on the root logger of what is wanted here: nodes that stay in float.
+    # The quantizer logs warnings about nodes that stay in float, which is intended here.
     root.setLevel(logging.ERROR)
     try:
         yield
-    except Exception as cause:  # the quantizers raise whatever numpy, onnx and themselves raise
+    except Exception as cause:  # quantizers raise exceptions of numpy, onnx and their own
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise ExportError(
-            f"onnxruntime's {quantizer}: {reason} Leave {variant} out of --variants."
+            f"onnxruntime's {quantizer}: {reason} Remove {variant} from --variants."
         ) from cause
     finally:
         root.setLevel(level)
 
 
 def clean_up_graph(network: onnx.ModelProto) -> onnx.ModelProto:
-    """The network with its nodes in topological order, each constant once and no notes; it may be changed in place."""
+    """Sort the nodes topologically, deduplicate constants and remove notes.
+
+    The network may be changed in place; use the returned model.
+    """
     wrapped = ONNXModel(network)
     wrapped.topological_sort()
     model: onnx.ModelProto = wrapped.model
@@ -49,31 +56,36 @@ def clean_up_graph(network: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _deduplicate_initializers(network: onnx.ModelProto) -> None:
-    # Quantization writes zero points of nothing but zeros for every layer.
-    first: dict[tuple[int, tuple[int, ...], bytes], str] = {}
+    # The quantizers write all-zero zero points for every layer.
+    names_by_content: dict[tuple[int, tuple[int, ...], bytes], str] = {}
     renamed: dict[str, str] = {}
-    kept = []
+    unique = []
     for value in network.graph.initializer:
-        array = numpy_helper.to_array(value)
-        name = first.setdefault((value.data_type, tuple(value.dims), array.tobytes()), value.name)
+        content = (
+            value.data_type,
+            tuple(value.dims),
+            numpy_helper.to_array(value).tobytes(),
+        )
+        name = names_by_content.setdefault(content, value.name)
         if name == value.name:
-            kept.append(value)
+            unique.append(value)
         else:
             renamed[value.name] = name
     del network.graph.initializer[:]
-    network.graph.initializer.extend(kept)
+    network.graph.initializer.extend(unique)
     for node in network.graph.node:
-        for position, name in enumerate(node.input):
-            node.input[position] = renamed.get(name, name)
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
 
 
 def _set_dequantize_axes(network: onnx.ModelProto) -> None:
-    """Constants of one axis are quantized along axis 0, said aloud.
+    """Set axis 0 explicitly on DequantizeLinear nodes of scalars and vectors.
 
-    ONNX's default is axis 1, which means nothing where there is one scale; OpenCV's dnn (4.14) refuses the file for it.
+    ONNX's default is axis 1, which has no effect with one scale, but OpenCV's dnn (4.14) rejects
+    such files.
     """
-    axes = {value.name: len(value.dims) for value in network.graph.initializer}
+    ranks = {value.name: len(value.dims) for value in network.graph.initializer}
     for node in network.graph.node:
-        named = any(attribute.name == "axis" for attribute in node.attribute)
-        if node.op_type == "DequantizeLinear" and axes.get(node.input[0], 2) < 2 and not named:
+        has_axis = any(attribute.name == "axis" for attribute in node.attribute)
+        if node.op_type == "DequantizeLinear" and ranks.get(node.input[0], 2) < 2 and not has_axis:
             node.attribute.append(helper.make_attribute("axis", 0))

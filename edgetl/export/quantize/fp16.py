@@ -1,4 +1,4 @@
-"""float16 inside, float32 at both ends: half the size, and faster where the hardware has it."""
+"""Conversion to float16 with float32 input and output: half the size, faster on suited hardware."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from edgetl.export.quantize.cleanup import clean_up_graph
 from edgetl.export.quantize.task import QuantizationTask, QuantizedModel
 
 _FLOAT16_MAX = 65504.0
-"""Of float16's finite numbers."""
+"""Largest finite float16 number."""
 _OVERFLOW_MARGIN = 4.0
-"""Photos that were not seen may excite a channel more than those that were."""
+"""Margin for unseen photos, whose activations may be larger."""
 
 
 def convert_to_fp16(task: QuantizationTask) -> QuantizedModel:
-    """Convert all but the ends.
+    """Convert the network to float16, except its input and output.
 
     Raises:
         ExportError: a weight or an activation is too large for float16.
@@ -33,24 +33,24 @@ def convert_to_fp16(task: QuantizationTask) -> QuantizedModel:
     name, largest = Calibration(task.network, task.images.held_out).largest_activation
     if largest * _OVERFLOW_MARGIN > _FLOAT16_MAX:
         raise ExportError(
-            f"fp16 would overflow: {name} reaches {largest:.3g} on training images, and float16 ends at {_FLOAT16_MAX:g} "
-            f"(a margin of {_OVERFLOW_MARGIN:g} is kept). Leave fp16 out of --variants."
+            f"fp16 would overflow: {name} reaches {largest:.3g} on training images, and the float16 limit is "
+            f"{_FLOAT16_MAX:g} (with a safety factor of {_OVERFLOW_MARGIN:g}). Remove fp16 from --variants."
         )
     for value in task.network.graph.initializer:
         weights = numpy_helper.to_array(value)
-        if (
-            weights.dtype == np.float32
-            and weights.size
-            and float(np.abs(weights).max()) > _FLOAT16_MAX
-        ):
+        if weights.dtype != np.float32 or not weights.size:
+            continue
+        peak = float(np.abs(weights).max())
+        if peak > _FLOAT16_MAX:
             raise ExportError(
-                f"fp16 would overflow: the weights {value.name} reach {float(np.abs(weights).max()):.3g}. Leave fp16 out."
+                f"fp16 would overflow: the weights {value.name} reach {peak:.3g}. Remove fp16 from --variants."
             )
     copy = onnx.ModelProto()
     copy.CopyFrom(task.network)
     logging.getLogger("onnxruntime.transformers.float16").setLevel(logging.ERROR)
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        # It warns of weights below float16's smallest number, which become it: far below what parity can see.
+        # Suppress warnings about weights below float16's smallest number. They are rounded to it,
+        # which is far below what the parity proof can detect.
         warnings.simplefilter("ignore")
         converted: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True)
     return QuantizedModel(

@@ -1,4 +1,4 @@
-"""The images that quantization looks at: some to calibrate, others to score, all of them training images."""
+"""Training images for quantization: one part for calibration, another for scoring."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ _BATCH = 16
 
 @dataclass(frozen=True)
 class CroppedImages:
-    """Images after the evaluation preprocessing, up to normalisation."""
+    """Images after the evaluation preprocessing, before normalization."""
 
     pixels: NDArray[np.uint8]
-    """[images, S, S, 3]."""
+    """Crops, [images, S, S, 3]."""
     labels: NDArray[np.int64] | None
-    """[images], where labels are known."""
+    """Class indices, [images]; None without labels."""
     preprocessing: Preprocessing
 
     def __len__(self) -> int:
-        """Images."""
+        """Return the number of images."""
         return len(self.pixels)
 
     def batches(self, size: int = _BATCH) -> Iterator[NDArray[np.float32]]:
-        """The network's inputs: float32 [at most size, 3, S, S]."""
+        """Yield network inputs, float32 [at most size, 3, S, S]."""
         for start in range(0, len(self), size):
             yield normalize(self.pixels[start : start + size], self.preprocessing)
 
     def take(self, count: int) -> CroppedImages:
-        """At most so many of them."""
+        """Return the first `count` images, or all if there are fewer."""
         return CroppedImages(
             self.pixels[:count],
             None if self.labels is None else self.labels[:count],
@@ -49,70 +49,75 @@ class CroppedImages:
 
 @dataclass(frozen=True)
 class QuantizationImages:
-    """Two disjoint parts of the training images."""
+    """Two disjoint subsets of the training images."""
 
     calibration: CroppedImages
     held_out: CroppedImages
-    """Candidates are scored on these."""
+    """Images for scoring candidates."""
 
 
 def load_quantization_images(
     files: Sequence[Path],
     labels: Sequence[int] | None,
-    contract: Preprocessing,
+    preprocessing: Preprocessing,
     kind: str,
     seed: int = 0,
 ) -> QuantizationImages:
-    """Choose and decode; every class has its share in both parts, and equal arguments give equal parts.
+    """Split and decode the images, stratified by class; equal arguments give equal subsets.
 
     Args:
-        kind: where the files come from, for the message.
+        files: training images.
+        labels: class index of each file; None without labels.
+        preprocessing: the evaluation preprocessing.
+        kind: source of the files, for the error message.
+        seed: for the order within each class.
 
     Raises:
-        ExportError: too few images.
-        DecodeError: one cannot be read.
+        ExportError: there are too few images.
+        DecodeError: an image cannot be read.
     """
     check_image_count(len(files), kind)
     order = _stratified_order(labels or [0] * len(files), seed)
-    held_back = min(MAX_HELD_OUT_IMAGES, int(len(files) * _HELD_OUT_SHARE))
-    # Two ends of one sequence in which the classes take turns.
+    held_out = min(MAX_HELD_OUT_IMAGES, int(len(files) * _HELD_OUT_SHARE))
+    split = len(files) - held_out
     return QuantizationImages(
-        _load_cropped_images(
-            order[: len(files) - held_back][:MAX_CALIBRATION_IMAGES], files, labels, contract
-        ),
-        _load_cropped_images(order[len(files) - held_back :], files, labels, contract),
+        _load_cropped_images(order[:split][:MAX_CALIBRATION_IMAGES], files, labels, preprocessing),
+        _load_cropped_images(order[split:], files, labels, preprocessing),
     )
 
 
 def check_image_count(images: int, kind: str) -> None:
-    """Raise ExportError when there are too few images to quantize by."""
+    """Check the number of images for quantization.
+
+    Raises:
+        ExportError: there are too few images.
+    """
     if images < MIN_QUANTIZATION_IMAGES:
         raise ExportError(
-            f"int8 and fp16 need at least {MIN_QUANTIZATION_IMAGES} images to calibrate and to score on, and there are {images} ({kind}). "
-            "Add images, or leave them out of --variants."
+            f"int8 and fp16 need at least {MIN_QUANTIZATION_IMAGES} images for calibration and scoring, "
+            f"got {images} ({kind}). Add images, or remove int8 and fp16 from --variants."
         )
 
 
 def _stratified_order(labels: Sequence[int], seed: int) -> list[int]:
-    """All indices, each class spread evenly over the whole sequence."""
+    """Return all indices in an order that spreads each class evenly over the sequence."""
     generator = np.random.default_rng(seed)
     counts = np.bincount(np.asarray(labels))
-    place = np.empty(len(labels))
+    positions = np.empty(len(labels))
     for label, count in enumerate(counts):
         members = generator.permutation(np.flatnonzero(np.asarray(labels) == label))
-        place[members] = (np.arange(count) + generator.random()) / max(1, count)
-    return [int(index) for index in np.argsort(place, kind="stable")]
+        positions[members] = (np.arange(count) + generator.random()) / max(1, count)
+    return [int(index) for index in np.argsort(positions, kind="stable")]
 
 
 def _load_cropped_images(
-    chosen: Sequence[int],
+    indices: Sequence[int],
     files: Sequence[Path],
     labels: Sequence[int] | None,
-    contract: Preprocessing,
+    preprocessing: Preprocessing,
 ) -> CroppedImages:
-    pixels = np.stack([resize_and_crop(load_image(files[index]), contract) for index in chosen])
-    return CroppedImages(
-        pixels,
-        None if labels is None else np.array([labels[index] for index in chosen], np.int64),
-        contract,
-    )
+    crops = [resize_and_crop(load_image(files[index]), preprocessing) for index in indices]
+    selected_labels = None
+    if labels is not None:
+        selected_labels = np.array([labels[index] for index in indices], np.int64)
+    return CroppedImages(np.stack(crops), selected_labels, preprocessing)

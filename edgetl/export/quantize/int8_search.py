@@ -1,4 +1,4 @@
-"""Static int8: a search over calibration methods and types, then repairs until the accuracy fits or int8 is given up."""
+"""Static int8: search calibration methods and types, then repair until the accuracy fits."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ from edgetl.export.quantize.scoring import CandidateScore, CandidateScorer
 from edgetl.export.quantize.task import QuantizationTask, QuantizedModel
 
 _MAX_SLOWDOWN = 1.25
-"""A candidate that takes this much longer than the fastest is out; nearer ones differ by noise, and accuracy decides."""
+"""Largest latency relative to the fastest candidate; smaller differences count as noise."""
 _HOPELESS_SLOWDOWN = 2.0
-"""A type of activations is given up when its fastest takes so many times the other's slowest."""
+"""Ratio, fastest of one activation type to slowest of the other, at which the former is skipped."""
 _MAX_LISTED_LAYERS = 5
-"""Worst layers that are named."""
+"""Number of worst layers listed in the report."""
 _MAX_RESTORED_SHARE = 0.5
-"""Share of the layers that may go back to float before int8 is given up."""
+"""Largest share of the layers to restore to float."""
 
 
 @dataclass(frozen=True)
 class Int8Candidate:
-    """A network that was tried."""
+    """A quantized network with its score."""
 
     scheme: Scheme
     network: onnx.ModelProto
     score: CandidateScore
     repairs: tuple[str, ...] = ()
-    """In words, in the order in which they were made."""
+    """Names of the repairs, in the order applied."""
     restored_layers: tuple[str, ...] = ()
-    """Layers that stay in float."""
+    """Names of the layers that stay in float."""
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in bundle.json."""
+        """Return the candidate's entry in bundle.json."""
         return {
             "scheme": self.scheme.to_json(),
             "repairs": list(self.repairs),
@@ -52,16 +52,18 @@ class Int8Candidate:
 
 
 def quantize_static_int8(task: QuantizationTask) -> QuantizedModel:
-    """The search; its outcome may lose more than the budget, which `kept` then says.
+    """Search for the best static int8 network.
+
+    If no candidate meets the accuracy limit, the best one is returned with `is_within_limit` False.
 
     Raises:
-        ExportError: too few images, or the quantizer cannot take the network.
+        ExportError: there are too few images, or onnxruntime cannot quantize the network.
     """
     return _Int8Search(task).run()
 
 
 def candidate_schemes(has_vnni: bool, quick: bool = False) -> Iterator[Scheme]:
-    """Everything that is tried on a CPU; quickly, what is chosen most often."""
+    """Yield the schemes to try on a CPU; with `quick`, only those chosen most often."""
     if quick:
         yield from (
             Scheme(method, True, "uint8", reduce_range=not has_vnni)
@@ -78,19 +80,20 @@ class _Int8Search:
     task: QuantizationTask
     candidates: list[Int8Candidate] = field(default_factory=list)
     worst_layers: list[str] = field(default_factory=list)
-    """Layers by what quantizing them destroys; empty while nothing had to be repaired."""
+    """Layer names by quantization error, worst first; empty if no repair was needed."""
 
     def run(self) -> QuantizedModel:
         task = self.task
-        self._network, self._uses_bias_correction = rewrite_operators(task.network), False
+        self._network = rewrite_operators(task.network)
+        self._uses_bias_correction = False
         self._scorer = CandidateScorer(task.network, task.images.held_out)
         task.notify("Observing activations for int8", 0, 0)
         self._calibration = Calibration(self._network, task.images.calibration)
         vnni = has_int8_dot_product()
         self._float_score = self._scorer.score(task.network)
-        wanted = list(candidate_schemes(vnni, task.quick))
-        for number, scheme in enumerate(wanted):
-            task.notify("Searching for int8", number, len(wanted))
+        schemes = list(candidate_schemes(vnni, task.quick))
+        for number, scheme in enumerate(schemes):
+            task.notify("Searching for int8", number, len(schemes))
             if not self._is_hopeless(scheme):
                 self._try_scheme(scheme)
         best = self._correct_bias(self._select_best(self.candidates))
@@ -117,58 +120,52 @@ class _Int8Search:
     def _try_scheme(
         self, scheme: Scheme, repairs: tuple[str, ...] = (), restored: tuple[str, ...] = ()
     ) -> Int8Candidate:
-        network = (
-            correct_biases(self._network, self._calibration, scheme, restored)
-            if self._uses_bias_correction
-            else self._network
-        )
+        network = self._network
+        if self._uses_bias_correction:
+            network = correct_biases(network, self._calibration, scheme, restored)
         quantized = quantize(network, self._calibration.ranges(scheme.method), scheme, restored)
-        candidate = Int8Candidate(
-            scheme, quantized, self._scorer.score(quantized), repairs, restored
-        )
+        score = self._scorer.score(quantized)
+        candidate = Int8Candidate(scheme, quantized, score, repairs, restored)
         self.candidates.append(candidate)
         return candidate
 
     def _is_hopeless(self, scheme: Scheme) -> bool:
-        # Of another type of activations all that was tried takes twice as long as the slowest of the first: no range will mend that.
-        own = [
-            candidate.score.ms
-            for candidate in self.candidates
-            if candidate.scheme.activations == scheme.activations
-        ]
-        others = [
-            candidate.score.ms
-            for candidate in self.candidates
-            if candidate.scheme.activations != scheme.activations
-        ]
-        return bool(own and others) and min(own) > _HOPELESS_SLOWDOWN * max(others)
+        # If all candidates of this activation type are over twice as slow as the slowest of the
+        # other type, no calibration method can fix that.
+        same_type_ms, other_type_ms = [], []
+        for candidate in self.candidates:
+            if candidate.scheme.activations == scheme.activations:
+                same_type_ms.append(candidate.score.ms)
+            else:
+                other_type_ms.append(candidate.score.ms)
+        if not same_type_ms or not other_type_ms:
+            return False
+        return min(same_type_ms) > _HOPELESS_SLOWDOWN * max(other_type_ms)
 
     def _is_within_limit(self, candidate: Int8Candidate) -> bool:
         return candidate.score.drop <= self.task.max_accuracy_drop
 
     def _select_best(self, candidates: list[Int8Candidate]) -> Int8Candidate:
-        # Those that fit the budget; of these the fast ones; of these the one nearest to float. None fits: of those that are any faster than
-        # float, if there are, the one that loses least.
+        # Among the fast candidates within the accuracy limit, take the one with the highest SQNR.
+        # If none is within the limit, take the smallest accuracy drop among those that are faster
+        # than float, or among all if none is.
         fitting = [candidate for candidate in candidates if self._is_within_limit(candidate)]
         if not fitting:
-            faster = [
-                candidate for candidate in candidates if candidate.score.ms < self._float_score.ms
-            ]
-            return min(
-                faster or candidates,
-                key=lambda candidate: (candidate.score.drop, -candidate.score.sqnr_db),
-            )
-        fastest = min(candidate.score.ms for candidate in fitting)
-        fast = [candidate for candidate in fitting if candidate.score.ms <= _MAX_SLOWDOWN * fastest]
+            float_ms = self._float_score.ms
+            faster = [candidate for candidate in candidates if candidate.score.ms < float_ms]
+            return min(faster or candidates, key=_loss)
+        fastest_ms = min(candidate.score.ms for candidate in fitting)
+        limit_ms = _MAX_SLOWDOWN * fastest_ms
+        fast = [candidate for candidate in fitting if candidate.score.ms <= limit_ms]
         return max(fast, key=lambda candidate: candidate.score.sqnr_db)
 
     def _correct_bias(self, best: Int8Candidate) -> Int8Candidate:
-        # What rounded weights do to the mean of a channel costs nothing to take back: it is tried whether the accuracy fits or not.
+        # Bias correction is free at run time, so it is tried even if the accuracy already fits.
         self.task.notify("Correcting biases of int8", 0, 0)
         self._uses_bias_correction = True
-        found = self._try_scheme(best.scheme, ("bias correction",))
-        self._uses_bias_correction = _is_better(found, best)
-        return found if self._uses_bias_correction else best
+        corrected = self._try_scheme(best.scheme, ("bias correction",))
+        self._uses_bias_correction = _is_better(corrected, best)
+        return corrected if self._uses_bias_correction else best
 
     def _repair(self, best: Int8Candidate) -> Int8Candidate:
         if self.task.quick:
@@ -179,32 +176,32 @@ class _Int8Search:
         )
         for repair, name in repairs:
             self.task.notify(f"Repairing int8: {name}", 0, 0)
-            made = repair()
-            if made is None:
+            repaired = repair()
+            if repaired is None:
                 continue
-            before = self._network, self._calibration
-            self._network, self._calibration = made
-            found = self._try_scheme(best.scheme, (*best.repairs, name))
-            if _is_better(found, best):
-                best = found
+            previous = self._network, self._calibration
+            self._network, self._calibration = repaired
+            candidate = self._try_scheme(best.scheme, (*best.repairs, name))
+            if _is_better(candidate, best):
+                best = candidate
             else:
-                self._network, self._calibration = before
+                self._network, self._calibration = previous
             if self._is_within_limit(best):
                 return best
         return self._restore_layers(best)
 
     def _without_rewrites(self) -> tuple[onnx.ModelProto, Calibration] | None:
-        # Rewritten operators are faster, and each of their steps rounds once more.
-        kinds = {node.op_type for node in self.task.network.graph.node}
-        if not kinds & DECOMPOSED_OPERATORS:
+        # Rewritten operators are faster, but each of their steps rounds the values again.
+        operators = {node.op_type for node in self.task.network.graph.node}
+        if not operators & DECOMPOSED_OPERATORS:
             return None
         return self.task.network, Calibration(self.task.network, self.task.images.calibration)
 
     def _with_equalization(self) -> tuple[onnx.ModelProto, Calibration] | None:
-        evened = equalize(self._network)
-        return (
-            None if evened is None else (evened, Calibration(evened, self.task.images.calibration))
-        )
+        equalized = equalize(self._network)
+        if equalized is None:
+            return None
+        return equalized, Calibration(equalized, self.task.images.calibration)
 
     def _restore_layers(self, best: Int8Candidate) -> Int8Candidate:
         scheme = best.scheme
@@ -214,21 +211,31 @@ class _Int8Search:
             scheme,
             self.task.images.calibration,
         )
-        most, count = int(len(list(find_layers(self._network))) * _MAX_RESTORED_SHARE), 1
-        while count <= most:
-            self.task.notify("Restoring layers to float", count, most)
-            found = self._try_scheme(scheme, best.repairs, tuple(self.worst_layers[:count]))
-            if self._is_within_limit(found):
-                return found
-            best = min(best, found, key=lambda candidate: candidate.score.drop)
-            count = most if count < most < 2 * count else 2 * count
+        limit = int(len(list(find_layers(self._network))) * _MAX_RESTORED_SHARE)
+        count = 1
+        while count <= limit:
+            self.task.notify("Restoring layers to float", count, limit)
+            candidate = self._try_scheme(scheme, best.repairs, tuple(self.worst_layers[:count]))
+            if self._is_within_limit(candidate):
+                return candidate
+            best = min(best, candidate, key=lambda candidate: candidate.score.drop)
+            # Double the count each time; the last attempt restores exactly `limit` layers.
+            count = limit if count < limit < 2 * count else 2 * count
         return best
 
     def _summarize(self, best: Int8Candidate) -> str:
-        after = f" after {', '.join(best.repairs)}" if best.repairs else ""
-        floats = f", {len(best.restored_layers)} layers in float" if best.restored_layers else ""
-        return f"{best.scheme.name}{after}{floats}"
+        text = best.scheme.name
+        if best.repairs:
+            text += f" after {', '.join(best.repairs)}"
+        if best.restored_layers:
+            text += f", {len(best.restored_layers)} layers in float"
+        return text
 
 
-def _is_better(one: Int8Candidate, other: Int8Candidate) -> bool:
-    return (one.score.drop, -one.score.sqnr_db) < (other.score.drop, -other.score.sqnr_db)
+def _is_better(candidate: Int8Candidate, best: Int8Candidate) -> bool:
+    return _loss(candidate) < _loss(best)
+
+
+def _loss(candidate: Int8Candidate) -> tuple[float, float]:
+    """Return the sort key for accuracy: the drop, then the negative SQNR."""
+    return candidate.score.drop, -candidate.score.sqnr_db

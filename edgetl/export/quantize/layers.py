@@ -1,4 +1,4 @@
-"""The layers with weights inside an ONNX network: convolutions and fully connected ones."""
+"""Layers with weights in an ONNX network: convolutions and fully connected layers."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Layer:
 
     node: NodeProto
     weight: NDArray[np.float32]
-    """[out, in / groups, height, width] of Conv, [out, in] of Gemm with transB."""
+    """Weights: [out, in / groups, height, width] of Conv, [out, in] of Gemm with transB."""
     bias: NDArray[np.float32] | None
     groups: int
 
     @property
     def name(self) -> str:
-        """The node's."""
+        """Name of the node."""
         return str(self.node.name)
 
 
 def find_layers(network: onnx.ModelProto) -> Iterator[Layer]:
-    """Conv, and Gemm as PyTorch's exporter writes a Linear (transB=1), in graph order."""
+    """Yield Conv nodes and Gemm nodes with transB=1 (PyTorch's Linear) in graph order."""
     constants = {value.name: value for value in network.graph.initializer}
     for node in network.graph.node:
         attributes = {attribute.name: attribute for attribute in node.attribute}
@@ -46,29 +46,29 @@ def find_layers(network: onnx.ModelProto) -> Iterator[Layer]:
 
 
 def with_constants(
-    network: onnx.ModelProto, changed: dict[str, NDArray[np.float32]]
+    network: onnx.ModelProto, constants: dict[str, NDArray[np.float32]]
 ) -> onnx.ModelProto:
-    """A copy with other values for these initializers."""
+    """Return a copy with new values for the initializers named in `constants`."""
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
     for value in copy.graph.initializer:
-        if value.name in changed:
-            value.CopyFrom(
-                numpy_helper.from_array(changed[value.name].astype(np.float32), value.name)
-            )
+        if value.name in constants:
+            array = constants[value.name].astype(np.float32)
+            value.CopyFrom(numpy_helper.from_array(array, value.name))
     return copy
 
 
 def fake_quantize_weight(
     weight: NDArray[np.float32], per_channel: bool, bits: int = 8
 ) -> NDArray[np.float32]:
-    """What weights become in signed symmetric integers, as floats again; the first axis is the output channel.
+    """Round weights to signed symmetric integers and convert them back to float.
 
     Args:
-        bits: 8, or 7 for onnxruntime's reduced range, whose steps are a 64th of the largest weight.
+        weight: the first axis is the output channel.
+        per_channel: use a scale for each output channel instead of one for all.
+        bits: 8, or 7 for onnxruntime's reduced range, whose step is 1/64 of the largest weight.
     """
     axes = tuple(range(1, weight.ndim)) if per_channel else None
-    scale = np.maximum(np.abs(weight).max(axis=axes, keepdims=True), 1e-12) / (
-        127 if bits == 8 else 64
-    )
+    peak = np.maximum(np.abs(weight).max(axis=axes, keepdims=True), 1e-12)
+    scale = peak / (127 if bits == 8 else 64)
     return np.asarray(np.round(weight / scale) * scale, np.float32)

@@ -1,4 +1,4 @@
-"""One way to quantize: onnxruntime's own quantizer, given ranges and a scheme."""
+"""Quantization to QDQ form with onnxruntime's quantizer, for given ranges and scheme."""
 
 from __future__ import annotations
 
@@ -15,50 +15,53 @@ from edgetl.export.quantize.cleanup import clean_up_graph, wrap_quantizer_errors
 from edgetl.export.quantize.layers import find_layers
 
 QUANTIZABLE_OPERATORS = sorted({*QLinearOpsRegistry, *QDQRegistry})
-"""What onnxruntime quantizes; everything else stays in float."""
+"""Operators that onnxruntime quantizes; all others stay in float."""
 
 _FUSED_ACTIVATIONS = ("Relu", "Clip")
-"""Activations that onnxruntime computes within the convolution before them."""
+"""Activations that onnxruntime fuses into the preceding convolution."""
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """Choices of static quantization; weights are signed and symmetric."""
+    """Options of static quantization; weights are signed and symmetric."""
 
     method: CalibrationMethodName
     per_channel: bool
-    """A scale for each output channel's weights, or one for all."""
+    """True for a scale per output channel of the weights, False for one scale per tensor."""
     activations: Literal["uint8", "int8"]
     reduce_range: bool = False
-    """Weights in 7 bits: without VNNI sums of two 8-bit products saturate in 16 bits."""
+    """Use 7-bit weights: without VNNI, sums of two 8-bit products saturate in 16 bits."""
 
     @property
     def name(self) -> str:
-        """For people: `U8S8 per channel, minmax`."""
+        """Readable name, such as `U8S8 per channel, minmax`."""
         types = "U8S8" if self.activations == "uint8" else "S8S8"
-        return f"{types}{' 7-bit weights' * self.reduce_range} per {'channel' if self.per_channel else 'tensor'}, {self.method}"
+        weights = " 7-bit weights" if self.reduce_range else ""
+        granularity = "channel" if self.per_channel else "tensor"
+        return f"{types}{weights} per {granularity}, {self.method}"
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in bundle.json."""
+        """Return the scheme's entry in bundle.json."""
         return asdict(self)
 
 
 def quantize(
     network: onnx.ModelProto, ranges: TensorsData, scheme: Scheme, excluded: Collection[str] = ()
 ) -> onnx.ModelProto:
-    """The network in QDQ form: quantized values between QuantizeLinear and DequantizeLinear, weights as int8.
+    """Quantize a network to QDQ form: QuantizeLinear and DequantizeLinear pairs, int8 weights.
 
     Args:
-        network: float, BatchNorm folded, with inferred shapes.
-        ranges: of every value in it.
+        network: float network with folded BatchNorm and inferred shapes.
+        ranges: range of every value in the network.
+        scheme: options of the quantization.
         excluded: names of nodes that stay in float.
 
     Raises:
-        ExportError: onnxruntime's quantizer cannot take the network.
+        ExportError: onnxruntime cannot quantize the network.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
-    with wrap_quantizer_errors(f"quantizer cannot take this network ({scheme.name})", "int8"):
+    with wrap_quantizer_errors(f"quantizer does not support this network ({scheme.name})", "int8"):
         quantizer = QDQQuantizer(
             copy,
             per_channel=scheme.per_channel,
@@ -69,7 +72,7 @@ def quantize(
             nodes_to_quantize=[],
             nodes_to_exclude=sorted({*excluded, *_nodes_after_last_layer(network)}),
             op_types_to_quantize=QUANTIZABLE_OPERATORS,
-            # The logits are 8 bits' worst place: nothing after them could average the rounding out.
+            # Rounding hurts most at the logits, because no layer after them averages it out.
             extra_options={"OpTypesToExcludeOutputQuantization": ["Gemm"]},
         )
         quantizer.quantize_model()
@@ -77,8 +80,11 @@ def quantize(
 
 
 def _nodes_after_last_layer(network: onnx.ModelProto) -> Iterator[str]:
-    # A head that is a convolution (SqueezeNet's) has its pooling behind it: a few hundred numbers, and then the logits.
+    # With a convolutional head, as in SqueezeNet, pooling follows the last layer and yields the
+    # logits. It is cheap and stays in float.
     nodes = list(network.graph.node)
     names = [node.name for node in nodes]
     last = max((names.index(layer.name) for layer in find_layers(network)), default=len(names))
-    yield from (node.name for node in nodes[last + 1 :] if node.op_type not in _FUSED_ACTIVATIONS)
+    for node in nodes[last + 1 :]:
+        if node.op_type not in _FUSED_ACTIVATIONS:
+            yield node.name

@@ -1,4 +1,4 @@
-"""Operators that onnxruntime does not quantize, written as ones that it does; in real numbers nothing changes."""
+"""Rewrites of operators that onnxruntime cannot quantize into equivalent ones that it can."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 Rewrite = Callable[[NodeProto, onnx.GraphProto], list[NodeProto] | None]
-"""The nodes that take a node's place, or None where it stays."""
+"""Function that returns the replacement of a node, or None to keep it."""
 
 
 def rewrite_operators(network: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every node that has one is replaced by its quantizable form."""
+    """Return a copy in which operators are replaced by their quantizable form, if there is one."""
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
     nodes: list[NodeProto] = []
     for node in network.graph.node:
-        replacement = (
-            _REWRITES[node.op_type](node, copy.graph) if node.op_type in _REWRITES else None
-        )
+        rewrite = _REWRITES.get(node.op_type)
+        replacement = rewrite(node, copy.graph) if rewrite else None
         nodes += replacement or [node]
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
@@ -28,15 +27,15 @@ def rewrite_operators(network: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _hard_sigmoid(node: NodeProto, graph: onnx.GraphProto) -> list[NodeProto]:
-    """clip(alpha x + beta, 0, 1)."""
-    given = {attribute.name: attribute.f for attribute in node.attribute}
-    return _ramp(
-        node, node.input[0], node.output[0], graph, given.get("alpha", 0.2), given.get("beta", 0.5)
-    )
+    # clip(alpha x + beta, 0, 1), with ONNX's default values.
+    attributes = {attribute.name: attribute.f for attribute in node.attribute}
+    alpha = attributes.get("alpha", 0.2)
+    beta = attributes.get("beta", 0.5)
+    return _ramp(node, node.input[0], node.output[0], graph, alpha, beta)
 
 
 def _hard_swish(node: NodeProto, graph: onnx.GraphProto) -> list[NodeProto]:
-    """X clip(x / 6 + 1/2, 0, 1), as ONNX defines it."""
+    # x clip(x / 6 + 1/2, 0, 1), as ONNX defines it.
     gate = f"{node.name}_gate"
     return [
         *_ramp(node, node.input[0], gate, graph, 1 / 6, 0.5),
@@ -70,27 +69,16 @@ def _ramp(
 
 
 def _reduce_mean(node: NodeProto, graph: onnx.GraphProto) -> list[NodeProto] | None:
-    """The mean over height and width is a global average pool."""
-    keep = next((attribute.i for attribute in node.attribute if attribute.name == "keepdims"), 1)
-    axes = next(
-        (
-            numpy_helper.to_array(value).tolist()
-            for value in graph.initializer
-            if value.name in list(node.input)[1:]
-        ),
-        None,
-    )
-    rank = next(
-        (
-            len(value.type.tensor_type.shape.dim)
-            for value in graph.value_info
-            if value.name == node.input[0]
-        ),
-        0,
-    )
-    if axes is None or rank != 4 or sorted(axis % 4 for axis in axes) != [2, 3]:
+    # A mean over height and width is a global average pool.
+    attributes = {attribute.name: attribute.i for attribute in node.attribute}
+    axes_inputs = list(node.input)[1:]
+    axes = next((value for value in graph.initializer if value.name in axes_inputs), None)
+    source = next((value for value in graph.value_info if value.name == node.input[0]), None)
+    if axes is None or source is None or len(source.type.tensor_type.shape.dim) != 4:
         return None
-    if keep:
+    if sorted(axis % 4 for axis in numpy_helper.to_array(axes).tolist()) != [2, 3]:
+        return None
+    if attributes.get("keepdims", 1):
         return [
             helper.make_node("GlobalAveragePool", [node.input[0]], [node.output[0]], name=node.name)
         ]
@@ -104,7 +92,7 @@ def _reduce_mean(node: NodeProto, graph: onnx.GraphProto) -> list[NodeProto] | N
 
 
 DECOMPOSED_OPERATORS = {"HardSigmoid", "HardSwish"}
-"""Operators whose quantizable form is several operators, each of which is rounded."""
+"""Operators whose quantizable form consists of several operators with rounding in each."""
 _REWRITES: dict[str, Rewrite] = {
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,

@@ -1,4 +1,4 @@
-"""What a candidate network is worth: its answers on held-back images, its time, its size."""
+"""Scores of quantized candidates: accuracy on held-out images, latency and size."""
 
 from __future__ import annotations
 
@@ -25,54 +25,68 @@ _WARMUP_RUNS, _RUNS, _ROUNDS = 5, 20, 3
 
 @dataclass(frozen=True)
 class CandidateScore:
-    """Figures of one candidate; the fields stand as they are in bundle.json."""
+    """Score of one candidate; the fields are those in bundle.json."""
 
     top1: float | None
-    """On the held-back images; None without labels."""
+    """Top-1 accuracy on the held-out images; None without labels."""
     drop: float
-    """Points of top-1 below the float network; without labels the share of images, in %, that get another label than from it."""
+    """Points of top-1 lost against the float network.
+
+    Without labels it is the share of images, in percent, whose label differs from the float one.
+    """
     sqnr_db: float
-    """Signal to quantization noise of the logits."""
+    """Signal-to-quantization-noise ratio of the logits in dB."""
     ms: float
-    """Of one image on this machine, network only; a short timing to choose by, not a benchmark."""
+    """Latency of one image on this machine, network only; a rough timing for choosing."""
     bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """As it stands in bundle.json."""
+        """Return the score's entry in bundle.json."""
         return asdict(self)
 
 
 class CandidateScorer:
-    """Scores candidates against the float network."""
+    """Scorer of candidates against the float network.
+
+    Args:
+        network: the float network.
+        images: held-out images.
+    """
 
     def __init__(self, network: onnx.ModelProto, images: CroppedImages) -> None:
         self._images = images
         self._reference = compute_logits(network, images)
 
     def score(self, network: onnx.ModelProto) -> CandidateScore:
-        """Run it over the held-back images, then time it."""
+        """Run a network on the held-out images and measure its latency."""
         content = network.SerializeToString(deterministic=True)
         session = create_session(content)
         logits = _run_session(session, self._images)
-        label, expected, truth = logits.argmax(1), self._reference.argmax(1), self._images.labels
+        predicted = logits.argmax(1)
+        expected = self._reference.argmax(1)
+        truth = self._images.labels
+        top1 = None
         if truth is None:
-            top1, drop = None, 100.0 * float((label != expected).mean())
+            drop = 100.0 * float((predicted != expected).mean())
         else:
-            top1 = float((label == truth).mean())
+            top1 = float((predicted == truth).mean())
             drop = 100.0 * (float((expected == truth).mean()) - top1)
-        # Remembered, because the search chooses by it: exporting twice has to give the same file.
-        facts = {
+        # The latency is cached, so that a second export makes the same choice and writes equal
+        # files.
+        key = {
             "candidate": hashlib.sha256(content).hexdigest(),
             "onnxruntime": onnxruntime.__version__,
         }
-        ms = cached_measurement(facts, lambda: {"ms": _measure_latency_ms(session, self._images)})[
-            "ms"
-        ]
-        return CandidateScore(top1, drop, sqnr_db(self._reference, logits), ms, len(content))
+        measurement = cached_measurement(
+            key, lambda: {"ms": _measure_latency_ms(session, self._images)}
+        )
+        return CandidateScore(
+            top1, drop, sqnr_db(self._reference, logits), measurement["ms"], len(content)
+        )
 
 
 def compute_logits(network: onnx.ModelProto, images: CroppedImages) -> Logits:
-    """[images, classes]."""
+    """Run a network on images; return logits [images, classes]."""
     return _run_session(create_session(network.SerializeToString()), images)
 
 
@@ -81,21 +95,21 @@ def _run_session(session: onnxruntime.InferenceSession, images: CroppedImages) -
 
 
 def _measure_latency_ms(session: onnxruntime.InferenceSession, images: CroppedImages) -> float:
-    """Of one image: the least of the medians of a few rounds."""
+    """Return the latency of one image: the smallest median of a few rounds."""
     inputs = list(images.take(4).batches(1))
-    medians = []
+    medians_s = []
     for _ in range(_ROUNDS):
-        taken = []
+        durations_s = []
         for run in range(_WARMUP_RUNS + _RUNS):
-            started = time.perf_counter()
+            start = time.perf_counter()
             session.run([LOGITS], {PIXELS: inputs[run % len(inputs)]})
-            taken.append(time.perf_counter() - started)
-        medians.append(median(taken[_WARMUP_RUNS:]))
-    return min(medians) * 1e3
+            durations_s.append(time.perf_counter() - start)
+        medians_s.append(median(durations_s[_WARMUP_RUNS:]))
+    return min(medians_s) * 1e3
 
 
 def sqnr_db(reference: NDArray[np.floating], approximation: NDArray[np.floating]) -> float:
-    """10 log10 of signal power over noise power; 200 where there is no noise to speak of."""
+    """Signal-to-quantization-noise ratio: 10 log10(signal power / noise power), at most 200."""
     signal = float(np.square(reference, dtype=np.float64).sum())
     noise = float(np.square(np.asarray(reference, np.float64) - approximation).sum())
     if noise <= 1e-30:

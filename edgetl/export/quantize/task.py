@@ -1,4 +1,4 @@
-"""What every way to make a network smaller is given, and what it returns."""
+"""Input and output of every quantizer: `QuantizationTask` and `QuantizedModel`."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from edgetl.export.quantize.images import QuantizationImages
 
 @dataclass(frozen=True)
 class QuantizationTask:
-    """A float network to be made smaller."""
+    """A float network to quantize."""
 
     network: onnx.ModelProto
-    """`pixels` float32 [batch, 3, S, S] -> `logits`; BatchNorm folded, types of inner values known."""
+    """`pixels` float32 [batch, 3, S, S] -> `logits`, with folded BatchNorm and inferred shapes."""
     module_outputs: dict[str, str]
-    """Module path to the name of the value that it yields in `network`."""
+    """Module path to the name of its output value in `network`."""
     load_images: Callable[[], QuantizationImages]
     max_accuracy_drop: float
-    """Points of top-1 that may be lost."""
+    """Largest allowed loss of top-1 in percentage points."""
     notify: Callable[[str, int, int], None]
-    """Told of each step in words, with how much of it is done."""
+    """Called with (step, done, total)."""
     quick: bool = False
-    """Try what is chosen most often, and repair nothing."""
+    """Try only the schemes chosen most often, without repairs."""
 
     @cached_property
     def images(self) -> QuantizationImages:
         """Training images, decoded at first use.
 
         Raises:
-            ExportError: too few.
+            ExportError: there are too few images.
         """
         return self.load_images()
 
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """The smaller network, with the same input and output."""
+    """A quantized network with the input and output of the float network."""
 
     network: onnx.ModelProto
     precision: str
     report: dict[str, Any] = field(default_factory=dict)
-    """How it was found, for bundle.json."""
+    """Details of the search, for bundle.json."""
     is_within_limit: bool = True
-    """False where it loses more than it may on the held-back images."""
+    """False if the accuracy drop on the held-out images exceeds the limit."""
     summary: str = ""
-    """What was chosen, in a few words."""
+    """Short description of the chosen method."""

@@ -1,4 +1,4 @@
-"""Weights alone in int8, or int8 arithmetic with ranges found anew for every image: a quarter of the size, without calibration."""
+"""Quantization without calibration, to a quarter of the size: weight-only and dynamic int8."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from edgetl.export.quantize.task import QuantizationTask, QuantizedModel
 
 
 def quantize_weights_int8(task: QuantizationTask) -> QuantizedModel:
-    """Each layer's weights as int8 with a scale for every output channel; arithmetic stays float32.
+    """Store each layer's weights as int8 with a scale per output channel; compute in float32.
 
-    onnxruntime expands the weights when it loads the file: as fast as fp32, as large in memory, a quarter of it on the disk.
+    onnxruntime expands the weights when it loads the file. Speed and memory are those of fp32, the
+    file is a quarter of the size.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(task.network)
-    smaller = {layer.node.input[1]: layer.weight for layer in find_layers(copy)}
-    kept = [value for value in copy.graph.initializer if value.name not in smaller]
+    weights = {layer.node.input[1]: layer.weight for layer in find_layers(copy)}
+    initializers = [value for value in copy.graph.initializer if value.name not in weights]
     nodes = []
-    for name, weight in smaller.items():
+    for name, weight in weights.items():
         values, scales = _quantize_weight(weight)
-        kept += [
+        scales = scales.reshape(-1, *[1] * (weight.ndim - 1))
+        initializers += [
             numpy_helper.from_array(values, f"{name}_int8"),
-            numpy_helper.from_array(scales.reshape(-1, *[1] * (weight.ndim - 1)), f"{name}_scale"),
+            numpy_helper.from_array(scales, f"{name}_scale"),
         ]
-        # Not DequantizeLinear: onnxruntime would compute it anew in every run, these it folds when it loads the file.
+        # onnxruntime folds Cast and Mul when it loads the file; DequantizeLinear would be computed
+        # in every run.
         nodes += [
             helper.make_node(
                 "Cast",
@@ -49,7 +52,7 @@ def quantize_weights_int8(task: QuantizationTask) -> QuantizedModel:
             helper.make_tensor_value_info(name, TensorProto.FLOAT, weight.shape)
         )
     del copy.graph.initializer[:]
-    copy.graph.initializer.extend(kept)
+    copy.graph.initializer.extend(initializers)
     nodes += list(copy.graph.node)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
@@ -64,25 +67,25 @@ def _quantize_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDA
 
 
 def quantize_dynamic_int8(task: QuantizationTask) -> QuantizedModel:
-    """Onnxruntime's dynamic quantization: weights in int8, activations quantized by their own range at every run.
+    """Quantize dynamically with onnxruntime: int8 weights, activations by their range in each run.
 
     Raises:
-        ExportError: the quantizer cannot take the network.
+        ExportError: onnxruntime cannot quantize the network.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(task.network)
-    # The quantizer transposes weights and does not correct what was noted of their shapes.
+    # The quantizer transposes weights without updating their recorded shapes.
     del copy.graph.value_info[:]
     with (
-        wrap_quantizer_errors("dynamic quantizer cannot take this network", "it"),
+        wrap_quantizer_errors("dynamic quantizer does not support this network", "int8-dynamic"),
         tempfile.TemporaryDirectory() as folder,
     ):
         target = Path(folder) / "dynamic.onnx"
-        # Unsigned weights: onnxruntime has no ConvInteger for signed ones.
+        # Weights must be unsigned: onnxruntime's ConvInteger does not support signed weights.
         quantize_dynamic(copy, str(target), weight_type=QuantType.QUInt8)
         model = onnx.load(target)
     return QuantizedModel(
         clean_up_graph(model),
         "int8 dynamic",
-        summary="weights in int8, activations by their own range at every run",
+        summary="weights in int8, activations by their range in each run",
     )

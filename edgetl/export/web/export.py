@@ -1,4 +1,4 @@
-"""`edgetl export --web`: a page that runs the model in a browser, and its proof under Node.js."""
+"""Web page that runs the model in a browser, with its proof in Node.js (`edgetl export --web`)."""
 
 from __future__ import annotations
 
@@ -30,24 +30,27 @@ STATIC = (
     "predict.mjs",
     "onnxruntime-LICENSE.txt",
 )
-"""Copied as they are from edgetl.export.web.page."""
+"""Files copied unchanged from edgetl.export.web.page."""
 _TIMEOUT_S = 600
 
 
 def write_web(
     directory: BundleDirectory, manifest: Mapping[str, Any], variant: Variant, runtime: Path
 ) -> dict[str, Any]:
-    """Write the bundle's `web/`, whole in itself, and prove it on the reference images; returns the manifest's `web`.
+    """Write the self-contained folder `web/` of a bundle and prove it on the golden images.
 
     Args:
-        directory: holds the variant's file and the reference images already.
-        manifest: labels, preprocessing, run and golden are read from it.
-        variant: what the page runs; its input is `image`.
-        runtime: the folder that `edgetl.export.web.runtime.runtime_files` gave.
+        directory: must contain the variant's file and the golden images.
+        manifest: must contain labels, preprocessing, run and golden.
+        variant: run by the page; its input must be `image`.
+        runtime: folder returned by `edgetl.export.web.runtime.ensure_runtime_files`.
+
+    Returns:
+        The manifest's `web` entry.
 
     Raises:
-        ParityError: onnxruntime-web does not give PyTorch's answers with this file.
-        ExportError: it does not take the file at all.
+        ParityError: onnxruntime-web's logits do not match PyTorch's.
+        ExportError: onnxruntime-web cannot run the file.
     """
     web = directory.web
     web.mkdir()
@@ -71,15 +74,16 @@ def write_web(
 
 
 def _make_model_json(manifest: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
+    accuracy = None
+    if variant.accuracy:
+        accuracy = {name: variant.accuracy[name] for name in ("top1", "ci95", "images", "split")}
     return {
         "kind": "web",
         "file": variant.file,
         "variant": variant.name,
         "labels": manifest["labels"],
         "side": manifest["preprocessing"]["crop"],
-        "accuracy": {name: variant.accuracy[name] for name in ("top1", "ci95", "images", "split")}
-        if variant.accuracy
-        else None,
+        "accuracy": accuracy,
         "model": manifest["run"]["model"],
         "run_id": manifest["run"]["id"],
         "runtime": f"{RUNTIME} {VERSION}",
@@ -95,20 +99,18 @@ def _prove_page(
         return {
             "checked": False,
             "passed": False,
-            "reason": "Node.js is not installed where it was exported",
+            "reason": "Node.js was not installed on the exporting machine",
         }
     golden = manifest["golden"]
-    answers = _run_in_nodejs(
-        node, directory, [directory.path / image["file"] for image in golden["images"]], variant
-    )
+    images = [directory.path / image["file"] for image in golden["images"]]
+    logits = _run_in_nodejs(node, directory, images, variant)
+    tolerance = max(golden["tolerance"], variant.tolerance or 0.0)
     with np.load(directory.golden_logits, allow_pickle=False) as arrays:
-        verdict = check_logits(
-            answers, arrays["logits"], max(golden["tolerance"], variant.tolerance or 0.0)
-        )
+        verdict = check_logits(logits, arrays["logits"], tolerance)
     if not verdict["passed"]:
         raise ParityError(
-            f"{RUNTIME} {VERSION} does not answer as PyTorch does with {variant.file}: {verdict['reason']}, on the reference images. "
-            "No bundle was written. Export with other --variants, or without --web."
+            f"{RUNTIME} {VERSION} with {variant.file} does not match PyTorch on the golden images: "
+            f"{verdict['reason']}. No bundle was written. Export other --variants or without --web."
         )
     return verdict
 
@@ -116,34 +118,30 @@ def _prove_page(
 def _run_in_nodejs(
     node: str, directory: BundleDirectory, images: list[Path], variant: Variant
 ) -> NDArray[np.float64]:
-    """Logits [n, classes] under Node.js, from pixels that are edgetl's own."""
+    """Run the page's model in Node.js on images decoded by edgetl; return logits [n, classes]."""
     with tempfile.TemporaryDirectory(prefix="edgetl-web-") as folder:
-        questions = []
+        entries = []
         for number, path in enumerate(images):
             pixels = load_image(path)
-            Path(folder, f"{number}.rgb").write_bytes(pixels.tobytes())
-            questions.append(
-                {
-                    "pixels": str(Path(folder, f"{number}.rgb")),
-                    "height": pixels.shape[0],
-                    "width": pixels.shape[1],
-                }
-            )
-        asked, script = Path(folder, "questions.json"), Path(folder, "prove.mjs")
-        asked.write_text(json.dumps(questions), encoding="utf-8")
+            pixel_file = Path(folder, f"{number}.rgb")
+            pixel_file.write_bytes(pixels.tobytes())
+            height, width = pixels.shape[:2]
+            entries.append({"pixels": str(pixel_file), "height": height, "width": width})
+        image_list = Path(folder, "images.json")
+        image_list.write_text(json.dumps(entries), encoding="utf-8")
+        script = Path(folder, "prove.mjs")
         script.write_bytes((files("edgetl.export.web.page") / "prove.mjs").read_bytes())
-        command = [node, str(script), str(directory.web.absolute()), str(asked)]
+        command = [node, str(script), str(directory.web.absolute()), str(image_list)]
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
             )
-            return np.asarray(json.loads(done.stdout), np.float64)
+            return np.asarray(json.loads(process.stdout), np.float64)
         except (subprocess.SubprocessError, ValueError) as cause:
-            said = (getattr(cause, "stderr", "") or str(cause)).strip().splitlines()
-            reason = next(
-                (line for line in said if "rror" in line), said[-1] if said else "no answer"
-            )
+            lines = (getattr(cause, "stderr", "") or str(cause)).strip().splitlines()
+            last_line = lines[-1] if lines else "no output"
+            reason = next((line for line in lines if "rror" in line), last_line)
             raise ExportError(
                 f"{RUNTIME} {VERSION} cannot run {variant.file}: {reason.strip()} "
-                "No bundle was written. Export with other --variants, or without --web."
+                "No bundle was written. Export other --variants or without --web."
             ) from cause

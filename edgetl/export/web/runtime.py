@@ -1,4 +1,4 @@
-"""onnxruntime-web's two files that a page needs: from the cache, else from npm's registry."""
+"""Download of onnxruntime-web: the two files of the page, from the cache or from npm's registry."""
 
 from __future__ import annotations
 
@@ -19,42 +19,42 @@ SHA256 = {
     "ort.wasm.bundle.min.mjs": "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90",
     "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
 }
-"""The WebAssembly build without GPU, its JavaScript in one piece."""
+"""SHA-256 of the WebAssembly build without GPU support and its bundled JavaScript."""
 _TIMEOUT_S = 600
 _SKIP_WEB_ADVICE = "or export without --web."
 
 
 def ensure_runtime_files() -> Path:
-    """A folder with the files named in SHA256, each of them as pinned here.
+    """Return a folder with the files listed in SHA256, downloading them if necessary.
 
     Raises:
-        ExportError: they are not in the cache, and npm is not there or cannot fetch them; the message says what to do.
+        ExportError: the files are not cached, and npm is not installed or cannot download them.
     """
-    kept = get_cache_folder() / RUNTIME / VERSION
-    if _is_complete(kept):
-        return kept
+    cached = get_cache_folder() / RUNTIME / VERSION
+    if _is_complete(cached):
+        return cached
     npm = shutil.which("npm")
     if npm is None:
         raise ExportError(
-            f"--web needs {RUNTIME} {VERSION} once, and npm, which fetches it, is not installed. "
-            f"Install npm (`apt install npm`), copy {kept} from a machine that has it, {_SKIP_WEB_ADVICE}"
+            f"--web downloads {RUNTIME} {VERSION} once with npm, which is not installed. "
+            f"Install npm (`apt install npm`), copy {cached} from another machine, {_SKIP_WEB_ADVICE}"
         )
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=kept.parent) as folder:
-            _fetch(npm, Path(folder), kept)
-            new = Path(folder, "whole")
-            if not _is_complete(new):
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=cached.parent) as folder:
+            extracted = _download(npm, Path(folder), cached)
+            if not _is_complete(extracted):
                 raise ExportError(
-                    f"What npm fetched as {RUNTIME} {VERSION} is not what edgetl was tested with: its SHA-256 differs. "
-                    f"Ask whoever runs your npm registry, copy {kept} from a machine that has it, {_SKIP_WEB_ADVICE}"
+                    f"The SHA-256 of {RUNTIME} {VERSION} from npm does not match the tested version. "
+                    f"Check your npm registry, copy {cached} from another machine, {_SKIP_WEB_ADVICE}"
                 )
-            _store_in_cache(new, kept)
+            _store_in_cache(extracted, cached)
     except OSError as cause:
         raise ExportError(
-            f"{RUNTIME} cannot be kept in {kept} ({cause.strerror or cause}). Make room there, set $EDGETL_CACHE, {_SKIP_WEB_ADVICE}"
+            f"Cannot write {RUNTIME} to {cached} ({cause.strerror or cause}). "
+            f"Free some disk space, set $EDGETL_CACHE, {_SKIP_WEB_ADVICE}"
         ) from cause
-    return kept
+    return cached
 
 
 def _is_complete(folder: Path) -> bool:
@@ -64,8 +64,11 @@ def _is_complete(folder: Path) -> bool:
     )
 
 
-def _fetch(npm: str, folder: Path, kept: Path) -> None:
-    """Leave the files in `folder`/whole; npm checks the archive against the registry's integrity itself."""
+def _download(npm: str, folder: Path, cached: Path) -> Path:
+    """Download to `folder` and return the subfolder with the extracted files.
+
+    npm checks the archive against the registry's integrity value.
+    """
     command = [
         npm,
         "pack",
@@ -74,42 +77,42 @@ def _fetch(npm: str, folder: Path, kept: Path) -> None:
         "--prefer-offline",
         "--loglevel=error",
     ]
-    # Its own default is to try for minutes where there is no network.
+    # Without network, npm would by default retry for minutes.
     command += [
         "--fetch-retries=1",
         "--fetch-retry-mintimeout=1000",
         "--fetch-retry-maxtimeout=2000",
     ]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
         )
-        said = done.stderr.splitlines() if done.returncode else []
+        error_lines = process.stderr.splitlines() if process.returncode else []
     except subprocess.TimeoutExpired:
-        said = [f"no answer in {_TIMEOUT_S} seconds"]
+        error_lines = [f"no response within {_TIMEOUT_S} seconds"]
     archive = next(folder.glob("*.tgz"), None)
-    if said or archive is None:
-        reason = next(
-            (line.rpartition("code ")[2] for line in said if " code " in line),
-            said[0] if said else "it wrote no file",
-        )
+    if error_lines or archive is None:
+        first_line = error_lines[0] if error_lines else "it wrote no file"
+        codes = (line.rpartition("code ")[2] for line in error_lines if " code " in line)
         raise ExportError(
-            f"npm could not fetch {RUNTIME} {VERSION}, which --web needs once: {reason}. "
-            f"Connect to npm's registry for this one export, copy {kept} from a machine that has it, {_SKIP_WEB_ADVICE}"
+            f"npm cannot download {RUNTIME} {VERSION} for --web: {next(codes, first_line)}. "
+            f"Connect to npm's registry for this export, copy {cached} from another machine, {_SKIP_WEB_ADVICE}"
         )
-    (folder / "whole").mkdir()
+    extracted = folder / "extracted"
+    extracted.mkdir()
     with suppress(tarfile.TarError, KeyError), tarfile.open(archive) as package:
         for name in SHA256:
             if content := package.extractfile(f"package/dist/{name}"):
-                (folder / "whole" / name).write_bytes(content.read())
+                (extracted / name).write_bytes(content.read())
+    return extracted
 
 
-def _store_in_cache(new: Path, kept: Path) -> None:
-    if not _is_complete(kept):
-        shutil.rmtree(kept, ignore_errors=True)
+def _store_in_cache(extracted: Path, cached: Path) -> None:
+    if not _is_complete(cached):
+        shutil.rmtree(cached, ignore_errors=True)
     try:
-        new.rename(kept)
+        extracted.rename(cached)
     except OSError:
-        # Another process has put it there meanwhile.
-        if not _is_complete(kept):
+        # Another process may have stored the files in the meantime.
+        if not _is_complete(cached):
             raise

@@ -1,4 +1,4 @@
-"""The page over one or more bench results."""
+"""HTML report of one or more benchmark results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bench_rows import BenchRow
+from edgetl.core.artifacts.sustained import LatencyWindow, SustainedResult
 from edgetl.core.formatting import (
     MISSING_VALUE,
     PROFILE_CLOCK_DESCRIPTIONS,
@@ -39,6 +40,7 @@ from edgetl.report.html.text import (
     device_and_host,
     format_interval,
     format_mib,
+    format_number,
     full_row_name,
     join_words,
     model_name,
@@ -47,19 +49,20 @@ from edgetl.report.html.text import (
 )
 
 _MAX_LISTED_OPERATORS = 12
-"""Operators of a profile that are listed by name; the rest is added up."""
+"""Maximum number of operators listed by name; the others are summed."""
 
 
 def render_bench_report(results: Sequence[BenchResult]) -> str:
-    """One self-contained HTML page over all results; the same results give the same page."""
+    """Render one self-contained HTML page over all results. The output is deterministic."""
     devices = list(dict.fromkeys(device_and_host(result.device) for result in results))
-    models = list(dict.fromkeys(model_name(result) for result in results))
-    lead = f"{pluralize(len(results), 'result')}, {pluralize(len(devices), 'device')}: {join_words(models)} on {join_words(devices)}."
-    return render_page(f"Latency of {join_words(models)}", lead, bench_sections(results))
+    models = join_words(list(dict.fromkeys(model_name(result) for result in results)))
+    counts = f"{pluralize(len(results), 'result')}, {pluralize(len(devices), 'device')}"
+    lead = f"{counts}: {models} on {join_words(devices)}."
+    return render_page(f"Latency of {models}", lead, bench_sections(results))
 
 
 def bench_sections(results: Sequence[BenchResult]) -> list[Section]:
-    """The page's sections, for pages that show more than bench results; those without content have no blocks."""
+    """Build the sections of the benchmark report; sections without content have no blocks."""
     return [
         summary_section(results),
         table_section(results),
@@ -83,130 +86,130 @@ def _section_by_result(
     anchor: str,
     title: str,
     results: Sequence[BenchResult],
-    made: Callable[[BenchResult], list[Markup]],
+    make_blocks: Callable[[BenchResult], list[Markup]],
 ) -> Section:
-    parts = [
-        (name, made(result)) for name, result in zip(result_titles(results), results, strict=True)
-    ]
-    blocks: list[Markup] = []
-    for name, part in parts:
-        if part:
-            blocks += [*([heading(name)] if len(results) > 1 else []), *part]
-    return Section(anchor, title, tuple(blocks))
+    """Build a section with the blocks of each result, under its title if there are several."""
+    section_blocks: list[Markup] = []
+    for result_title, result in zip(result_titles(results), results, strict=True):
+        blocks = make_blocks(result)
+        if blocks and len(results) > 1:
+            section_blocks.append(heading(result_title))
+        section_blocks += blocks
+    return Section(anchor, title, tuple(section_blocks))
 
 
-def _figure_grid(drawn: Sequence[Markup]) -> list[Markup]:
-    return [grid("figures", drawn)] if drawn else []
+def _figure_grid(figures: Sequence[Markup]) -> list[Markup]:
+    return [grid("figures", figures)] if figures else []
 
 
 def _group_by_scope(result: BenchResult) -> dict[str, list[BenchRow]]:
-    """Timed rows by scope: what is drawn on one axis."""
-    found: dict[str, list[BenchRow]] = {}
+    """Group the timed rows by scope; the rows of a group share one axis."""
+    groups: dict[str, list[BenchRow]] = {}
     for row in result.rows:
         if row.rounds:
-            found.setdefault(f"Scope {row.scope}", []).append(row)
-    return found
+            groups.setdefault(f"Scope {row.scope}", []).append(row)
+    return groups
 
 
 def _distribution_blocks(result: BenchResult) -> list[Markup]:
-    return _figure_grid(
-        [
-            drawn
-            for title, rows in _group_by_scope(result).items()
-            for drawn in draw_distributions(title, rows, row_names(rows))
-        ]
-    )
+    figures = [
+        figure
+        for title, rows in _group_by_scope(result).items()
+        for figure in draw_distributions(title, rows, row_names(rows))
+    ]
+    return _figure_grid(figures)
 
 
 def _round_blocks(result: BenchResult) -> list[Markup]:
-    scopes = {
+    groups = {
         title: rows
         for title, rows in _group_by_scope(result).items()
         if max(len(row.rounds) for row in rows) > 1
     }
-    drawn = [draw_rounds(title, rows, row_names(rows)) for title, rows in scopes.items()]
-    timed = [row for rows in scopes.values() for row in rows]
-    if not timed:
+    if not groups:
         return []
-    names, count = row_names(timed), max(len(row.rounds) for row in timed)
-    body = [
-        TableRow(
-            (
-                Cell(names[row.id]),
-                *(Cell(format_milliseconds(value / 1e6)) for value in row.round_medians_ns),
-                *[Cell(MISSING_VALUE)] * (count - len(row.rounds)),
+    blocks = _figure_grid(
+        [draw_rounds(title, rows, row_names(rows)) for title, rows in groups.items()]
+    )
+    rows = [row for group in groups.values() for row in group]
+    names = row_names(rows)
+    unsteady = [names[row.id] for row in rows if not row.steady]
+    if unsteady:
+        blocks.append(
+            paragraph(
+                f"Warm-up ended before latencies were steady: {join_words(unsteady)}.",
+                badges=[Badge("not steady", "warn")],
             )
         )
-        for row in timed
-    ]
-    numbers = table(
-        "p50 of each round, ms",
-        [Column("row"), *(Column(str(number), "number") for number in range(1, count + 1))],
-        body,
-    )
-    unsteady = [names[row.id] for row in timed if not row.steady]
-    doubt = [
-        paragraph(
-            f"Warm-up was cut off before it was steady: {join_words(unsteady)}.",
-            badges=[Badge("not steady", "warn")],
-        )
-    ]
-    return [
-        *_figure_grid(drawn),
-        *(doubt if unsteady else []),
-        details("The medians as a table", [numbers]),
-    ]
-
-
-def _stage_blocks(result: BenchResult) -> list[Markup]:
-    blocks: list[Markup] = []
-    drawn, body = [], []
-    staged = {
-        title: [row for row in rows if row.summarize_stages_ms()]
-        for title, rows in _group_by_scope(result).items()
-    }
-    stages = list(
-        dict.fromkeys(
-            stage for rows in staged.values() for row in rows for stage in row.summarize_stages_ms()
-        )
-    )
-    # Of the stages of all scopes the longest list tells the order in which they follow on each other.
-    longest = max(
-        ([*row.summarize_stages_ms()] for rows in staged.values() for row in rows),
-        key=len,
-        default=[],
-    )
-    stages = list(dict.fromkeys([*longest, *stages]))
-    colours = {stage: FILL_COLORS[index % len(FILL_COLORS)] for index, stage in enumerate(stages)}
-    every = row_names([row for rows in staged.values() for row in rows])
-    for title, rows in staged.items():
-        if rows:
-            drawn += draw_stages(title, rows, row_names(rows), colours)
-        for row in rows:
-            times = row.summarize_stages_ms()
-            total = sum(times.values()) or 1.0
-            cells = [
-                Cell(
-                    format_milliseconds(times.get(stage)),
-                    small=f"{times[stage] / total:.0%}" if stage in times else "",
-                )
-                for stage in stages
-            ]
-            body.append(TableRow((Cell(every[row.id]), *cells)))
-    if body:
-        blocks = [
-            *_figure_grid(drawn),
-            table(
-                "Median of each stage, ms",
-                [Column("row"), *(Column(stage, "number") for stage in stages)],
-                body,
-            ),
-        ]
+    blocks.append(details("Medians as a table", [_round_medians_table(rows, names)]))
     return blocks
 
 
+def _round_medians_table(rows: Sequence[BenchRow], names: Mapping[str, str]) -> Markup:
+    count = max(len(row.rounds) for row in rows)
+    columns = [Column("row"), *(Column(str(number), "number") for number in range(1, count + 1))]
+    body = []
+    for row in rows:
+        medians = [Cell(format_milliseconds(value / 1e6)) for value in row.round_medians_ns]
+        padding = [Cell(MISSING_VALUE)] * (count - len(row.rounds))
+        body.append(TableRow((Cell(names[row.id]), *medians, *padding)))
+    return table("p50 of each round, ms", columns, body)
+
+
+def _stage_blocks(result: BenchResult) -> list[Markup]:
+    groups = {
+        title: [row for row in rows if row.summarize_stages_ms()]
+        for title, rows in _group_by_scope(result).items()
+    }
+    rows = [row for group in groups.values() for row in group]
+    if not rows:
+        return []
+    stages = _order_stages(rows)
+    colors = {stage: FILL_COLORS[index % len(FILL_COLORS)] for index, stage in enumerate(stages)}
+    figures = [
+        figure
+        for title, group in groups.items()
+        if group
+        for figure in draw_stages(title, group, row_names(group), colors)
+    ]
+    return [*_figure_grid(figures), _stages_table(rows, stages)]
+
+
+def _order_stages(rows: Sequence[BenchRow]) -> list[str]:
+    """Return the stages of all rows in execution order."""
+    stages_by_row = [list(row.summarize_stages_ms()) for row in rows]
+    # The row with the most stages defines the order; the other rows skip some of them.
+    longest = max(stages_by_row, key=len)
+    return list(dict.fromkeys([*longest, *(name for names in stages_by_row for name in names)]))
+
+
+def _stages_table(rows: Sequence[BenchRow], stages: Sequence[str]) -> Markup:
+    names = row_names(rows)
+    body = []
+    for row in rows:
+        times = row.summarize_stages_ms()
+        total = sum(times.values()) or 1.0
+        cells = [
+            Cell(
+                format_milliseconds(times.get(stage)),
+                small=f"{times[stage] / total:.0%}" if stage in times else "",
+            )
+            for stage in stages
+        ]
+        body.append(TableRow((Cell(names[row.id]), *cells)))
+    columns = [Column("row"), *(Column(stage, "number") for stage in stages)]
+    return table("Median of each stage, ms", columns, body)
+
+
 def _operator_blocks(result: BenchResult) -> list[Markup]:
-    by_id = {row.id: row for row in result.rows}
+    rows = {row.id: row for row in result.rows}
+    columns = [
+        Column("operator", "short"),
+        Column("share", "short"),
+        Column("nodes", "number"),
+        Column("µs", "number"),
+        Column("provider", "short"),
+    ]
     blocks: list[Markup] = []
     for row_id, profile in result.profiles.items():
         operators = sorted(
@@ -214,48 +217,38 @@ def _operator_blocks(result: BenchResult) -> list[Markup]:
         )
         if not operators:
             continue
-        name = (
-            f"{full_row_name(by_id[row_id])}, scope {by_id[row_id].scope}"
-            if row_id in by_id
-            else row_id
-        )
-        columns = [
-            Column("operator", "short"),
-            Column("share", "short"),
-            Column("nodes", "number"),
-            Column("µs", "number"),
-            Column("provider", "short"),
-        ]
+        name = row_id
+        if row_id in rows:
+            name = f"{full_row_name(rows[row_id])}, scope {rows[row_id].scope}"
         body = [_operator_row(operator) for operator in operators[:_MAX_LISTED_OPERATORS]]
-        if operators[_MAX_LISTED_OPERATORS:]:
+        if len(operators) > _MAX_LISTED_OPERATORS:
             body.append(_other_operators_row(operators[_MAX_LISTED_OPERATORS:]))
-        runs = f" in {profile['runs']} profiled runs" if profile.get("runs") is not None else ""
-        clock = PROFILE_CLOCK_DESCRIPTIONS.get(str(profile.get("clock")), "")
-        measured = f" Times are {clock}." if clock else ""
-        note = (
-            f"{name}{runs}.{measured} Profiling itself takes time: the shares count, not the sums."
-        )
-        blocks += [
-            paragraph(note),
-            table(
-                "Time by kernel" if profile.get("rows") == "kernels" else "Time by operator",
-                columns,
-                body,
-            ),
-        ]
+        title = "Time by kernel" if profile.get("rows") == "kernels" else "Time by operator"
+        blocks += [paragraph(_profile_note(name, profile)), table(title, columns, body)]
     return blocks
 
 
+def _profile_note(name: str, profile: Mapping[str, Any]) -> str:
+    note = f"{name}."
+    if profile.get("runs") is not None:
+        note = f"{name} in {profile['runs']} profiled runs."
+    clock = PROFILE_CLOCK_DESCRIPTIONS.get(str(profile.get("clock")), "")
+    if clock:
+        note += f" Times are {clock}."
+    return f"{note} Profiling adds overhead: use the shares, not the sums."
+
+
 def _operator_row(operator: Mapping[str, Any]) -> TableRow:
-    share, took = operator.get("share"), operator.get("us")
+    share, microseconds = operator.get("share"), operator.get("us")
+    share_cell = Cell(MISSING_VALUE)
+    if share is not None:
+        share_cell = Cell(f"{share:.1%}", bar_share=min(1.0, max(0.0, float(share))))
     return TableRow(
         (
             Cell(str(operator.get("operator", MISSING_VALUE))),
-            Cell(MISSING_VALUE)
-            if share is None
-            else Cell(f"{share:.1%}", bar_share=min(1.0, max(0.0, float(share)))),
+            share_cell,
             Cell(str(operator.get("nodes", MISSING_VALUE))),
-            Cell(MISSING_VALUE if took is None else f"{took:,.1f}"),
+            Cell(MISSING_VALUE if microseconds is None else f"{microseconds:,.1f}"),
             Cell(str(operator.get("provider") or MISSING_VALUE)),
         )
     )
@@ -266,13 +259,13 @@ def _other_operators_row(operators: Sequence[Mapping[str, Any]]) -> TableRow:
         name: sum(float(operator.get(name) or 0) for operator in operators)
         for name in ("nodes", "us", "share")
     }
-    rest = {
+    total = {
         "operator": f"{len(operators)} others",
         "nodes": int(sums["nodes"]),
         "us": sums["us"],
         "share": sums["share"],
     }
-    return TableRow(_operator_row(rest).cells, "dim")
+    return TableRow(_operator_row(total).cells, "dim")
 
 
 def _sustained_blocks(result: BenchResult) -> list[Markup]:
@@ -280,78 +273,72 @@ def _sustained_blocks(result: BenchResult) -> list[Markup]:
     if run is None or not run.windows:
         return []
     row = next((row for row in result.rows if row.id == run.row), None)
-    settled, drift, grown = run.settled_index, run.drift, run.memory_growth_bytes
-    after = (
-        Cell("", badges=(Badge("never settled", "warn"),))
-        if settled is None
-        else Cell(f"after {run.windows[settled].start_s:.0f} s")
-    )
-    verdict = Cell(MISSING_VALUE, tooltip="fewer than eight windows")
-    if drift is not None:
-        tone = Badge(drift.verdict, "good" if drift.verdict == "steady" else "warn")
-        verdict = Cell(
-            f"last quarter / first quarter {drift.ratio:.3f} {format_interval(drift.low, drift.high, 3)}",
-            badges=(tone,),
-        )
+    configuration = run.row if row is None else f"{full_row_name(row)}, scope {row.scope}"
+    facts = definition_list(_sustained_facts(run, configuration))
+    events = run.processor_events or ["no change of clock or temperature was reported"]
+    return [
+        grid("figures", [draw_sustained("Continuous load", run), facts]),
+        bullets([f"{text[0].upper()}{text[1:]}." for text in events]),
+        details("Windows as a table", [_windows_table(run.windows)]),
+    ]
+
+
+def _sustained_facts(run: SustainedResult, configuration: str) -> list[tuple[str, Cell]]:
     runs = sum(len(window.latencies_ns) for window in run.windows)
-    pairs = [
+    windows = pluralize(len(run.windows), "window")
+    settled = Cell("", badges=(Badge("never settled", "warn"),))
+    percentile_name = "p{} of all runs"
+    if run.settled_index is not None:
+        settled = Cell(f"after {run.windows[run.settled_index].start_s:.0f} s")
+        percentile_name = "steady p{}"
+    percentiles = [
         (
-            "configuration",
-            Cell(run.row if row is None else f"{full_row_name(row)}, scope {row.scope}"),
-        ),
-        (
-            "length",
-            Cell(
-                f"{run.asked_s:.0f} s asked for, {pluralize(len(run.windows), 'window')}, {runs:,} runs"
-            ),
-        ),
-        ("settled", after),
-        *(
-            (
-                f"p{percent} of all runs" if settled is None else f"steady p{percent}",
-                Cell(f"{format_milliseconds(run.steady_percentile_ms(percent))} ms"),
-            )
-            for percent in (50, 90, 99)
-        ),
-        ("drift of p50", verdict),
-        (
-            "memory growth",
-            Cell(MISSING_VALUE, tooltip="not told")
-            if grown is None
-            else Cell(f"{format_mib(grown, 1)} MiB"),
-        ),
+            percentile_name.format(percent),
+            Cell(f"{format_milliseconds(run.steady_percentile_ms(percent))} ms"),
+        )
+        for percent in (50, 90, 99)
     ]
-    seen = run.processor_events or [
-        "nothing was seen that would change the clock or the temperature, as far as the device tells"
+    growth = Cell(MISSING_VALUE, tooltip="not reported")
+    if run.memory_growth_bytes is not None:
+        growth = Cell(f"{format_mib(run.memory_growth_bytes, 1)} MiB")
+    return [
+        ("configuration", Cell(configuration)),
+        ("length", Cell(f"{run.asked_s:.0f} s requested, {windows}, {runs:,} runs")),
+        ("settled", settled),
+        *percentiles,
+        ("drift of p50", _drift_cell(run)),
+        ("memory growth", growth),
     ]
-    told = [
+
+
+def _drift_cell(run: SustainedResult) -> Cell:
+    drift = run.drift
+    if drift is None:
+        return Cell(MISSING_VALUE, tooltip="fewer than eight windows")
+    interval = format_interval(drift.low, drift.high, 3)
+    return Cell(
+        f"last quarter / first quarter {drift.ratio:.3f} {interval}",
+        badges=(Badge(drift.verdict, "good" if drift.verdict == "steady" else "warn"),),
+    )
+
+
+def _windows_table(windows: Sequence[LatencyWindow]) -> Markup:
+    columns = [
         Column("from, s", "number"),
         Column("runs", "number"),
         Column("p50 ms", "number"),
         Column("GHz", "number"),
         Column("°C", "number"),
     ]
-    body = [
-        TableRow(
-            (
-                Cell(f"{window.start_s:.1f}"),
-                Cell(str(len(window.latencies_ns))),
-                Cell(format_milliseconds(window.median_ns / 1e6)),
-                Cell(
-                    MISSING_VALUE
-                    if window.frequency_khz is None
-                    else f"{window.frequency_khz / 1e6:.2f}"
-                ),
-                Cell(
-                    MISSING_VALUE if window.temperature_c is None else f"{window.temperature_c:.1f}"
-                ),
-            )
+    rows = []
+    for window in windows:
+        frequency_ghz = None if window.frequency_khz is None else window.frequency_khz / 1e6
+        cells = (
+            Cell(f"{window.start_s:.1f}"),
+            Cell(str(len(window.latencies_ns))),
+            Cell(format_milliseconds(window.median_ns / 1e6)),
+            Cell(format_number(frequency_ghz, 2)),
+            Cell(format_number(window.temperature_c)),
         )
-        for window in run.windows
-    ]
-    figures = grid("figures", [draw_sustained("Without a pause", run), definition_list(pairs)])
-    return [
-        figures,
-        bullets([f"{text[0].upper()}{text[1:]}." for text in seen]),
-        details("The windows as a table", [table("Windows", told, body)]),
-    ]
+        rows.append(TableRow(cells))
+    return table("Windows", columns, rows)

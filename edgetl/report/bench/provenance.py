@@ -1,4 +1,4 @@
-"""What the figures rest on: the devices side by side, and how each result was measured."""
+"""Device and method sections of the benchmark report."""
 
 from __future__ import annotations
 
@@ -39,45 +39,43 @@ _SEPARATE_KEYS = ("before", "after", "packages")
 
 
 def devices_section(results: Sequence[BenchResult]) -> Section:
-    """Facts about the devices, their state before and after, and the packages; what differs is marked."""
-    named = result_titles(results)
-    fixed = [
+    """Compare the devices side by side: facts, packages, state before and after, noise checks.
+
+    Values that differ between results are marked.
+    """
+    titles = result_titles(results)
+    marks = "Marked rows differ between the results. " if len(results) > 1 else ""
+    blocks = [paragraph(f"{marks}{MISSING_VALUE}: not reported by the device.", "note")]
+    facts = [
         {name: value for name, value in result.device.items() if name not in _SEPARATE_KEYS}
         for result in results
     ]
-    blocks = [_side_by_side_table("The devices", named, fixed)]
+    blocks.append(_side_by_side_table("Devices", titles, facts))
     packages = [dict(result.device.get("packages") or {}) for result in results]
     if any(packages):
-        blocks.append(_side_by_side_table("Packages", named, packages))
-    for title, result in zip(named, results, strict=True):
-        states = [_flatten(result.device.get(when) or {}) for when in ("before", "after")]
-        if any(states):
-            block = _side_by_side_table(
-                f"State before and after: {title}", ["before", "after"], states, marked=False
-            )
-            blocks.append(details(f"State before and after: {title}", [block]))
-        measured = _flatten(result.noise.measured)
-        if measured:
-            pairs = [(name, value_cell(value)) for name, value in measured.items()]
-            blocks.append(
-                details(
-                    f"What the noise verdict rests on: {title}",
-                    [
-                        definition_list(
-                            [("verdict", Cell("", badges=(noise_badge(result),))), *pairs]
-                        )
-                    ],
-                )
-            )
-    marks = "Marked rows differ between the results. " if len(results) > 1 else ""
-    blocks.insert(
-        0, paragraph(f"{marks}{MISSING_VALUE}: not told, the device does not say.", "note")
-    )
+        blocks.append(_side_by_side_table("Packages", titles, packages))
+    for title, result in zip(titles, results, strict=True):
+        blocks += _device_state_blocks(title, result)
     return Section("ledgers", "Devices and software", tuple(blocks))
 
 
+def _device_state_blocks(title: str, result: BenchResult) -> list[Markup]:
+    blocks = []
+    states = [_flatten(result.device.get(when) or {}) for when in ("before", "after")]
+    if any(states):
+        label = f"State before and after: {title}"
+        state_table = _side_by_side_table(label, ["before", "after"], states, mark=False)
+        blocks.append(details(label, [state_table]))
+    measured = _flatten(result.noise.measured)
+    if measured:
+        pairs = [("verdict", Cell("", badges=(noise_badge(result),)))]
+        pairs += [(name, value_cell(value)) for name, value in measured.items()]
+        blocks.append(details(f"Noise measurements: {title}", [definition_list(pairs)]))
+    return blocks
+
+
 def method_section(results: Sequence[BenchResult]) -> Section:
-    """Protocol, order, versions, hashes, notes and limits of each result."""
+    """List the protocol, limits, notes, comparisons, files and order of rounds of each result."""
     blocks: list[Markup] = []
     for title, result in zip(result_titles(results), results, strict=True):
         blocks += [heading(title), definition_list(_protocol_facts(result))]
@@ -89,50 +87,47 @@ def method_section(results: Sequence[BenchResult]) -> Section:
             blocks.append(details("All comparisons", [_comparisons_table(result)]))
         blocks.append(details("Files, inputs and sessions", [_sessions_table(result)]))
         if result.order:
-            numbered = [
+            rounds = [
                 f"Round {number}: {', '.join(names)}"
                 for number, names in enumerate(result.order, 1)
             ]
-            blocks.append(details("Order of the rounds", [bullets(numbered)]))
-    return Section("method", "How it was measured", tuple(blocks))
+            blocks.append(details("Order of the rounds", [bullets(rounds)]))
+    return Section("method", "Method", tuple(blocks))
 
 
 def _protocol_facts(result: BenchResult) -> list[tuple[str, Cell]]:
+    rounds = str(len(result.order))
+    if result.interrupted:
+        planned = result.protocol.get("rounds", MISSING_VALUE)
+        rounds = f"{rounds} of {planned}, interrupted"
     pairs = [
         ("measured", Cell(result.created)),
         ("edgetl", Cell(result.edgetl)),
         ("target", Cell(result.target)),
         ("run", value_cell(result.model.get("run_id"))),
         ("result file", value_cell(None if result.path is None else result.path.name)),
-        (
-            "rounds",
-            Cell(
-                f"{len(result.order)} of {result.protocol.get('rounds', MISSING_VALUE)}, interrupted"
-                if result.interrupted
-                else str(len(result.order))
-            ),
-        ),
+        ("rounds", Cell(rounds)),
     ]
-    rest = {name: value for name, value in result.protocol.items() if name != "rounds"}
-    return [
-        *pairs,
-        *((name.replace("_", " "), value_cell(value)) for name, value in _flatten(rest).items()),
+    protocol = {name: value for name, value in result.protocol.items() if name != "rounds"}
+    pairs += [
+        (name.replace("_", " "), value_cell(value)) for name, value in _flatten(protocol).items()
     ]
+    return pairs
 
 
 def _limits_table(result: BenchResult) -> Markup:
-    columns = [Column("limit", "short"), Column("outcome", "short"), Column("why")]
+    columns = [Column("limit", "short"), Column("outcome", "short"), Column("reason")]
     rows = [
         TableRow(
             (
-                Cell(judged.limit),
-                Cell("", badges=(Badge(judged.outcome, OUTCOME_TONES[judged.outcome]),)),
-                Cell(judged.why),
+                Cell(check.limit),
+                Cell("", badges=(Badge(check.outcome, OUTCOME_TONES[check.outcome]),)),
+                Cell(check.why),
             )
         )
-        for judged in result.limit_checks
+        for check in result.limit_checks
     ]
-    return table("Limits judged", columns, rows)
+    return table("Limits", columns, rows)
 
 
 def _comparisons_table(result: BenchResult) -> Markup:
@@ -141,23 +136,23 @@ def _comparisons_table(result: BenchResult) -> Markup:
         Column("baseline"),
         Column("speed-up [95%]", "short"),
         Column("verdict", "short"),
-        Column("baseline of"),
+        Column("baseline from"),
     ]
     rows = []
     for pair in result.comparisons:
-        told, ratio = (
-            "the same run",
-            f"{pair.speedup.ratio:.2f}× {format_interval(pair.speedup.low, pair.speedup.high, 2)}",
-        )
+        speedup = pair.speedup
+        interval = format_interval(speedup.low, speedup.high, 2)
+        origin = "the same run"
         if pair.earlier_row is not None:
             earlier = pair.earlier_row
-            told = f"{earlier.created}: p50 {format_milliseconds(earlier.p50_ms)} ms, {earlier.description}"
+            p50 = format_milliseconds(earlier.p50_ms)
+            origin = f"{earlier.created}: p50 {p50} ms, {earlier.description}"
         cells = (
             Cell(pair.candidate),
             Cell(pair.baseline),
-            Cell(ratio),
+            Cell(f"{speedup.ratio:.2f}× {interval}"),
             Cell("", badges=(verdict_badge(pair.verdict),)),
-            Cell(told),
+            Cell(origin),
         )
         rows.append(TableRow(cells))
     return table("Speed-up = baseline p50 / candidate p50", columns, rows)
@@ -182,28 +177,29 @@ def _sessions_table(result: BenchResult) -> Markup:
             Cell(row.file_sha256),
         )
         rows.append(TableRow(cells))
-    return table("What was run", columns, rows)
+    return table("Measured rows", columns, rows)
 
 
 def _side_by_side_table(
-    label: str, names: Sequence[str], told: Sequence[Mapping[str, Any]], marked: bool = True
+    label: str, names: Sequence[str], facts: Sequence[Mapping[str, Any]], mark: bool = True
 ) -> Markup:
-    keys = list(dict.fromkeys(name for facts_ in told for name in facts_))
+    """Build a table with one row per key and one column per mapping; `mark` marks differences."""
+    keys = list(dict.fromkeys(key for mapping in facts for key in mapping))
     rows = []
     for key in keys:
-        values = [facts_.get(key) for facts_ in told]
-        differs = marked and any(value != values[0] for value in values)
-        shown = [_device_value_cell(key, value) for value in values]
+        values = [mapping.get(key) for mapping in facts]
+        differs = mark and any(value != values[0] for value in values)
         name = Cell(
             key.removesuffix("_bytes").replace("_", " "),
             badges=(Badge("differs", "warn"),) if differs else (),
         )
-        rows.append(TableRow((name, *shown), "differs" if differs else ""))
+        cells = [_device_value_cell(key, value) for value in values]
+        rows.append(TableRow((name, *cells), "differs" if differs else ""))
     return table(label, [Column(""), *(Column(name) for name in names)], rows)
 
 
 def _device_value_cell(key: str, value: Any) -> Cell:
-    """Write sizes as MiB. An empty list of reasons or processes is a fact, not a gap."""
+    """Format one device fact: sizes as MiB; an empty list of reasons or processes as `none`."""
     if key.endswith("_bytes") and isinstance(value, int | float):
         return Cell(f"{format_mib(value)} MiB")
     if key.endswith("_bytes") and isinstance(value, list):
@@ -214,11 +210,11 @@ def _device_value_cell(key: str, value: Any) -> Cell:
 
 
 def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one level: `pressure us, cpu`."""
-    found: dict[str, Any] = {}
+    """Flatten nested objects to one level, joining keys with `: `."""
+    flat: dict[str, Any] = {}
     for name, value in content.items():
         if isinstance(value, Mapping) and value:
-            found |= _flatten(value, f"{prefix}{name}: ")
+            flat |= _flatten(value, f"{prefix}{name}: ")
         else:
-            found[f"{prefix}{name}"] = value
-    return found
+            flat[f"{prefix}{name}"] = value
+    return flat

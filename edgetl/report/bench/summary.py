@@ -1,8 +1,9 @@
-"""The page's first two sections: a sentence for each result, and one table over all of them."""
+"""Summary and table sections of the benchmark report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -48,7 +49,7 @@ OTHER_DEVICE_BADGE = Badge("another device")
 
 
 def summary_section(results: Sequence[BenchResult]) -> Section:
-    """What each result says, with the doubts that belong to it."""
+    """Build a card for each result: the recommended configuration, its speed-up and caveats."""
     cards = [
         _result_card(title, result, results[0])
         for title, result in zip(result_titles(results), results, strict=True)
@@ -57,133 +58,159 @@ def summary_section(results: Sequence[BenchResult]) -> Section:
 
 
 def summary_sentence(result: BenchResult) -> str:
-    """The result in one sentence: what, where, which configuration, how fast."""
-    chosen = result.recommendation
-    if chosen is None:
-        reason = "no row passed its gate" if result.failed_rows else "no ONNX Runtime row was timed"
-        return f"{model_name(result)} on {device_and_host(result.device)}: {reason}, so nothing is recommended."
-    row = result.get_row(chosen.latency.row)
-    spread = row.p50_interval_ms
-    told = "" if spread is None else f" {format_interval(*spread, _digits(spread[0]))}"
+    """Summarize the result in one sentence: model, device, recommended configuration, latency."""
+    subject = f"{model_name(result)} on {device_and_host(result.device)}"
+    recommendation = result.recommendation
+    if recommendation is None:
+        reason = "no ONNX Runtime row was timed"
+        if result.failed_rows:
+            reason = "no row passed the gate"
+        return f"{subject}: {reason}, so nothing is recommended."
+    row = result.get_row(recommendation.latency.row)
+    latency = f"{format_milliseconds(row.percentile_ms(50))} ms"
+    p50 = f"p50 {_format_p50_interval(row)}".rstrip()
+    text = f"{subject}: {full_row_name(row)} takes {latency} ({p50}, scope {row.scope})"
     pair = find_baseline_comparison(result, row.id)
-    answers = f"{full_row_name(row)} answers in {format_milliseconds(row.percentile_ms(50))} ms (p50{told}, scope {row.scope})"
-    text = f"{model_name(result)} on {device_and_host(result.device)}: {answers}"
-    return (
-        f"{text}, {_speedup_phrase(result, pair)}."
-        if pair
-        else f"{text}; no baseline was measured beside it."
-    )
+    if pair is None:
+        return f"{text}; no baseline was measured in the same run."
+    return f"{text}, {_speedup_phrase(result, pair)}."
 
 
 def table_section(results: Sequence[BenchResult]) -> Section:
-    """Every row of every result; those that may be compared stand together."""
+    """Build the table of all rows, grouped so that rows within a group are comparable."""
     groups: dict[tuple[str, str, str], list[ResultRowPair]] = {}
     for result in results:
         for row in result.rows:
-            groups.setdefault((model_key(result, row), row.scope, input_shape(row)), []).append(
-                (result, row)
-            )
-    every = [entry for entries in groups.values() for entry in entries]
-    columns = [(column, cell) for column, cell, wanted in _columns() if wanted(every)]
-    body = []
-    for number, entries in enumerate(groups.values(), 1):
-        title = _group_heading(number, entries)
-        for device, result in zip(result_titles(results), results, strict=True):
-            rows = [row for own, row in entries if own is result]
-            if rows:
-                cells = (
-                    TableRow(
-                        tuple(cell((result, row)) for _, cell in columns),
-                        "dim" if row.has_failed_gate else "",
-                    )
-                    for row in rows
-                )
-                badges = (
-                    noise_badge(result),
-                    *(() if is_same_device(result, results[0]) else (OTHER_DEVICE_BADGE,)),
-                )
-                body.append(RowGroup(tuple(cells), title, device, badges))
-                title = ""
-    blocks = (
-        []
-        if len(groups) == 1
-        else [
+            key = (model_key(result, row), row.scope, input_shape(row))
+            groups.setdefault(key, []).append((result, row))
+    entries = [entry for group in groups.values() for entry in group]
+    columns = [column for column in _columns() if column.is_visible(entries)]
+    table_rows = [
+        row_group
+        for number, group in enumerate(groups.values(), 1)
+        for row_group in _row_groups(_group_heading(number, group), group, results, columns)
+    ]
+    blocks = []
+    if len(groups) > 1:
+        blocks.append(
             paragraph(
-                "Rows are comparable within a group only: the groups differ in model, scope or input."
+                "Rows are comparable within a group only: "
+                "the groups differ in model, scope or input."
             )
-        ]
-    )
+        )
     if any(not is_same_device(result, results[0]) for result in results):
         blocks.append(
             paragraph(
-                "Rows of different devices compare devices, not runtimes; a speed-up is always within one device."
+                "Rows of different devices compare devices, not runtimes. "
+                "A speed-up is always measured on one device."
             )
         )
-    blocks.append(table("All configurations measured", [column for column, _ in columns], body))
-    blocks.append(paragraph(" ".join(_table_notes(every)), "note"))
+    headers = [column.header for column in columns]
+    blocks.append(table("All measured configurations", headers, table_rows))
+    blocks.append(paragraph(" ".join(_table_notes(entries)), "note"))
     return Section("table", "All results", tuple(blocks))
 
 
+def _row_groups(
+    title: str,
+    group: Sequence[ResultRowPair],
+    results: Sequence[BenchResult],
+    columns: Sequence[_EntryColumn],
+) -> Iterator[RowGroup]:
+    """Yield the group's rows, one `RowGroup` per result; only the first has the title."""
+    for subheading, result in zip(result_titles(results), results, strict=True):
+        entries = [entry for entry in group if entry[0] is result]
+        if not entries:
+            continue
+        rows = [
+            TableRow(
+                tuple(column.cell(entry) for column in columns),
+                "dim" if entry[1].has_failed_gate else "",
+            )
+            for entry in entries
+        ]
+        badges = [noise_badge(result)]
+        if not is_same_device(result, results[0]):
+            badges.append(OTHER_DEVICE_BADGE)
+        yield RowGroup(tuple(rows), title, subheading, tuple(badges))
+        title = ""
+
+
 def _result_card(title: str, result: BenchResult, first: BenchResult) -> Markup:
-    chosen = result.recommendation
-    keys: list[tuple[str, Cell]] = []
-    if chosen is not None:
-        row = result.get_row(chosen.latency.row)
-        spread = row.p50_interval_ms
-        small = "" if spread is None else format_interval(*spread, _digits(spread[0]))
-        keys.append(
-            ("p50, one call", Cell(f"{format_milliseconds(row.percentile_ms(50))} ms", small=small))
-        )
-        pair = find_baseline_comparison(result, row.id)
-        if pair is not None:
-            baseline = result.get_row(pair.baseline)
-            keys.append((f"against {baseline.runtime} {baseline.variant}", speedup_cell(pair)))
-        keys.append(("most images/s", Cell(format_rate(chosen.throughput.images_per_second))))
-    badges = [noise_badge(result)]
-    badges += [] if is_same_device(result, first) else [OTHER_DEVICE_BADGE]
-    badges += [Badge("interrupted", "warn")] if result.interrupted else []
-    badges += (
-        [Badge("not steady", "warn")]
-        if any(row.rounds and not row.steady for row in result.rows)
-        else []
-    )
-    badges += [Badge("gate failed", "bad")] if result.failed_rows else []
-    badges += [
-        Badge(f"{judged.limit} {judged.outcome}", OUTCOME_TONES[judged.outcome])
-        for judged in result.limit_checks
+    blocks = [
+        paragraph("", badges=_result_badges(result, first)),
+        paragraph(summary_sentence(result)),
     ]
-    blocks = [paragraph("", badges=badges), paragraph(summary_sentence(result))]
-    doubts = [
+    caveats = [
         *_fastest_pytorch_sentences(result),
         *_alternative_sentences(result),
         *(f"Noise: {reason}." for reason in result.noise.reasons),
         *_failure_sentences(result),
     ]
-    return card(title, keys, [*blocks, *([bullets(doubts)] if doubts else [])])
+    if caveats:
+        blocks.append(bullets(caveats))
+    return card(title, _key_facts(result), blocks)
+
+
+def _key_facts(result: BenchResult) -> list[tuple[str, Cell]]:
+    recommendation = result.recommendation
+    if recommendation is None:
+        return []
+    row = result.get_row(recommendation.latency.row)
+    facts = [("p50, one inference", _p50_cell(row, unit=" ms"))]
+    pair = find_baseline_comparison(result, row.id)
+    if pair is not None:
+        baseline = result.get_row(pair.baseline)
+        facts.append((f"against {baseline.runtime} {baseline.variant}", speedup_cell(pair)))
+    facts.append(
+        ("highest images/s", Cell(format_rate(recommendation.throughput.images_per_second)))
+    )
+    return facts
+
+
+def _result_badges(result: BenchResult, first: BenchResult) -> list[Badge]:
+    badges = [noise_badge(result)]
+    if not is_same_device(result, first):
+        badges.append(OTHER_DEVICE_BADGE)
+    if result.interrupted:
+        badges.append(Badge("interrupted", "warn"))
+    if any(row.rounds and not row.steady for row in result.rows):
+        badges.append(Badge("not steady", "warn"))
+    if result.failed_rows:
+        badges.append(Badge("gate failed", "bad"))
+    badges += [
+        Badge(f"{check.limit} {check.outcome}", OUTCOME_TONES[check.outcome])
+        for check in result.limit_checks
+    ]
+    return badges
 
 
 def _speedup_phrase(result: BenchResult, pair: RowComparison) -> str:
     baseline = result.get_row(pair.baseline)
-    against = f"{baseline.runtime} {baseline.variant}"
-    ratio = f"{pair.speedup.ratio:.2f} {format_interval(pair.speedup.low, pair.speedup.high, 2)} times as fast as {against}"
-    undecided = {
-        "inconclusive": "inconclusive, the interval holds 1",
-        "noisy": "not decided, the device was too noisy",
+    interval = format_interval(pair.speedup.low, pair.speedup.high, 2)
+    explanations = {
+        "inconclusive": "inconclusive, the interval contains 1",
+        "noisy": "undecided, the device was too noisy",
     }
-    return f"{ratio} ({undecided.get(pair.verdict, pair.verdict)})"
+    verdict = explanations.get(pair.verdict, pair.verdict)
+    return (
+        f"{pair.speedup.ratio:.2f} {interval} times as fast "
+        f"as {baseline.runtime} {baseline.variant} ({verdict})"
+    )
 
 
 def _fastest_pytorch_sentences(result: BenchResult) -> list[str]:
-    """Hold the recommended row against the fastest PyTorch row of its cell, where that isn't eager already."""
-    chosen = result.recommendation
-    if chosen is None:
+    """Compare the recommended row with the fastest PyTorch baseline, unless that is eager mode."""
+    recommendation = result.recommendation
+    if recommendation is None:
         return []
     pairs = [
         pair
         for pair in result.comparisons
-        if pair.candidate == chosen.latency.row and pair.earlier_row is None
+        if pair.candidate == recommendation.latency.row
+        and pair.earlier_row is None
+        and result.get_row(pair.baseline).runtime == "pytorch"
     ]
-    pairs = [pair for pair in pairs if result.get_row(pair.baseline).runtime == "pytorch"]
     if not pairs:
         return []
     fastest = min(pairs, key=lambda pair: result.get_row(pair.baseline).percentile_ms(50) or 0.0)
@@ -192,145 +219,142 @@ def _fastest_pytorch_sentences(result: BenchResult) -> list[str]:
         return []
     p50 = format_milliseconds(row.percentile_ms(50))
     return [
-        f"Fastest PyTorch baseline: {row.variant}, p50 {p50} ms; the recommended row is {_speedup_phrase(result, fastest)}."
+        f"Fastest PyTorch baseline: {row.variant}, p50 {p50} ms; "
+        f"the recommended row is {_speedup_phrase(result, fastest)}."
     ]
 
 
 def _alternative_sentences(result: BenchResult) -> list[str]:
-    chosen, names = result.recommendation, row_names(result.rows)
-    if chosen is None:
+    recommendation = result.recommendation
+    if recommendation is None:
         return []
-    found = []
-    if chosen.throughput.row != chosen.latency.row:
-        found.append(
-            f"Most images a second: {names[chosen.throughput.row]}, {format_rate(chosen.throughput.images_per_second)} images/s."
-        )
-    if chosen.latency.as_fast:
-        found.append(
-            f"Not shown to be slower: {join_words([names[row] for row in chosen.latency.as_fast])}."
-        )
-    return found
+    names = row_names(result.rows)
+    latency, throughput = recommendation.latency, recommendation.throughput
+    sentences = []
+    if throughput.row != latency.row:
+        rate = format_rate(throughput.images_per_second)
+        sentences.append(f"Highest throughput: {names[throughput.row]}, {rate} images/s.")
+    if latency.as_fast:
+        rows = join_words([names[row] for row in latency.as_fast])
+        sentences.append(f"Not significantly slower: {rows}.")
+    return sentences
 
 
 def _failure_sentences(result: BenchResult) -> list[str]:
-    seen = {
-        f"{row.runtime} {row.variant}": str(row.gate.get("reason", "no reason is told"))
+    reasons = {
+        f"{row.runtime} {row.variant}": str(row.gate.get("reason", "no reason recorded"))
         for row in result.failed_rows
     }
     return [
-        f"{name} was not timed, its reference images did not pass: {reason}."
-        for name, reason in seen.items()
+        f"{name} was not timed, it failed the gate: {reason}." for name, reason in reasons.items()
     ]
 
 
-def _group_heading(number: int, entries: Sequence[ResultRowPair]) -> str:
-    result, row = entries[0]
-    models = dict.fromkeys(model_name(other) for other, _ in entries)
-    identity = (
-        f"run {result.model['run_id']}"
-        if result.model.get("run_id")
-        else f"file {row.file_sha256[:12]}"
-    )
-    return f"Group {number}: {join_words(list(models))} ({identity}), scope {row.scope}, input {input_shape(row) or 'not told'}"
+def _group_heading(number: int, group: Sequence[ResultRowPair]) -> str:
+    first_result, first_row = group[0]
+    models = join_words(list(dict.fromkeys(model_name(result) for result, _ in group)))
+    identity = f"file {first_row.file_sha256[:12]}"
+    if first_result.model.get("run_id"):
+        identity = f"run {first_result.model['run_id']}"
+    shape = input_shape(first_row) or "unknown"
+    return f"Group {number}: {models} ({identity}), scope {first_row.scope}, input {shape}"
 
 
-def _columns() -> list[
-    tuple[Column, Callable[[ResultRowPair], Cell], Callable[[Sequence[ResultRowPair]], bool]]
-]:
-    def always(_: Sequence[ResultRowPair]) -> bool:
-        return True
+def _is_always_visible(_: Sequence[ResultRowPair]) -> bool:
+    return True
 
+
+@dataclass(frozen=True)
+class _EntryColumn:
+    """A column of the table of results."""
+
+    header: Column
+    cell: Callable[[ResultRowPair], Cell]
+    is_visible: Callable[[Sequence[ResultRowPair]], bool] = _is_always_visible
+
+
+def _columns() -> list[_EntryColumn]:
     return [
-        (Column("configuration"), lambda entry: _configuration_cell(entry[1]), always),
-        (
-            Column("p50 ms", "number", "median latency and its 95% interval"),
+        _EntryColumn(Column("configuration"), lambda entry: _configuration_cell(entry[1])),
+        _EntryColumn(
+            Column("p50 ms", "number", "median latency with its 95% interval"),
             lambda entry: _p50_cell(entry[1]),
-            always,
         ),
-        (Column("p90 ms", "number"), lambda entry: _percentile_cell(entry[1], 90), always),
-        (Column("p99 ms", "number"), lambda entry: _percentile_cell(entry[1], 99), always),
-        (
+        _EntryColumn(Column("p90 ms", "number"), lambda entry: _percentile_cell(entry[1], 90)),
+        _EntryColumn(Column("p99 ms", "number"), lambda entry: _percentile_cell(entry[1], 99)),
+        _EntryColumn(
             Column("images/s", "number"),
             lambda entry: Cell(format_rate(entry[1].images_per_second)),
-            always,
         ),
-        (
+        _EntryColumn(
             Column("speed-up", "short", "baseline p50 / p50 with its 95% interval and verdict"),
             _row_speedup_cell,
-            always,
         ),
-        (
+        _EntryColumn(
             Column(
                 "cold ms",
                 "number",
-                "import, session and first answer of a fresh process, files in the page cache",
+                "import, session creation and first inference in a new process, files in the page cache",
             ),
             lambda entry: _cold_start_cell(entry[1]),
-            always,
         ),
-        (
-            Column("peak MiB", "number", "largest resident memory of the process"),
+        _EntryColumn(
+            Column("peak MiB", "number", "peak resident memory of the process"),
             lambda entry: _peak_memory_cell(entry[1]),
-            always,
         ),
-        (
-            Column("growth MiB", "number", "resident memory gained during a block, after warm-up"),
+        _EntryColumn(
+            Column("growth MiB", "number", "growth of resident memory in a block, after warm-up"),
             lambda entry: Cell(format_mib(entry[1].memory_growth_bytes, 1)),
-            lambda every: any(row.memory_growth_bytes is not None for _, row in every),
+            lambda entries: any(row.memory_growth_bytes is not None for _, row in entries),
         ),
-        (
-            Column("file MB", "number"),
-            lambda entry: Cell(f"{entry[1].file_bytes / 1e6:.1f}"),
-            always,
+        _EntryColumn(
+            Column("file MB", "number"), lambda entry: Cell(f"{entry[1].file_bytes / 1e6:.1f}")
         ),
-        (
-            Column("energy mJ/image", "short", "by the counter named, idle power included"),
+        _EntryColumn(
+            Column("energy mJ/image", "short", "by energy counter, including idle power"),
             lambda entry: _energy_cell(entry[1]),
-            lambda every: any(row.summarize_energy_mj() for _, row in every),
+            lambda entries: any(row.summarize_energy_mj() for _, row in entries),
         ),
-        (
+        _EntryColumn(
             Column(
                 "GPU",
                 "short",
-                "right after the blocks: lowest and highest SM clock, otherwise the largest value of all rounds",
+                "read right after each block: range of the SM clock; otherwise the maximum over all rounds",
             ),
-            lambda entry: Cell(
-                format_gpu_state(entry[1].summarize_gpu())
-                if entry[1].summarize_gpu()
-                else MISSING_VALUE
-            ),
-            lambda every: any(row.summarize_gpu() for _, row in every),
+            lambda entry: _gpu_cell(entry[1]),
+            lambda entries: any(row.summarize_gpu() for _, row in entries),
         ),
-        (
-            Column("reference images", "short", "the gate before the clock"),
+        _EntryColumn(
+            Column("golden images", "short", "gate: the check on the golden images before timing"),
             lambda entry: _gate_cell(entry[1]),
-            always,
         ),
     ]
 
 
-def _p50_cell(row: BenchRow) -> Cell:
-    spread = row.p50_interval_ms
-    return Cell(
-        format_milliseconds(row.percentile_ms(50)),
-        small="" if spread is None else format_interval(*spread, _digits(spread[0])),
-    )
+def _format_p50_interval(row: BenchRow) -> str:
+    interval = row.p50_interval_ms
+    return "" if interval is None else format_interval(*interval, _decimals(interval[0]))
+
+
+def _p50_cell(row: BenchRow, unit: str = "") -> Cell:
+    p50 = format_milliseconds(row.percentile_ms(50))
+    return Cell(f"{p50}{unit}", small=_format_p50_interval(row))
 
 
 def _percentile_cell(row: BenchRow, percent: int) -> Cell:
     value = row.percentile_ms(percent)
-    withheld = (
-        f"withheld: {len(row.latencies_ns)} runs do not support a p{percent}"
-        if row.rounds
-        else "not timed"
-    )
-    return Cell(format_milliseconds(value), tooltip=withheld if value is None else "")
+    tooltip = ""
+    if value is None:
+        tooltip = "not timed"
+        if row.rounds:
+            tooltip = f"withheld: {len(row.latencies_ns)} runs are too few for p{percent}"
+    return Cell(format_milliseconds(value), tooltip=tooltip)
 
 
 def _configuration_cell(row: BenchRow) -> Cell:
     parts = [row.provider, f"batch {row.batch}", pluralize(row.threads, "thread")]
     if row.rate is not None:
-        parts.append(f"{row.rate:g} arrivals/s, {row.waiting_share:.0%} of them waited")
+        parts.append(f"{row.rate:g} arrivals/s, {row.waiting_share:.0%} of them queued")
     return Cell(f"{row.runtime} {row.variant}", small=", ".join(parts))
 
 
@@ -341,19 +365,16 @@ def _row_speedup_cell(entry: ResultRowPair) -> Cell:
     pair = find_baseline_comparison(result, row.id)
     if pair is not None:
         return speedup_cell(pair)
-    baseline = any(
-        pair.baseline == row.id and pair.earlier_row is None for pair in result.comparisons
-    )
-    return Cell("1", small="baseline") if baseline else Cell(MISSING_VALUE, tooltip="not compared")
+    if any(pair.baseline == row.id and pair.earlier_row is None for pair in result.comparisons):
+        return Cell("1", small="baseline")
+    return Cell(MISSING_VALUE, tooltip="not compared")
 
 
 def _cold_start_cell(row: BenchRow) -> Cell:
     cold = row.summarize_cold_starts()
-    return (
-        Cell(f"{cold['total_ms']:.0f}", small=f"{cold['session_ms']:.0f} session")
-        if cold
-        else Cell(MISSING_VALUE, tooltip="not measured")
-    )
+    if not cold:
+        return Cell(MISSING_VALUE, tooltip="not measured")
+    return Cell(f"{cold['total_ms']:.0f}", small=f"{cold['session_ms']:.0f} session")
 
 
 def _peak_memory_cell(row: BenchRow) -> Cell:
@@ -361,8 +382,13 @@ def _peak_memory_cell(row: BenchRow) -> Cell:
 
 
 def _energy_cell(row: BenchRow) -> Cell:
-    told = [f"{value:.1f} ({source})" for source, value in row.summarize_energy_mj().items()]
-    return Cell("; ".join(told) or MISSING_VALUE)
+    values = [f"{value:.1f} ({source})" for source, value in row.summarize_energy_mj().items()]
+    return Cell("; ".join(values) or MISSING_VALUE)
+
+
+def _gpu_cell(row: BenchRow) -> Cell:
+    state = row.summarize_gpu()
+    return Cell(format_gpu_state(state) if state else MISSING_VALUE)
 
 
 def _gate_cell(row: BenchRow) -> Cell:
@@ -371,40 +397,41 @@ def _gate_cell(row: BenchRow) -> Cell:
     if not row.gate.get("checked"):
         return Cell("", badges=(Badge("not checked", "warn"),))
     difference = row.gate.get("max_logit_difference")
-    small = "" if difference is None else f"|Δlogit| {difference:.1g}"
+    agreed, images = (row.gate.get(key, MISSING_VALUE) for key in ("top1_agreement", "images"))
     return Cell(
-        f"{row.gate.get('top1_agreement', MISSING_VALUE)}/{row.gate.get('images', MISSING_VALUE)} agree",
-        small=small,
+        f"{agreed}/{images} agree",
+        small="" if difference is None else f"|Δlogit| {difference:.1g}",
     )
 
 
-def _table_notes(every: Sequence[ResultRowPair]) -> list[str]:
-    withheld = [
-        percent
-        for percent in (90, 99)
-        if any(row.rounds and row.percentile_ms(percent) is None for _, row in every)
-    ]
+def _table_notes(entries: Sequence[ResultRowPair]) -> list[str]:
+    timed = [row for _, row in entries if row.rounds]
     notes = ["Intervals are 95%."]
-    if any(row.rate is not None for _, row in every):
+    if any(row.rate is not None for _, row in entries):
         notes.append(
-            "Rows without arrivals/s are a single stream, in which a call follows on the one before."
+            "Rows without arrivals/s are single-stream: each inference starts when the previous ends."
         )
+    withheld = [
+        percent for percent in (90, 99) if any(row.percentile_ms(percent) is None for row in timed)
+    ]
     if withheld:
-        told = join_words(
-            [f"p{percent} needs {PERCENTILE_SUPPORT[percent]} runs" for percent in withheld]
-        )
+        needed = [f"p{percent} needs {PERCENTILE_SUPPORT[percent]} runs" for percent in withheld]
         notes.append(
-            f"{MISSING_VALUE} under p90 or p99: withheld, too few runs support it ({told})."
+            f"{MISSING_VALUE} under p90 or p99: withheld, too few runs ({join_words(needed)})."
         )
-    notes.append(f"{MISSING_VALUE} elsewhere: not measured, or the device does not tell.")
-    if not any(row.summarize_energy_mj() for _, row in every):
+    notes.append(f"{MISSING_VALUE} elsewhere: not measured, or not reported by the device.")
+    if not any(row.summarize_energy_mj() for _, row in entries):
         notes.append("No energy counter was read.")
-    runs = [len(row.latencies_ns) for _, row in every if row.rounds]
+    runs = [len(row.latencies_ns) for row in timed]
     if runs:
-        told = f"{runs[0]:,}" if min(runs) == max(runs) else f"{min(runs):,} to {max(runs):,}"
-        notes.append(f"Each row rests on {told} runs; none is left out.")
+        count = f"{runs[0]:,}"
+        if min(runs) != max(runs):
+            count = f"{min(runs):,} to {max(runs):,}"
+        notes.append(f"Each row has {count} runs; no run was excluded.")
     return notes
 
 
-def _digits(value: float) -> int:
-    return 3 if value < 1 else 2 if value < 100 else 0
+def _decimals(value: float) -> int:
+    if value < 1:
+        return 3
+    return 2 if value < 100 else 0

@@ -1,4 +1,4 @@
-"""The page of one bundle: what it answers, which file to take, and what was proven of it."""
+"""HTML report and summary sentences of a bundle."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
-from edgetl.core.artifacts.bundle import BundleManifest, FileStatus, VariantRecord
+from edgetl.core.artifacts.bundle import BundleManifest, FileStatus, VariantAccuracy, VariantRecord
 from edgetl.core.formatting import MISSING_VALUE, format_milliseconds, format_percent, pluralize
 from edgetl.report.html.blocks import (
     Badge,
@@ -37,15 +37,15 @@ from edgetl.report.html.text import (
 )
 
 _MAX_VISIBLE_LABELS = 60
-"""Labels that are shown at once."""
+"""Maximum number of labels visible without opening them."""
 _STATUS_TONES: dict[FileStatus, Tone] = {"as proven": "good", "altered": "bad", "missing": "bad"}
 
 
 def render_bundle_report(bundle: BundleManifest) -> str:
-    """One self-contained HTML page; the same bundle gives the same page.
+    """Render one self-contained HTML page. The output is deterministic.
 
     Raises:
-        BundleError: the manifest names a file outside the bundle, or a file cannot be read.
+        BundleError: the manifest refers to a file outside the bundle, or a file cannot be read.
     """
     sections = [
         _summary_section(bundle),
@@ -56,204 +56,187 @@ def render_bundle_report(bundle: BundleManifest) -> str:
         _golden_section(bundle),
         _provenance_section(bundle),
     ]
-    lead = f"A bundle that edgetl {bundle.edgetl} exported from run {bundle.run_id}, weights from {bundle.weights}."
+    lead = f"Exported by edgetl {bundle.edgetl} from run {bundle.run_id}, weights {bundle.weights}."
     return render_page(bundle_title(bundle), lead, sections)
 
 
 def bundle_title(bundle: BundleManifest) -> str:
-    """What is in the bundle."""
+    """Return the bundle's title: architecture and number of classes."""
     return f"Bundle of {bundle.model}, {pluralize(len(bundle.labels), 'class', 'classes')}"
 
 
 def bundle_sentences(bundle: BundleManifest) -> list[str]:
-    """Which file to take, its accuracy, its proof and its latency; and which files are not what was proven.
+    """Summarize a bundle: recommended file, accuracy, parity, latency, and damaged files.
 
     Raises:
-        BundleError: see `BundleCard.states`.
+        BundleError: see `BundleManifest.file_statuses`.
     """
-    best = bundle.primary_variant
-    size = f"{best.file}, {best.bytes / 1e6:.1f} MB"
-    found = [
-        f"Recommended: {best.name} ({size}), of {pluralize(len(bundle.variants), 'variant')}."
-        if bundle.recommended
-        else "Recommended: none, no variant met the limits that the bundle was exported with."
+    variant = bundle.primary_variant
+    sentences = ["Recommended: none, no variant met the limits of the export."]
+    accuracy_of: Sequence[VariantRecord] = bundle.variants
+    if bundle.recommended:
+        size = f"{variant.file}, {variant.bytes / 1e6:.1f} MB"
+        count = pluralize(len(bundle.variants), "variant")
+        sentences = [f"Recommended: {variant.name} ({size}), of {count}."]
+        accuracy_of = [variant]
+    sentences += [_accuracy_sentence(variant) for variant in accuracy_of]
+    parity = variant.path
+    if parity is not None:
+        images = pluralize(parity.images, f"{parity.kind} image")
+        text = f"Against PyTorch: max |Δlogit| {parity.difference:.2g} on {images}"
+        if parity.agreement is not None:
+            text += f", same label on {format_percent(parity.agreement)}"
+        sentences.append(f"{text}.")
+    sentences.append(_latency_sentence(bundle, variant))
+    damaged = [
+        f"{file} is {status}"
+        for file, status in bundle.file_statuses.items()
+        if status != "as proven"
     ]
-    found += [
-        _accuracy_sentence(variant)
-        for variant in ([best] if bundle.recommended else bundle.variants)
-    ]
-    if best.path is not None:
-        told = f"max |Δlogit| {best.path.difference:.2g} on {pluralize(best.path.images, f'{best.path.kind} image')}"
-        agree = (
-            ""
-            if best.path.agreement is None
-            else f", PyTorch's label on {format_percent(best.path.agreement)}"
+    if damaged:
+        sentences.append(
+            f"Files do not match the export: {join_words(damaged)}. Copy or export the bundle again."
         )
-        found.append(f"Against PyTorch: {told}{agree}.")
-    latency = best.latency
-    if latency.p50_ms is not None:
-        pair = (
-            ""
-            if latency.speedup is None
-            else f", {latency.speedup:.2f} times as fast as fp32 ({latency.verdict})"
+    return sentences
+
+
+def _latency_sentence(bundle: BundleManifest, variant: VariantRecord) -> str:
+    latency = variant.latency
+    if latency.p50_ms is None:
+        return (
+            "Latency: not measured at export. "
+            f"Run `edgetl bench {bundle.directory.path}` on the device."
         )
-        found.append(
-            f"Latency where it was exported: {format_milliseconds(latency.p50_ms)} ms{pair}, {_latency_conditions(bundle)}."
-        )
-    else:
-        found.append(
-            f"Latency: not timed at export; `edgetl bench {bundle.directory.path}` measures it on this device."
-        )
-    wrong = [
-        f"{file} is {state}" for file, state in bundle.file_statuses.items() if state != "as proven"
-    ]
-    return [
-        *found,
-        *(
-            [f"Not as it was proven: {join_words(wrong)}. Copy or export the bundle again."]
-            if wrong
-            else []
-        ),
-    ]
+    text = f"Latency at export: {format_milliseconds(latency.p50_ms)} ms"
+    if latency.speedup is not None:
+        text += f", {latency.speedup:.2f} times as fast as fp32 ({latency.verdict})"
+    return f"{text}, {_latency_conditions(bundle)}."
 
 
 def variants_section(bundle: BundleManifest) -> Section:
-    """Size, proof, accuracy and latency of every file; which is recommended, and why the others are not."""
+    """Build the section with size, parity, accuracy and latency of every variant.
+
+    Variants that are not recommended are listed with their reasons.
+    """
     timed = any(variant.latency.p50_ms is not None for variant in bundle.variants)
+    latency_columns = [
+        Column("p50 ms", "number"),
+        Column("speed-up", "short", "against fp32, with its 95% interval and verdict"),
+    ]
     columns = [
-        Column("variant"), Column("MB", "number"), Column("top-1 [95%]", "short"),
-        Column("lost", "number", "points of top-1 against PyTorch"),
-        Column("flips", "number", "images labelled otherwise than by PyTorch"), Column("max |Δlogit|", "number", "against PyTorch"),
-        *([Column("p50 ms", "number"), Column("speed-up", "short", "against fp32, with its 95% interval and verdict")] if timed else []),
-        Column("made of", "short"),
-    ]  # fmt: skip
+        Column("variant"),
+        Column("MB", "number"),
+        Column("top-1 [95%]", "short"),
+        Column("lost", "number", "top-1 accuracy lost against PyTorch, in points"),
+        Column("flips", "number", "images with another label than PyTorch"),
+        Column("max |Δlogit|", "number", "against PyTorch"),
+        *(latency_columns if timed else []),
+        Column("method", "short"),
+    ]
     rows = [TableRow(_variant_cells(bundle, variant, timed)) for variant in bundle.variants]
     blocks: list[Markup] = [table("Files of the bundle", columns, rows)]
     if timed:
         blocks.append(
             paragraph(
-                f"Latencies where it was exported: {_latency_conditions(bundle)}. Another device has its own: run edgetl bench there.",
+                f"Latencies at export: {_latency_conditions(bundle)}. "
+                "Run edgetl bench to measure another device.",
                 "note",
             )
         )
     if bundle.recommended is None:
-        blocks.append(
-            paragraph(
-                "No variant met the limits that the bundle was exported with.",
-                badges=[Badge("none recommended", "bad")],
-            )
-        )
+        badges = [Badge("none recommended", "bad")]
+        blocks.append(paragraph("No variant met the limits of the export.", badges=badges))
     reasons = [f"{name} {reason}." for name, reason in bundle.against.items()]
     reasons += [
-        f"{variant.name}: its time goes to {variant.slow_because}."
+        f"{variant.name}: slow operators: {variant.slow_because}."
         for variant in bundle.variants
         if variant.slow_because
     ]
     if reasons:
-        blocks += [paragraph("Why the others are not recommended:"), bullets(reasons)]
+        blocks += [paragraph("Reasons against the other variants:"), bullets(reasons)]
     if not timed:
-        blocks.append(
-            paragraph(
-                "Latencies were not measured at export: run edgetl bench on the device.", "note"
-            )
-        )
+        text = "Latencies were not measured at export: run edgetl bench on the device."
+        blocks.append(paragraph(text, "note"))
     return Section("variants", "Variants", tuple(blocks))
 
 
 def _variant_cells(bundle: BundleManifest, variant: VariantRecord, timed: bool) -> tuple[Cell, ...]:
     accuracy, latency = variant.accuracy, variant.latency
-    top1 = Cell(MISSING_VALUE, tooltip="no labelled validation images")
+    recommended = variant.name == bundle.recommended
+    badges = (Badge("recommended", "good"),) if recommended else ()
+    top1 = Cell(MISSING_VALUE, tooltip="no labeled validation images")
+    drop, flips = Cell(MISSING_VALUE), Cell(MISSING_VALUE)
     if accuracy is not None:
-        low, high = accuracy.interval
-        top1 = Cell(
-            format_percent(accuracy.top1), small=f"[{format_percent(low)}, {format_percent(high)}]"
-        )
+        top1 = _accuracy_cell(accuracy)
+        drop, flips = Cell(f"{accuracy.drop:.1f}"), Cell(str(accuracy.flips))
+    difference = MISSING_VALUE if variant.path is None else f"{variant.path.difference:.2g}"
     cells = [
-        Cell(
-            variant.name,
-            badges=(Badge("recommended", "good"),) if variant.name == bundle.recommended else (),
-        ),
+        Cell(variant.name, badges=badges),
         Cell(f"{variant.bytes / 1e6:.1f}"),
         top1,
-        Cell(MISSING_VALUE if accuracy is None else f"{accuracy.drop:.1f}"),
-        Cell(MISSING_VALUE if accuracy is None else str(accuracy.flips)),
-        Cell(MISSING_VALUE if variant.path is None else f"{variant.path.difference:.2g}"),
+        drop,
+        flips,
+        Cell(difference),
     ]
     if timed:
-        cells += [
-            Cell(format_milliseconds(latency.p50_ms), tooltip=latency.reason or ""),
-            _speedup_cell(variant),
-        ]
-    return (
-        *cells,
-        Cell(variant.made_of or ("float32" if variant.precision == "fp32" else variant.precision)),
-    )
+        p50 = Cell(format_milliseconds(latency.p50_ms), tooltip=latency.reason or "")
+        cells += [p50, _speedup_cell(variant)]
+    precision = "float32" if variant.precision == "fp32" else variant.precision
+    return (*cells, Cell(variant.made_of or precision))
+
+
+def _accuracy_cell(accuracy: VariantAccuracy) -> Cell:
+    low, high = accuracy.interval
+    interval = f"[{format_percent(low)}, {format_percent(high)}]"
+    return Cell(format_percent(accuracy.top1), small=interval)
 
 
 def _speedup_cell(variant: VariantRecord) -> Cell:
     latency = variant.latency
-    if latency.speedup is None:
-        return (
-            Cell("1", small="baseline")
-            if variant.name == "fp32" and latency.p50_ms is not None
-            else Cell(MISSING_VALUE, tooltip="not timed")
+    if latency.speedup is not None:
+        return Cell(
+            f"{latency.speedup:.2f}×",
+            small=format_interval(*latency.interval, 2) if latency.interval else "",
+            badges=(verdict_badge(latency.verdict),) if latency.verdict else (),
         )
-    badges = (verdict_badge(latency.verdict),) if latency.verdict else ()
-    return Cell(
-        f"{latency.speedup:.2f}×",
-        small=format_interval(*latency.interval, 2) if latency.interval else "",
-        badges=badges,
-    )
+    if variant.name == "fp32" and latency.p50_ms is not None:
+        return Cell("1", small="baseline")
+    return Cell(MISSING_VALUE, tooltip="not timed")
 
 
 def _summary_section(bundle: BundleManifest) -> Section:
-    best = bundle.primary_variant
-    keys = [
+    variant = bundle.primary_variant
+    facts = [
         ("recommended", Cell(bundle.recommended or "none")),
-        ("size", Cell(f"{best.bytes / 1e6:.1f} MB")),
+        ("size", Cell(f"{variant.bytes / 1e6:.1f} MB")),
     ]
-    if best.accuracy is not None:
-        low, high = best.accuracy.interval
-        keys.append(
-            (
-                "accuracy",
-                Cell(
-                    format_percent(best.accuracy.top1),
-                    small=f"[{format_percent(low)}, {format_percent(high)}]",
-                ),
-            )
-        )
-    if best.latency.p50_ms is not None:
-        keys.append(
-            (
-                "p50, one image",
-                Cell(
-                    f"{format_milliseconds(best.latency.p50_ms)} ms", small="where it was exported"
-                ),
-            )
-        )
-    sound = all(state == "as proven" for state in bundle.file_statuses.values())
-    doubt = [] if sound else [paragraph("", badges=[Badge("not as proven", "bad")])]
-    words = bullets(bundle_sentences(bundle))
-    return Section(
-        "summary", "Summary", (grid("cards", [card(bundle.model, keys, [*doubt, words])]),)
-    )
+    if variant.accuracy is not None:
+        facts.append(("accuracy", _accuracy_cell(variant.accuracy)))
+    if variant.latency.p50_ms is not None:
+        p50 = f"{format_milliseconds(variant.latency.p50_ms)} ms"
+        facts.append(("p50, one image", Cell(p50, small="on the exporting machine")))
+    blocks = []
+    if any(status != "as proven" for status in bundle.file_statuses.values()):
+        blocks.append(paragraph("", badges=[Badge("not as proven", "bad")]))
+    blocks.append(bullets(bundle_sentences(bundle)))
+    summary_card = card(bundle.model, facts, blocks)
+    return Section("summary", "Summary", (grid("cards", [summary_card]),))
 
 
 def _accuracy_sentence(variant: VariantRecord) -> str:
     accuracy = variant.accuracy
     if accuracy is None:
-        return (
-            f"Accuracy of {variant.name}: not measured, there were no labelled validation images."
-        )
+        return f"Accuracy of {variant.name}: not measured, there were no labeled validation images."
     low, high = accuracy.interval
-    told = f"{format_percent(accuracy.top1)} of {pluralize(accuracy.images, f'{accuracy.split} image')}"
-    drop = (
-        f"{abs(accuracy.drop):.1f} points {'more' if accuracy.drop < 0 else 'less'} than PyTorch"
-        if accuracy.drop
-        else "as PyTorch"
+    images = pluralize(accuracy.images, f"{accuracy.split} image")
+    comparison = "same as PyTorch"
+    if accuracy.drop:
+        direction = "above" if accuracy.drop < 0 else "below"
+        comparison = f"{abs(accuracy.drop):.1f} points {direction} PyTorch"
+    return (
+        f"Accuracy of {variant.name}: {format_percent(accuracy.top1)} of {images} "
+        f"(95% interval {format_percent(low)} to {format_percent(high)}), {comparison}."
     )
-    return f"Accuracy of {variant.name}: {told} (95% interval {format_percent(low)} to {format_percent(high)}), {drop}."
 
 
 def _latency_conditions(bundle: BundleManifest) -> str:
@@ -262,64 +245,70 @@ def _latency_conditions(bundle: BundleManifest) -> str:
         bundle.variants[0].latency,
     )
     threads = "" if latency.threads is None else f", {pluralize(latency.threads, 'thread')}"
-    return f"p50 of one image, network alone{threads}, on {latency.cpu or 'a CPU that does not tell its name'}"
+    return f"p50 of one image, network only{threads}, on {latency.cpu or 'an unknown CPU'}"
 
 
 def _parity_section(bundle: BundleManifest) -> Section:
     columns = [
-        Column("variant"), Column("compared on", "short"), Column("images", "number"), Column("max |Δlogit|", "number"),
-        Column("at most", "number", "what a device may show as well"), Column("same label", "number"),
-    ]  # fmt: skip
-    rows = [
-        TableRow(
-            (
-                Cell(variant.name),
-                Cell(on),
-                Cell(str(proof.images), small=proof.kind),
-                Cell(f"{proof.difference:.2g}"),
-                Cell(MISSING_VALUE if proof.tolerance is None else f"{proof.tolerance:.2g}"),
-                Cell(MISSING_VALUE if proof.agreement is None else format_percent(proof.agreement)),
-            )
-        )
-        for variant in bundle.variants
-        for on, proof in (("identical tensors", variant.network), ("decoded photos", variant.path))
-        if proof is not None
+        Column("variant"),
+        Column("compared on", "short"),
+        Column("images", "number"),
+        Column("max |Δlogit|", "number"),
+        Column("tolerance", "number", "largest difference allowed on a device"),
+        Column("same label", "number"),
     ]
-    return Section(
-        "proof", "Proof", (table("Answers against PyTorch's", columns, rows),) if rows else ()
-    )
+    rows = []
+    for variant in bundle.variants:
+        for inputs, parity in (
+            ("identical tensors", variant.network),
+            ("decoded images", variant.path),
+        ):
+            if parity is None:
+                continue
+            tolerance = MISSING_VALUE if parity.tolerance is None else f"{parity.tolerance:.2g}"
+            cells = (
+                Cell(variant.name),
+                Cell(inputs),
+                Cell(str(parity.images), small=parity.kind),
+                Cell(f"{parity.difference:.2g}"),
+                Cell(tolerance),
+                Cell(format_percent(parity.agreement)),
+            )
+            rows.append(TableRow(cells))
+    blocks = (table("Outputs against PyTorch", columns, rows),) if rows else ()
+    return Section("proof", "Parity", blocks)
 
 
 def _preprocessing_section(bundle: BundleManifest) -> Section:
-    contract, first = bundle.preprocessing, bundle.variants[0]
-    inside = first.input == "image"
-    taken = (
-        "uint8 [batch, height, width, 3], RGB, photos of any size"
-        if inside
-        else f"float32 [batch, 3, {contract.crop}, {contract.crop}]"
-    )
+    preprocessing, variant = bundle.preprocessing, bundle.variants[0]
+    crop = preprocessing.crop
+    input_type = f"float32 [batch, 3, {crop}, {crop}]"
+    text = "The caller must do all of this before calling the ONNX model."
+    if variant.input == "image":
+        input_type = "uint8 [batch, height, width, 3], RGB, images of any size"
+        text = "The ONNX model includes all of this except decoding."
+    mean, std = _format_channels(preprocessing.mean), _format_channels(preprocessing.std)
     steps = [
-        "Decode to RGB, upright by EXIF, on a white ground where there is transparency.",
-        f"Resize the shorter side to {contract.resize} pixels, antialiased {contract.interpolation}.",
-        f"Cut out the centre, {contract.crop}×{contract.crop}.",
-        f"Scale to [0, 1]; subtract {_format_channels(contract.mean)}, divide by {_format_channels(contract.std)}, by channel.",
+        "Decode to RGB, apply the EXIF orientation, and replace transparency by white.",
+        f"Resize the shorter side to {preprocessing.resize} pixels, "
+        f"antialiased {preprocessing.interpolation}.",
+        f"Center-crop to {crop}×{crop}.",
+        f"Scale to [0, 1], subtract the mean {mean} and divide by the standard deviation {std}, "
+        "per channel.",
     ]
-    where = (
-        "The ONNX file does all of this but the decoding."
-        if inside
-        else "The caller does all of this before the ONNX file."
-    )
     pairs = [
-        ("input", Cell(taken)),
+        ("input", Cell(input_type)),
         ("outputs", Cell("logits and probabilities, float32 [batch, classes]")),
-        ("opset", Cell(str(first.opset))),
+        ("opset", Cell(str(variant.opset))),
     ]
-    every = [(name, Cell(format_value(value))) for name, value in asdict(contract).items()]
+    parameters = [
+        (name, Cell(format_value(value))) for name, value in asdict(preprocessing).items()
+    ]
     blocks = (
         definition_list(pairs),
-        paragraph(where),
+        paragraph(text),
         bullets(steps),
-        details("The contract as it stands in the file", [definition_list(every)]),
+        details("Preprocessing parameters", [definition_list(parameters)]),
     )
     return Section("contract", "Input and preprocessing", blocks)
 
@@ -329,38 +318,33 @@ def _format_channels(values: Sequence[float]) -> str:
 
 
 def _labels_section(bundle: BundleManifest) -> Section:
-    shown = paragraph(", ".join(bundle.labels))
     count = pluralize(len(bundle.labels), "label")
-    blocks = (
-        (shown,)
-        if len(bundle.labels) <= _MAX_VISIBLE_LABELS
-        else (details(f"All {count}", [shown]),)
-    )
-    return Section(
-        "labels", "Labels", (paragraph(f"{count}, in the order of the outputs:"), *blocks)
-    )
+    labels = paragraph(", ".join(bundle.labels))
+    if len(bundle.labels) > _MAX_VISIBLE_LABELS:
+        labels = details(f"All {count}", [labels])
+    blocks = (paragraph(f"{count}, in the order of the outputs:"), labels)
+    return Section("labels", "Labels", blocks)
 
 
 def _golden_section(bundle: BundleManifest) -> Section:
+    count = pluralize(len(bundle.golden_files), "image")
     text = (
-        f"{pluralize(len(bundle.golden_files), 'image')} ({bundle.golden_kind}) with PyTorch's logits, which a device is checked with before it "
-        f"is measured: fp32 may be {bundle.golden_tolerance:g} off, a smaller variant as far as its proof says."
+        f"{count} ({bundle.golden_kind}) with the logits of PyTorch, used to check a device before "
+        f"it is benchmarked. The tolerance of fp32 is {bundle.golden_tolerance:g}; "
+        "the tolerances of the other variants are listed under parity."
     )
-    photos = [
-        (uri, PurePath(file).name)
-        for file in bundle.golden_files
-        if (uri := photo_uri(bundle.resolve_path(file))) is not None
-    ]
-    left_out = len(bundle.golden_files) - len(photos)
+    images = []
+    for file in bundle.golden_files:
+        uri = photo_uri(bundle.resolve_path(file))
+        if uri is not None:
+            images.append((uri, PurePath(file).name))
     blocks = [paragraph(text)]
-    blocks += [thumbnails(photos)] if photos else []
-    if left_out:
-        blocks.append(
-            paragraph(
-                f"{pluralize(left_out, 'image')} not shown here: large, missing, or in a format that browsers do not show.",
-                "note",
-            )
-        )
+    if images:
+        blocks.append(thumbnails(images))
+    omitted = len(bundle.golden_files) - len(images)
+    if omitted:
+        reasons = "too large, missing, or in a format that browsers do not support"
+        blocks.append(paragraph(f"{pluralize(omitted, 'image')} not shown: {reasons}.", "note"))
     return Section("golden", "Golden images", tuple(blocks))
 
 
@@ -372,24 +356,11 @@ def _provenance_section(bundle: BundleManifest) -> Section:
         ("edgetl", Cell(bundle.edgetl)),
         *((name, value_cell(value)) for name, value in bundle.versions.items()),
     ]
-    columns = [Column("file"), Column("now", "short"), Column("SHA-256", "mono")]
-    rows = [
-        TableRow(
-            (
-                Cell(file),
-                Cell(
-                    "",
-                    badges=(
-                        Badge(
-                            bundle.file_statuses[file], _STATUS_TONES[bundle.file_statuses[file]]
-                        ),
-                    ),
-                ),
-                Cell(sha256),
-            )
-        )
-        for file, sha256 in bundle.file_hashes.items()
-    ]
-    return Section(
-        "provenance", "Provenance", (definition_list(pairs), table("Files", columns, rows))
-    )
+    columns = [Column("file"), Column("status", "short"), Column("SHA-256", "mono")]
+    statuses = bundle.file_statuses
+    rows = []
+    for file, sha256 in bundle.file_hashes.items():
+        badge = Badge(statuses[file], _STATUS_TONES[statuses[file]])
+        rows.append(TableRow((Cell(file), Cell("", badges=(badge,)), Cell(sha256))))
+    blocks = (definition_list(pairs), table("Files", columns, rows))
+    return Section("provenance", "Provenance", blocks)

@@ -1,4 +1,4 @@
-"""Drawings inside a page: SVG by matplotlib, its colours the page's, so that they follow light and dark."""
+"""Inline SVG charts by matplotlib, with CSS colors that follow the light or dark theme."""
 
 from __future__ import annotations
 
@@ -18,19 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-GREEN, PURPLE, SKY, AMBER, GRID_GRAY, PAPER = (
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-    "#E3E3E3",
-    "#FEFEFE",
-)
+GREEN, PURPLE, SKY, AMBER = "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+GRID_GRAY, PAPER = "#E3E3E3", "#FEFEFE"
 _CSS_VARIABLES = {
     BLUE: "blue", ORANGE: "orange", GREEN: "green", PURPLE: "purple", SKY: "sky", AMBER: "amber",
-    GRAY: "grey", INK: "ink", GRID_GRAY: "line", PAPER: "paper",
+    GRAY: "gray", INK: "ink", GRID_GRAY: "line", PAPER: "paper",
 }  # fmt: skip
-"""What matplotlib draws with, and the page's own colour that takes its place."""
+"""CSS variable of the page by the matplotlib color that it replaces."""
 _RC_PARAMS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "edgetl",
@@ -56,54 +50,56 @@ _RC_PARAMS: Any = {
     "lines.linewidth": 1.7,
 }
 FIGURE_WIDTH_INCHES = 5.2
-"""Inches: narrow enough that text stays readable on a phone, where the drawing is as wide as the screen."""
+"""Width of a drawing in inches, narrow enough to be readable on a phone."""
 
 
 @dataclass(frozen=True)
 class LineStyle:
-    """How one series is told from the others: by colour, and by its dashes for those who see no colour."""
+    """Color and dashes of a series; the dashes distinguish series without color."""
 
     color: str
     dashes: tuple[float, ...] = ()
 
     @property
     def plot_kwargs(self) -> dict[str, Any]:
-        """As matplotlib's keyword arguments."""
+        """Keyword arguments for `Axes.plot`."""
         return {"color": self.color, "linestyle": (0, self.dashes) if self.dashes else "-"}
 
     @property
     def legend_line(self) -> Markup:
-        """A short piece of it for the key."""
-        dashes = (
-            Markup(' stroke-dasharray="{}"').format(
-                " ".join(f"{2 * part:g}" for part in self.dashes)
-            )
-            if self.dashes
-            else ""
-        )
+        """Sample of the line for the legend."""
+        dashes = Markup("")
+        if self.dashes:
+            lengths = " ".join(f"{2 * length:g}" for length in self.dashes)
+            dashes = Markup(' stroke-dasharray="{}"').format(lengths)
         return Markup(
             '<svg viewBox="0 0 30 10" aria-hidden="true"><path d="M0 5h30" fill="none" style="{}"{}/></svg>'
         ).format(f"stroke: {_css_variable(self.color)}; stroke-width: 3", dashes)
 
 
 LINE_STYLES = (
-    LineStyle(ORANGE), LineStyle(BLUE), LineStyle(GREEN, (4, 1.2)), LineStyle(PURPLE, (1.2, 1.2)), LineStyle(AMBER, (6, 1.5, 1.2, 1.5)),
-    LineStyle(SKY), LineStyle(GRAY, (3, 2)),
-)  # fmt: skip
-"""Lines of one drawing; more than these cannot be told apart."""
+    LineStyle(ORANGE),
+    LineStyle(BLUE),
+    LineStyle(GREEN, (4, 1.2)),
+    LineStyle(PURPLE, (1.2, 1.2)),
+    LineStyle(AMBER, (6, 1.5, 1.2, 1.5)),
+    LineStyle(SKY),
+    LineStyle(GRAY, (3, 2)),
+)
+"""Styles of the lines of one drawing; more lines could not be told apart."""
 FILL_COLORS = (BLUE, ORANGE, SKY, GREEN, AMBER, PURPLE, GRAY)
-"""Neighbours in a stacked bar."""
+"""Colors of the segments of a stacked bar, in order."""
 
 
-def legend_patch(colour: str) -> Markup:
-    """A filled piece for the key."""
+def legend_patch(color: str) -> Markup:
+    """Return a filled patch for the legend."""
     return Markup(
         '<svg viewBox="0 0 30 10" aria-hidden="true"><path d="M4 0h22v10h-22z" style="{}"/></svg>'
-    ).format(f"fill: {_css_variable(colour)}")
+    ).format(f"fill: {_css_variable(color)}")
 
 
 def legend_ring() -> Markup:
-    """An open circle for the key."""
+    """Return an open circle for the legend."""
     circle = Markup(
         '<svg viewBox="0 0 30 10" aria-hidden="true"><circle cx="15" cy="5" r="4" fill="none" style="{}"/></svg>'
     )
@@ -111,41 +107,41 @@ def legend_ring() -> Markup:
 
 
 def render_svg(label: str, height: float, paint: Callable[[Figure], None]) -> Markup:
-    """The drawing as inline SVG; the same drawing is the same text every time.
+    """Render a drawing as inline SVG. The output is deterministic.
 
     Args:
-        label: what it shows, for those who cannot see it.
-        height: inches.
+        label: description for screen readers.
+        height: height in inches.
         paint: draws on the empty figure.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
-    written = io.StringIO()
+    buffer = io.StringIO()
     with matplotlib.rc_context(_RC_PARAMS), warnings.catch_warnings():
-        # A script that the measuring font lacks is drawn by the browser's own fonts.
+        # Glyphs missing in matplotlib's font are drawn with the fonts of the browser.
         warnings.filterwarnings("ignore", message=".*[Gg]lyph.*")
         figure = Figure(figsize=(FIGURE_WIDTH_INCHES, height), layout="constrained")
         paint(figure)
         figure.savefig(
-            written,
+            buffer,
             format="svg",
             transparent=True,
             metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
         )
-    return Markup(_to_inline_svg(written.getvalue(), label))
+    return Markup(_to_inline_svg(buffer.getvalue(), label))
 
 
-def format_latency_axis(axes: Axes, low: float, high: float, which: str = "x") -> None:
-    """Milliseconds: logarithmic where the range is wide, with plain numbers on it either way."""
+def format_latency_axis(axes: Axes, low: float, high: float, axis_name: str = "x") -> None:
+    """Format an axis of latencies in milliseconds: logarithmic if `high / low` is at least 4."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis = axes.xaxis if axis_name == "x" else axes.yaxis
     if low > 0 and high / low >= 4:
-        (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-        axis.set_major_locator(
-            LogLocator(subs=(1.0, 2.0, 5.0) if high / low < 300 else (1.0,), numticks=12)
-        )
+        set_scale = axes.set_xscale if axis_name == "x" else axes.set_yscale
+        set_scale("log")
+        subs = (1.0, 2.0, 5.0) if high / low < 300 else (1.0,)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=12))
         axis.set_minor_locator(NullLocator())
     else:
         axis.set_major_locator(MaxNLocator(6))
@@ -155,17 +151,17 @@ def format_latency_axis(axes: Axes, low: float, high: float, which: str = "x") -
 
 
 def format_accuracy_axis(axes: Axes) -> None:
-    """Shares upwards, as percent."""
+    """Format the y axis for shares, in percent."""
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    # Whole percents only: the formatter would round 92.5% to 92%.
+    # Only ticks at whole percents: the formatter would round 92.5% to 92%.
     axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylim(top=min(1.02, axes.get_ylim()[1] + 0.01))
 
 
-def _css_variable(colour: str) -> str:
-    return f"var(--{_CSS_VARIABLES[colour]})"
+def _css_variable(color: str) -> str:
+    return f"var(--{_CSS_VARIABLES[color]})"
 
 
 def _to_inline_svg(text: str, label: str) -> str:
@@ -175,17 +171,22 @@ def _to_inline_svg(text: str, label: str) -> str:
         text[text.index("<svg") :],
         flags=re.DOTALL,
     )
-    for colour in _CSS_VARIABLES:
-        text = re.sub(re.escape(colour), _css_variable(colour), text, flags=re.IGNORECASE)
-    # One page holds many drawings: an id must be its drawing's alone, and only what is referred to needs one.
-    referred = set(re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', text))
-    used = {name for pair in referred for name in pair if name}
-    mark = "d" + sha256((label + text).encode()).hexdigest()[:8]
-    text = re.sub(
-        r' id="([^"]*)"', lambda found: f' id="{mark}-{found[1]}"' if found[1] in used else "", text
-    )
-    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{mark}-", text)
+    for color in _CSS_VARIABLES:
+        text = re.sub(re.escape(color), _css_variable(color), text, flags=re.IGNORECASE)
+    # A page contains many drawings: prefix the ids to make them unique, and drop unused ones.
+    references = re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', text)
+    used = {name for pair in references for name in pair if name}
+    prefix = "d" + sha256((label + text).encode()).hexdigest()[:8]
+
+    def rename_id(match: re.Match[str]) -> str:
+        return f' id="{prefix}-{match[1]}"' if match[1] in used else ""
+
+    text = re.sub(r' id="([^"]*)"', rename_id, text)
+    text = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", text)
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
-    view = re.search(r'viewBox="[^"]*"', text)
-    opening = f'<svg {view[0] if view else ""} role="img" aria-label="{escape(label)}"><title>{escape(label)}</title>'
+    match = re.search(r'viewBox="[^"]*"', text)
+    view_box = match[0] if match else ""
+    opening = (
+        f'<svg {view_box} role="img" aria-label="{escape(label)}"><title>{escape(label)}</title>'
+    )
     return opening + re.sub(r"\n\s*", "\n", text[text.index(">") + 1 :]).strip()

@@ -1,9 +1,10 @@
-"""Latency and throughput over threads and batches, and over time."""
+"""Charts of latency and throughput over threads and batch sizes, and of latency over time."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
@@ -28,92 +29,92 @@ if TYPE_CHECKING:
 
 
 def select_sweep_rows(rows: Sequence[BenchRow]) -> list[BenchRow]:
-    """The single-stream rows of the scopes in which more than one batch or number of threads was measured."""
+    """Return the single-stream rows of scopes with several batch sizes or numbers of threads."""
     timed = [row for row in rows if row.rounds and row.rate is None]
-    swept = {
-        scope
-        for scope in {row.scope for row in timed}
-        if len({(row.batch, row.threads) for row in timed if row.scope == scope}) > 1
-    }
-    return [row for row in timed if row.scope in swept]
+    configurations: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    for row in timed:
+        configurations[row.scope].add((row.batch, row.threads))
+    return [row for row in timed if len(configurations[row.scope]) > 1]
 
 
 def draw_sweeps(rows: Sequence[BenchRow]) -> list[Markup]:
-    """p50 and images/s, for each scope and each value of what is not on the axis."""
-    drawn = []
+    """Draw p50 and images/s over threads or batch size, for each scope.
+
+    The x axis is the number of threads if it varies, otherwise the batch size. There is one pair
+    of drawings for each value of the other parameter.
+    """
+    figures = []
     for scope in dict.fromkeys(row.scope for row in rows):
-        own = [row for row in rows if row.scope == scope]
-        across = "threads" if len({row.threads for row in own}) > 1 else "batch"
-        fixed = "batch" if across == "threads" else "threads"
-        for value in sorted({getattr(row, fixed) for row in own}):
-            part = [row for row in own if getattr(row, fixed) == value]
-            if len({getattr(row, across) for row in part}) > 1:
-                where = f"scope {scope}, {fixed} {value}"
-                drawn.append(
-                    _draw_series(
-                        f"p50 over {across} ({where})",
-                        part,
-                        across,
-                        "p50, ms",
-                        lambda row: row.percentile_ms(50),
-                    )
-                )
-                drawn.append(
-                    _draw_series(
-                        f"Images/s over {across} ({where})",
-                        part,
-                        across,
-                        "images/s",
-                        lambda row: row.images_per_second,
-                    )
-                )
-    return drawn
+        scope_rows = [row for row in rows if row.scope == scope]
+        x_field, fixed_field = "batch", "threads"
+        if len({row.threads for row in scope_rows}) > 1:
+            x_field, fixed_field = "threads", "batch"
+        for value in sorted({getattr(row, fixed_field) for row in scope_rows}):
+            series_rows = [row for row in scope_rows if getattr(row, fixed_field) == value]
+            if len({getattr(row, x_field) for row in series_rows}) < 2:
+                continue
+            suffix = f"(scope {scope}, {fixed_field} {value})"
+            figures += [
+                _draw_series(
+                    f"p50 over {x_field} {suffix}",
+                    series_rows,
+                    x_field,
+                    "p50, ms",
+                    lambda row: row.percentile_ms(50),
+                ),
+                _draw_series(
+                    f"Images/s over {x_field} {suffix}",
+                    series_rows,
+                    x_field,
+                    "images/s",
+                    lambda row: row.images_per_second,
+                ),
+            ]
+    return figures
 
 
 def draw_sustained(title: str, run: SustainedResult) -> Markup:
-    """p50 of each window with the middle 80% of its runs, the clock and the temperature beneath."""
+    """Draw the p50 of each window with the middle 80% of its runs, clock and temperature below."""
     windows = run.windows
-    beneath = [
+    frequencies_ghz = [
+        None if window.frequency_khz is None else window.frequency_khz / 1e6 for window in windows
+    ]
+    temperatures_c = [window.temperature_c for window in windows]
+    states = [
         (name, values)
-        for name, values in (
-            (
-                "clock, GHz",
-                [
-                    None if window.frequency_khz is None else window.frequency_khz / 1e6
-                    for window in windows
-                ],
-            ),
-            ("°C", [window.temperature_c for window in windows]),
-        )
+        for name, values in (("clock, GHz", frequencies_ghz), ("°C", temperatures_c))
         if any(value is not None for value in values)
     ]
     settled = run.settled_index
 
     def paint(drawing: Figure) -> None:
+        heights = [3, *[1] * len(states)]
         panels = drawing.subplots(
-            1 + len(beneath), 1, sharex=True, squeeze=False, height_ratios=[3, *[1] * len(beneath)]
+            len(heights), 1, sharex=True, squeeze=False, height_ratios=heights
         )[:, 0]
         _draw_latency_panel(panels[0], windows, settled)
-        for axes, (name, values), colour in zip(panels[1:], beneath, (ORANGE, AMBER), strict=False):
-            _draw_state_panel(axes, windows, values, name, colour)
+        for axes, (name, values), color in zip(panels[1:], states, (ORANGE, AMBER), strict=False):
+            _draw_state_panel(axes, windows, values, name, color)
         panels[-1].set_xlabel("seconds since the start")
 
-    told = (
-        "it never settled" if settled is None else f"settled after {windows[settled].start_s:.0f} s"
-    )
-    label = f"Latency over {windows[-1].start_s:.0f} s without a pause: {told}, p50 {format_milliseconds(run.steady_percentile_ms(50))} ms"
-    key = [
+    status = "never settled"
+    if settled is not None:
+        status = f"settled after {windows[settled].start_s:.0f} s"
+    p50 = format_milliseconds(run.steady_percentile_ms(50))
+    label = f"Latency over {windows[-1].start_s:.0f} s of continuous load: {status}, p50 {p50} ms"
+    legend = [
         (LINE_STYLES[1].legend_line, "p50 of a window"),
         (legend_patch(GRAY), "middle 80% of a window's runs"),
     ]
-    caption = "Dotted: from here on it is steady." if settled else ""
-    return figure(title, render_svg(label, 2.6 + 0.85 * len(beneath), paint), key, caption)
+    caption = "Dotted: start of the steady part." if settled else ""
+    return figure(title, render_svg(label, 2.6 + 0.85 * len(states), paint), legend, caption)
 
 
 def _draw_latency_panel(axes: Axes, windows: Sequence[LatencyWindow], settled: int | None) -> None:
     times = [window.start_s for window in windows]
     low = [(percentile(window.latencies_ns, 10) or 0) / 1e6 for window in windows]
-    # The mirrored 10% is the 90%; it is drawn as a band here, not stated as a figure, so it is not withheld.
+    # The p90 is the p10 of the negated latencies. `percentile` would withhold p90 with few runs,
+    # but here it is only the edge of a band.
     high = [
         -(percentile([-value for value in window.latencies_ns], 10) or 0) / 1e6
         for window in windows
@@ -133,62 +134,60 @@ def _draw_state_panel(
     windows: Sequence[LatencyWindow],
     values: Sequence[float | None],
     name: str,
-    colour: str,
+    color: str,
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.plot(
         [window.start_s for window in windows],
         [float("nan") if value is None else value for value in values],
-        color=colour,
+        color=color,
     )
     axes.set_ylabel(name)
     axes.yaxis.set_major_locator(MaxNLocator(3, min_n_ticks=2))
     axes.grid(axis="y")
-    known = [value for value in values if value is not None]
-    middle, reach = (
-        (max(known) + min(known)) / 2,
-        max((max(known) - min(known)) * 0.6, 0.02 * max(known), 0.01),
-    )
-    axes.set_ylim(middle - reach, middle + reach)
+    measured = [value for value in values if value is not None]
+    low, high = min(measured), max(measured)
+    center = (high + low) / 2
+    margin = max((high - low) * 0.6, 0.02 * high, 0.01)
+    axes.set_ylim(center - margin, center + margin)
 
 
 def _draw_series(
     title: str,
     rows: Sequence[BenchRow],
-    across: str,
-    what: str,
-    value: Callable[[BenchRow], float | None],
+    x_field: str,
+    y_label: str,
+    get_value: Callable[[BenchRow], float | None],
 ) -> Markup:
-    several = len({row.provider for row in rows if row.runtime != "pytorch"}) > 1
+    """Draw one line per runtime and variant, and per provider if ONNX Runtime used several."""
+    several_providers = len({row.provider for row in rows if row.runtime != "pytorch"}) > 1
     series: dict[str, list[BenchRow]] = {}
     for row in rows:
-        named = f"{row.runtime} {row.variant}"
-        series.setdefault(f"{named}, {row.provider}" if several else named, []).append(row)
-    places = sorted({getattr(row, across) for row in rows})
+        name = f"{row.runtime} {row.variant}"
+        if several_providers:
+            name += f", {row.provider}"
+        series.setdefault(name, []).append(row)
+    styles = [LINE_STYLES[index % len(LINE_STYLES)] for index in range(len(series))]
+    ticks = sorted({getattr(row, x_field) for row in rows})
 
     def paint(drawing: Figure) -> None:
         from matplotlib.ticker import NullLocator
 
         axes = drawing.subplots()
-        for index, own in enumerate(series.values()):
-            points = sorted((getattr(row, across), value(row) or 0.0) for row in own)
-            style: dict[str, Any] = LINE_STYLES[index % len(LINE_STYLES)].plot_kwargs
-            axes.plot(
-                [x for x, _ in points], [y for _, y in points], marker="o", markersize=4, **style
-            )
-        figures = [value(row) or 0.0 for row in rows]
+        for style, series_rows in zip(styles, series.values(), strict=True):
+            points = sorted((getattr(row, x_field), get_value(row) or 0.0) for row in series_rows)
+            x_values, y_values = [x for x, _ in points], [y for _, y in points]
+            axes.plot(x_values, y_values, marker="o", markersize=4, **style.plot_kwargs)
+        values = [get_value(row) or 0.0 for row in rows]
         axes.set_xscale("log", base=2)
-        axes.set_xticks(places, [str(place) for place in places])
+        axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.xaxis.set_minor_locator(NullLocator())
-        format_latency_axis(axes, min(figures), max(figures), "y")
-        axes.set_xlabel(across)
-        axes.set_ylabel(what)
+        format_latency_axis(axes, min(values), max(values), "y")
+        axes.set_xlabel(x_field)
+        axes.set_ylabel(y_label)
         axes.grid()
 
-    label = f"{title}: {join_words(list(series))}; the figures are in the table of all results"
-    key = [
-        (LINE_STYLES[index % len(LINE_STYLES)].legend_line, name)
-        for index, name in enumerate(series)
-    ]
-    return figure(title, render_svg(label, 2.8, paint), key)
+    label = f"{title}: {join_words(list(series))}; the values are in the table of all results"
+    legend = [(style.legend_line, name) for style, name in zip(styles, series, strict=True)]
+    return figure(title, render_svg(label, 2.8, paint), legend)

@@ -1,1 +1,1 @@
-"""Report of an experiment."""
+"""HTML, Markdown and terminal output of an experiment."""

@@ -1,4 +1,4 @@
-"""The page over an experiment."""
+"""HTML report of an experiment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from edgetl.core.artifacts.experiment import Experiment
-from edgetl.core.artifacts.experiment_runs import StrategyRun
+from edgetl.core.artifacts.experiment_runs import StrategyResult, StrategyRun
 from edgetl.core.config.compare import EQUAL_TIME, STRATEGY_DESCRIPTIONS
 from edgetl.core.files import read_csv
 from edgetl.core.formatting import describe_device, format_duration, format_percent, pluralize
@@ -47,26 +47,29 @@ from edgetl.report.html.blocks import (
 
 @dataclass(frozen=True)
 class HardImage:
-    """An image that pretrained networks get wrong."""
+    """A validation image that pretrained runs misclassify."""
 
     path: str
-    """In the data folder."""
+    """Path relative to the data folder."""
     label: str
     wrong_labels: tuple[str, ...]
-    """The wrong classes, the most frequent first."""
+    """Predicted classes other than the label, most frequent first."""
     wrong_runs: int
     total_runs: int
 
 
 def find_hard_images(folder: Path, runs: Sequence[StrategyRun]) -> list[HardImage]:
-    """Images by how many of the pretrained runs get them wrong, the most first; empty where the runs' folders are gone.
+    """Return the images that pretrained runs misclassify, by the number of such runs, descending.
+
+    Runs from scratch are excluded: they misclassify most images for lack of training. Runs whose
+    predictions cannot be read are skipped.
 
     Args:
-        folder: the experiment's.
-        runs: all of them; those from nothing are left out, which get most images wrong for want of training.
+        folder: the experiment's directory.
+        runs: all runs of the experiment.
     """
-    wrong: dict[tuple[str, str], list[str]] = defaultdict(list)
-    read = 0
+    predictions: dict[tuple[str, str], list[str]] = defaultdict(list)
+    total_runs = 0
     for run in runs:
         if run.failed is not None or run.strategy in ("scratch", EQUAL_TIME):
             continue
@@ -74,248 +77,230 @@ def find_hard_images(folder: Path, runs: Sequence[StrategyRun]) -> list[HardImag
             rows = read_csv(RunDirectory(folder / run.folder).predictions)
         except (OSError, ValueError):
             continue
-        read += 1
+        total_runs += 1
         for row in rows:
             if row["label"] != row["predicted"]:
-                wrong[row["path"], row["label"]].append(row["predicted"])
-    found = [
-        HardImage(
-            path,
-            label,
-            tuple(sorted(set(answers), key=lambda answer: -answers.count(answer))),
-            len(answers),
-            read,
-        )
-        for (path, label), answers in wrong.items()
-    ]
-    return sorted(found, key=lambda hard: (-hard.wrong_runs, hard.path))
+                predictions[row["path"], row["label"]].append(row["predicted"])
+    images = []
+    for (path, label), classes in predictions.items():
+        by_frequency = sorted(set(classes), key=lambda name: -classes.count(name))
+        images.append(HardImage(path, label, tuple(by_frequency), len(classes), total_runs))
+    return sorted(images, key=lambda image: (-image.wrong_runs, image.path))
 
 
 _MAX_LISTED_IMAGES = 12
-"""Hard images that are listed by name."""
+"""Maximum number of hard images listed by name."""
 
 
-def render_compare_report(found: Experiment) -> str:
-    """One self-contained HTML page; the same experiment in the same folder gives the same page."""
-    counts = found.data.get("counts", {})
-    images = " and ".join(f"{sum(classes.values())} {part}" for part, classes in counts.items())
-    lead = f"{found.data.get('folder')}: {pluralize(len(found.classes), 'class', 'classes')}, {images} images; {describe_device(found.device)}."
-    return render_page(f"Transfer learning on {found.data.get('folder')}", lead, _sections(found))
+def render_compare_report(experiment: Experiment) -> str:
+    """Render one self-contained HTML page. The output is deterministic."""
+    counts = experiment.data.get("counts", {})
+    images = " and ".join(f"{sum(classes.values())} {split}" for split, classes in counts.items())
+    folder = experiment.data.get("folder")
+    classes = pluralize(len(experiment.classes), "class", "classes")
+    lead = f"{folder}: {classes}, {images} images; {describe_device(experiment.device)}."
+    return render_page(f"Transfer learning on {folder}", lead, _sections(experiment))
 
 
-def _sections(found: Experiment) -> list[Section]:
+def _sections(experiment: Experiment) -> list[Section]:
+    networks = experiment.networks
+    strategy_blocks = [
+        block for network in networks for block in _strategy_blocks(experiment, network)
+    ]
+    sweeps = [draw_freeze_sweep(network, experiment.select_rows(network)) for network in networks]
+    differences = differences_table(experiment)
     return [
-        _result_section(found),
-        Section(
-            "strategies",
-            "Strategies",
-            tuple(
-                block for network in found.networks for block in _strategy_blocks(found, network)
-            ),
-        ),
-        _accuracy_over_time_section(found),
+        _result_section(experiment),
+        Section("strategies", "Strategies", tuple(strategy_blocks)),
+        _accuracy_over_time_section(experiment),
         _figures_section(
             "latency",
             "Accuracy against latency",
-            [draw_trade_off("Networks", found)],
-            trade_off_table(found),
+            [draw_trade_off("Networks", experiment)],
+            trade_off_table(experiment),
         ),
-        _figures_section(
-            "freezing",
-            "What freezing changes",
-            [draw_freeze_sweep(network, found.select_rows(network)) for network in found.networks],
-            None,
-        ),
+        _figures_section("freezing", "Effect of freezing", sweeps, None),
         Section(
             "differences",
             "Differences",
-            tuple(_html_table(one) for one in (differences_table(found),) if one is not None),
+            () if differences is None else (_html_table(differences),),
         ),
-        _confusion_section(found),
-        _mistakes_section(found),
-        _method_section(found),
+        _confusion_section(experiment),
+        _mistakes_section(experiment),
+        _method_section(experiment),
     ]
 
 
-def _result_section(found: Experiment) -> Section:
+def _result_section(experiment: Experiment) -> Section:
+    sentences = conclusion_sentences(experiment)
     cards = []
-    sentences = conclusion_sentences(found)
-    for network in found.networks:
-        row = found.recommend_strategy(network)
+    for network in experiment.networks:
+        row = experiment.recommend_strategy(network)
         if row is None:
             continue
-        reached = row.seconds_to_accuracy(found.target_accuracy)
-        keys = [
-            (
-                "validation accuracy",
-                Cell(
-                    format_percent(row.val_accuracy),
-                    f"{format_percent(row.ci95[0])} to {format_percent(row.ci95[1])}",
-                ),
-            ),
-            ("time", Cell(format_duration(row.seconds))),
-            (
-                f"to {found.target_accuracy:.0%}",
-                Cell("not reached" if reached is None else format_duration(reached)),
-            ),
-        ]
-        one = found.find_deployed_model(network)
-        if one is not None and one.p50_ms is not None:
-            keys.append(("ONNX p50", Cell(f"{one.p50_ms:.2f} ms", "noisy" if one.noisy else "")))
-        said = next((sentence for sentence in sentences if sentence.startswith(f"{network}: ")), "")
-        cards.append(
-            card(network, keys, [paragraph(said.removeprefix(f"{network}: ").replace("`", ""))])
+        prefix = f"{network}: "
+        conclusion = next((text for text in sentences if text.startswith(prefix)), "")
+        text = conclusion.removeprefix(prefix).replace("`", "")
+        cards.append(card(network, _key_facts(experiment, network, row), [paragraph(text)]))
+    prefixes = tuple(f"{network}: " for network in experiment.networks)
+    other_sentences = [text for text in sentences if not text.startswith(prefixes)]
+    blocks = []
+    if cards:
+        blocks.append(grid("cards", cards))
+    if other_sentences:
+        blocks.append(bullets(other_sentences))
+    budget_table = latency_budget_table(experiment)
+    if budget_table is not None:
+        blocks.append(_html_table(budget_table))
+    return Section("result", "Result", tuple(blocks))
+
+
+def _key_facts(experiment: Experiment, network: str, row: StrategyResult) -> list[tuple[str, Cell]]:
+    target = experiment.target_accuracy
+    seconds = row.seconds_to_accuracy(target)
+    interval = f"{format_percent(row.ci95[0])} to {format_percent(row.ci95[1])}"
+    facts = [
+        ("validation accuracy", Cell(format_percent(row.val_accuracy), interval)),
+        ("time", Cell(format_duration(row.seconds))),
+        (f"to {target:.0%}", Cell("not reached" if seconds is None else format_duration(seconds))),
+    ]
+    deployed = experiment.find_deployed_model(network)
+    if deployed is not None and deployed.p50_ms is not None:
+        facts.append(
+            ("ONNX p50", Cell(f"{deployed.p50_ms:.2f} ms", "noisy" if deployed.noisy else ""))
         )
-    rest = [
-        sentence
-        for sentence in sentences
-        if not any(sentence.startswith(f"{network}: ") for network in found.networks)
+    return facts
+
+
+def _strategy_blocks(experiment: Experiment, network: str) -> list[Markup]:
+    blocks = [heading(network)] if len(experiment.networks) > 1 else []
+    blocks.append(_html_table(strategies_table(experiment, network)))
+    equal_time = equal_time_table(experiment, network)
+    if equal_time is not None:
+        blocks.append(_html_table(equal_time))
+    return blocks
+
+
+def _accuracy_over_time_section(experiment: Experiment) -> Section:
+    figures = [
+        draw_strategy_curves(network, experiment.select_rows(network), experiment.target_accuracy)
+        for network in experiment.networks
     ]
-    before = latency_budget_table(found)
-    budget = [] if before is None else [_html_table(before)]
-    return Section(
-        "result",
-        "Result",
-        (*([grid("cards", cards)] if cards else []), *([bullets(rest)] if rest else []), *budget),
-    )
-
-
-def _strategy_blocks(found: Experiment, network: str) -> list[Markup]:
-    named = [heading(network)] if len(found.networks) > 1 else []
-    later = equal_time_table(found, network)
-    blocks = [*named, _html_table(strategies_table(found, network))]
-    return blocks if later is None else [*blocks, _html_table(later)]
-
-
-def _accuracy_over_time_section(found: Experiment) -> Section:
-    drawn = [
-        draw_strategy_curves(network, found.select_rows(network), found.target_accuracy)
-        for network in found.networks
-    ]
-    return Section("time", "Accuracy over time", (grid("figures", drawn),) if drawn else ())
+    return Section("time", "Accuracy over time", (grid("figures", figures),) if figures else ())
 
 
 def _figures_section(
-    anchor: str, title: str, drawn: list[Markup | None], below: TextTable | None
+    anchor: str, title: str, figures: Sequence[Markup | None], text_table: TextTable | None
 ) -> Section:
-    shown = [one for one in drawn if one is not None]
-    blocks = (grid("figures", shown), *([_html_table(below)] if below is not None else []))
-    return Section(anchor, title, blocks if shown or below is not None else ())
+    available = [figure for figure in figures if figure is not None]
+    if not available and text_table is None:
+        return Section(anchor, title, ())
+    blocks = [grid("figures", available)]
+    if text_table is not None:
+        blocks.append(_html_table(text_table))
+    return Section(anchor, title, tuple(blocks))
 
 
-def _confusion_section(found: Experiment) -> Section:
-    if len(found.classes) > MAX_DRAWN_CLASSES:
-        said = f"{len(found.classes)} classes are too many to draw; each run's own page lists those that are confused."
-        return Section("confusion", "Confusion", (paragraph(said),))
-    drawn = [
+def _confusion_section(experiment: Experiment) -> Section:
+    count = len(experiment.classes)
+    if count > MAX_DRAWN_CLASSES:
+        text = (
+            f"{count} classes are too many to draw. "
+            "The report of each run lists its confused classes."
+        )
+        return Section("confusion", "Confusion", (paragraph(text),))
+    figures = [
         draw_confusion_matrix(
-            f"{network}, {row.first_run.strategy}", row.best_run.confusion, found.classes
+            f"{network}, {row.first_run.strategy}", row.best_run.confusion, experiment.classes
         )
-        for network in found.networks
-        for row in found.select_rows(network)
+        for network in experiment.networks
+        for row in experiment.select_rows(network)
     ]
-    return Section("confusion", "Confusion", (grid("figures", drawn),) if drawn else ())
+    return Section("confusion", "Confusion", (grid("figures", figures),) if figures else ())
 
 
-def _mistakes_section(found: Experiment) -> Section:
-    hard = find_hard_images(found.folder, found.runs)
-    blocks: list[Markup] = []
-    if hard:
-        every = sum(one.wrong_runs == one.total_runs for one in hard)
-        said = (
-            f"{pluralize(every, 'image')} that no pretrained run gets right; look at their labels first."
-            if every
-            else ""
+def _mistakes_section(experiment: Experiment) -> Section:
+    blocks = []
+    images = find_hard_images(experiment.folder, experiment.runs)
+    if images:
+        text = (
+            f"{pluralize(len(images), 'validation image')} "
+            f"misclassified by at least one pretrained run."
         )
-        blocks.append(
-            paragraph(
-                f"{pluralize(len(hard), 'validation image')} wrong in at least one pretrained run. {said}".strip()
+        always_wrong = sum(image.wrong_runs == image.total_runs for image in images)
+        if always_wrong:
+            text += (
+                f" {pluralize(always_wrong, 'image')} misclassified by every pretrained run: "
+                "check the labels of these first."
             )
-        )
-        columns = (
-            Column("image", "mono"),
-            Column("label"),
-            Column("taken for"),
-            Column("wrong in", "number"),
-        )
-        rows = [
-            TableRow(
-                (
-                    Cell(one.path),
-                    Cell(one.label),
-                    Cell(", ".join(one.wrong_labels)),
-                    Cell(f"{one.wrong_runs} of {pluralize(one.total_runs, 'run')}"),
-                )
-            )
-            for one in hard[:_MAX_LISTED_IMAGES]
-        ]
-        blocks.append(
-            table(
-                "Images that pretrained runs get wrong, those that most get wrong first",
-                columns,
-                rows,
-            )
-        )
-    for network in found.networks:
-        row = found.recommend_strategy(network)
-        sheet = (
-            None
-            if row is None
-            else plot_uri(RunDirectory(found.folder / row.best_run.folder).plots / "mistakes.png")
-        )
-        if row is not None and sheet is not None:
-            title = f"{network}, {row.first_run.strategy}: the worst mistakes"
-            blocks.append(
-                details(
-                    title,
-                    [picture(title, sheet, "Photos with their label and what they were taken for")],
-                )
-            )
+        blocks += [paragraph(text), _hard_images_table(images[:_MAX_LISTED_IMAGES])]
+    for network in experiment.networks:
+        row = experiment.recommend_strategy(network)
+        if row is None:
+            continue
+        run = RunDirectory(experiment.folder / row.best_run.folder)
+        sheet = plot_uri(run.plots / "mistakes.png")
+        if sheet is not None:
+            title = f"{network}, {row.first_run.strategy}: worst mistakes"
+            alt = "Images with their labels and predicted classes"
+            blocks.append(details(title, [picture(title, sheet, alt)]))
     return Section("mistakes", "Mistakes", tuple(blocks))
 
 
-def _method_section(found: Experiment) -> Section:
-    recipe, asked = found.config["recipe"], found.config["compare"]
-    budget = asked["budget_s"]
-    strategies = {row.first_run.strategy for row in found.rows}
-    meanings = [
-        (name, Cell(STRATEGY_DESCRIPTIONS[name]))
-        for name in STRATEGY_DESCRIPTIONS
+def _hard_images_table(images: Sequence[HardImage]) -> Markup:
+    columns = (
+        Column("image", "mono"),
+        Column("label"),
+        Column("predicted"),
+        Column("wrong in", "number"),
+    )
+    rows = [
+        TableRow(
+            (
+                Cell(image.path),
+                Cell(image.label),
+                Cell(", ".join(image.wrong_labels)),
+                Cell(f"{image.wrong_runs} of {pluralize(image.total_runs, 'run')}"),
+            )
+        )
+        for image in images
+    ]
+    return table("Images misclassified by pretrained runs, most frequent first", columns, rows)
+
+
+def _method_section(experiment: Experiment) -> Section:
+    recipe, request = experiment.config["recipe"], experiment.config["compare"]
+    budget_s = request["budget_s"]
+    strategies = {row.first_run.strategy for row in experiment.rows}
+    descriptions = [
+        (name, Cell(description))
+        for name, description in STRATEGY_DESCRIPTIONS.items()
         if name in strategies
     ]
-    shown = [
-        (
-            "runs",
-            Cell(
-                f"{len(found.runs)} of {len(found.planned)} ended; each in a process of its own with a new cache"
-            ),
-        ),
-        (
-            "epochs",
-            Cell(
-                f"{asked['epochs']} in every run"
-                if budget is None
-                else f"as many as fit into {format_duration(budget)}"
-            ),
-        ),
-        ("seeds", Cell(str(asked["seeds"]), "all on one split")),
+    completed = f"{len(experiment.runs)} of {len(experiment.planned)} completed"
+    epochs = f"{request['epochs']} in every run"
+    if budget_s is not None:
+        epochs = f"as many as fit into {format_duration(budget_s)}"
+    weights = str(recipe["weights"]).replace("\\", "/").rstrip("/").rpartition("/")[2]
+    fingerprint = str(experiment.data.get("fingerprint", ""))[:16]
+    facts = [
+        ("runs", Cell(f"{completed}; each in its own process with a new cache")),
+        ("epochs", Cell(epochs)),
+        ("seeds", Cell(str(request["seeds"]), "all on the same split")),
         ("preset", Cell(str(recipe["preset"]))),
-        ("weights", Cell(str(recipe["weights"]).replace("\\", "/").rstrip("/").rpartition("/")[2])),
-        (
-            "images",
-            Cell(
-                str(found.data.get("fingerprint", ""))[:16],
-                "fingerprint of paths, labels, split and pixels",
-            ),
-        ),
-        ("device", Cell(describe_device(found.device))),
-        ("created", Cell(found.created, f"edgetl {found.edgetl}")),
+        ("weights", Cell(weights)),
+        ("images", Cell(fingerprint, "fingerprint of paths, labels, split and pixels")),
+        ("device", Cell(describe_device(experiment.device))),
+        ("created", Cell(experiment.created, f"edgetl {experiment.edgetl}")),
     ]
-    return Section("method", "How it was done", (definition_list(meanings), definition_list(shown)))
+    return Section("method", "Method", (definition_list(descriptions), definition_list(facts)))
 
 
-def _html_table(one: TextTable) -> Markup:
-    columns = [Column(name, "" if one.is_text_column(name) else "number") for name in one.columns]
-    rows = [TableRow(tuple(Cell(text) for text in row)) for row in one.rows]
-    block = table(one.title, columns, rows)
-    return block + paragraph(one.note, "note") if one.note else block
+def _html_table(text_table: TextTable) -> Markup:
+    columns = [
+        Column(name, "" if text_table.is_text_column(name) else "number")
+        for name in text_table.columns
+    ]
+    rows = [TableRow(tuple(Cell(text) for text in row)) for row in text_table.rows]
+    block = table(text_table.title, columns, rows)
+    return block + paragraph(text_table.note, "note") if text_table.note else block

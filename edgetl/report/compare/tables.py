@@ -1,4 +1,4 @@
-"""An experiment's tables and sentences as plain text: the terminal, Markdown and the page show the same ones."""
+"""Tables and sentences of an experiment as plain text, shared by terminal, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -19,373 +19,381 @@ from edgetl.core.untrusted_text import escape_control_characters
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of ready cells."""
+    """A table whose cells are formatted text."""
 
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str = ""
     text_columns: tuple[str, ...] = ()
-    """Columns of words beside the first; the others are figures."""
+    """Columns of text besides the first; all others are numeric."""
 
     def is_text_column(self, column: str) -> bool:
-        """Whether a column is read from the left."""
+        """Return whether the column holds text and is left-aligned."""
         return column == self.columns[0] or column in self.text_columns
 
 
-def all_tables(found: Experiment) -> list[TextTable]:
-    """Every table there is to show, in order."""
-    of_networks = [
-        table
-        for network in found.networks
-        for table in (strategies_table(found, network), equal_time_table(found, network))
-    ]
-    return [
-        table
-        for table in (
-            latency_budget_table(found),
-            *of_networks,
-            trade_off_table(found),
-            differences_table(found),
-        )
-        if table is not None
-    ]
+def all_tables(experiment: Experiment) -> list[TextTable]:
+    """Return the non-empty tables of the experiment, in display order."""
+    tables = [latency_budget_table(experiment)]
+    for network in experiment.networks:
+        tables.append(strategies_table(experiment, network))
+        tables.append(equal_time_table(experiment, network))
+    tables += [trade_off_table(experiment), differences_table(experiment)]
+    return [table for table in tables if table is not None]
 
 
-def latency_budget_table(found: Experiment) -> TextTable | None:
-    """Which networks were within the latency budget before any was trained; None without a budget."""
-    return (
-        candidates_table(found.screened_networks, found.config["compare"].get("latency_budget_ms"))
-        if found.screened_networks
-        else None
-    )
+def latency_budget_table(experiment: Experiment) -> TextTable | None:
+    """Return the result of screening networks before training, or None without a budget."""
+    if not experiment.screened_networks:
+        return None
+    budget_ms = experiment.config["compare"].get("latency_budget_ms")
+    return candidates_table(experiment.screened_networks, budget_ms)
 
 
 def candidates_table(candidates: Sequence[ScreenedNetwork], budget_ms: float | None) -> TextTable:
-    """Networks with their latencies, and whether they were kept."""
-    told = {True: "kept", False: "dropped", None: "kept, not decided"}
-    cells = tuple(
-        (
-            one.network,
-            _format_latency(one.p50_ms, one.ci95_ms),
-            f"dropped: {one.failed}" if one.failed else told[one.fits],
-        )
-        for one in candidates
-    )
-    note = f"ONNX Runtime on this device with a new head, before anything was trained; the budget is {budget_ms:g} ms."
+    """Return the networks with their latencies and whether each was kept."""
+    outcomes = {True: "kept", False: "dropped", None: "kept, undecided"}
+    rows = []
+    for candidate in candidates:
+        outcome = outcomes[candidate.fits]
+        if candidate.failed:
+            outcome = f"dropped: {candidate.failed}"
+        latency = _format_latency(candidate.p50_ms, candidate.ci95_ms)
+        rows.append((candidate.network, latency, outcome))
     return TextTable(
         "Within the latency budget",
         ("network", "p50 ms [95%]", "outcome"),
-        cells,
-        note,
+        tuple(rows),
+        f"ONNX Runtime on this device, new head, before training; the budget is {budget_ms:g} ms.",
         ("outcome",),
     )
 
 
-def strategies_table(found: Experiment, network: str) -> TextTable:
-    """One network's strategies: accuracy, overfitting, time, size of what was trained."""
-    rows = found.select_rows(network)
-    several = max((len(row.runs) for row in rows), default=1) > 1
-    target = f"{found.target_accuracy:.0%}"
+def strategies_table(experiment: Experiment, network: str) -> TextTable:
+    """Return one network's strategies with accuracy, gap, training time, size and memory."""
+    rows = experiment.select_rows(network)
+    seeds = max((len(row.runs) for row in rows), default=1)
     columns = (
-        "strategy", "training", "validation [95%]", *(["seeds"] if several else []), "gap", "time", f"to {target}", "epochs",
-        "trained / all parameters", "images/s", "peak memory",
+        "strategy", "training", "validation [95%]", *(["seeds"] if seeds > 1 else []), "gap", "time",
+        f"to {experiment.target_accuracy:.0%}", "epochs", "trained / all parameters", "images/s", "peak memory",
     )  # fmt: skip
-    recommended = found.recommend_strategy(network)
-    cells = []
-    for row in rows:
-        name = row.first_run.strategy + (" *" if row is recommended else "")
-        spread = (
-            [f"{format_percent(row.val_range[0])} to {format_percent(row.val_range[1])}"]
-            if several
-            else []
-        )
-        epochs = {len(run.epochs) for run in row.runs}
-        cells.append(
-            (
-                name,
-                format_percent(row.train_accuracy),
-                f"{format_percent(row.val_accuracy)} [{format_percent(row.ci95[0])}, {format_percent(row.ci95[1])}]",
-                *spread,
-                f"{100 * row.gap:+.1f}",
-                format_duration(row.seconds),
-                _format_time_to_target(row, found.target_accuracy),
-                str(epochs.pop()) if len(epochs) == 1 else f"{min(epochs)} to {max(epochs)}",
-                f"{format_parameter_count(row.first_run.trainable)} / {format_parameter_count(row.first_run.parameters)}",
-                f"{sum(run.images_per_second for run in row.runs) / len(row.runs):.0f}",
-                format_peak_memory(row),
-            )
-        )
-    images = len(rows[0].first_run.correct_mask) if rows else 0
-    devices = sorted({f"{run.device} ({run.precision})" for row in rows for run in row.runs})
-    seeds = f"means over {max(len(row.runs) for row in rows)} seeds" if several else "one seed"
-    note = (
-        f"{images} validation images, {seeds}; training accuracy without augmentation; gap: training minus validation, in points; "
-        "time: the whole run, from reading the images on; images/s: training images of all epochs over that time. "
-        "* recommended: the quickest that is not shown to be less accurate than the most accurate. The epoch that is kept was chosen "
-        f"on these images, so all accuracies are a little too high. Trained on {', '.join(devices)}."
-    )
-    length = "each within its budget" if found.config["compare"]["budget_s"] else "equal epochs"
-    return TextTable(f"{network}, {length}", columns, tuple(cells), note)
-
-
-def equal_time_table(found: Experiment, network: str) -> TextTable | None:
-    """Best validation accuracy that each strategy had reached when others had finished; None where there is one strategy only."""
-    rows = found.select_rows(network)
-    if len(rows) < 2:
-        return None
-    times = sorted({row.seconds for row in rows})
+    recommended = experiment.recommend_strategy(network)
     cells = tuple(
-        (
-            row.first_run.strategy,
-            *(
-                MISSING_VALUE
-                if (reached := row.mean_accuracy_within(time)) is None
-                else format_percent(reached)
-                for time in times
-            ),
-        )
+        _strategy_cells(row, row is recommended, seeds > 1, experiment.target_accuracy)
         for row in rows
     )
-    ends = {
-        time: next(row.first_run.strategy for row in rows if row.seconds == time) for time in times
-    }
-    columns = ("strategy", *(f"after {format_duration(time)} ({ends[time]})" for time in times))
+    images = len(rows[0].first_run.correct_mask) if rows else 0
+    devices = sorted({f"{run.device} ({run.precision})" for row in rows for run in row.runs})
+    seeds_phrase = f"means over {seeds} seeds" if seeds > 1 else "one seed"
     note = (
-        f"Best validation accuracy of the epochs that had ended when each strategy had finished; {MISSING_VALUE}: not one had ended. "
-        f"A schedule that is cut off shows less than one planned for that time: {EQUAL_TIME} is planned for the pretrained run's time."
+        f"{images} validation images, {seeds_phrase}. Training accuracy is without augmentation; "
+        "gap: training minus validation, in points; time: the whole run, including reading the images; "
+        "images/s: training images of all epochs over that time. "
+        "* recommended: the fastest strategy not significantly less accurate than the most accurate. "
+        "The best epoch was selected on these images, so all accuracies are slightly optimistic. "
+        f"Trained on {', '.join(devices)}."
     )
-    return TextTable(f"{network}, equal time", columns, cells, note)
+    has_budget = bool(experiment.config["compare"]["budget_s"])
+    length = "equal time budget" if has_budget else "equal epochs"
+    return TextTable(f"{network}, {length}", columns, cells, note)
 
 
-def differences_table(found: Experiment) -> TextTable | None:
-    """Every two rows that were compared; None where there are no two."""
-    if not found.comparisons:
+def _strategy_cells(
+    row: StrategyResult, recommended: bool, several_seeds: bool, target: float
+) -> tuple[str, ...]:
+    first = row.first_run
+    low, high = row.ci95
+    seed_range = []
+    if several_seeds:
+        lowest, highest = row.val_range
+        seed_range = [f"{format_percent(lowest)} to {format_percent(highest)}"]
+    epochs = sorted({len(run.epochs) for run in row.runs})
+    trainable = format_parameter_count(first.trainable)
+    images_per_second = sum(run.images_per_second for run in row.runs) / len(row.runs)
+    return (
+        first.strategy + (" *" if recommended else ""),
+        format_percent(row.train_accuracy),
+        f"{format_percent(row.val_accuracy)} [{format_percent(low)}, {format_percent(high)}]",
+        *seed_range,
+        f"{100 * row.gap:+.1f}",
+        format_duration(row.seconds),
+        _format_time_to_target(row, target),
+        str(epochs[0]) if len(epochs) == 1 else f"{epochs[0]} to {epochs[-1]}",
+        f"{trainable} / {format_parameter_count(first.parameters)}",
+        f"{images_per_second:.0f}",
+        format_peak_memory(row),
+    )
+
+
+def equal_time_table(experiment: Experiment, network: str) -> TextTable | None:
+    """Return each strategy's best accuracy at the times when the strategies finished.
+
+    None if there is only one strategy.
+    """
+    rows = experiment.select_rows(network)
+    if len(rows) < 2:
         return None
-    cells = tuple(
-        (*_pair_names(found, pair), format_difference(pair), format_p_value(pair.p), pair.verdict)
-        for pair in found.comparisons
+    strategy_by_time = {row.seconds: row.first_run.strategy for row in reversed(rows)}
+    times = sorted(strategy_by_time)
+    cells = []
+    for row in rows:
+        accuracies = [row.mean_accuracy_within(time) for time in times]
+        cells.append((row.first_run.strategy, *map(_format_accuracy, accuracies)))
+    columns = [f"after {format_duration(time)} ({strategy_by_time[time]})" for time in times]
+    note = (
+        "Best validation accuracy of the epochs completed when each strategy finished; "
+        f"{MISSING_VALUE}: no epoch was complete. A schedule that is cut off scores lower than one "
+        f"planned for that time: {EQUAL_TIME} is planned for the time of the pretrained run."
     )
-    several = any(len(row.runs) > 1 for row in found.rows)
-    method = (
-        "images and seeds both as chance"
-        if several
-        else "exact McNemar; the chance of another seed is not in it"
-    )
-    tested = pluralize(len(cells), "comparison")
-    note = f"On the same validation images, {method}. Each interval is by itself; p is corrected for {tested} (Holm)."
+    return TextTable(f"{network}, equal time", ("strategy", *columns), tuple(cells), note)
+
+
+def differences_table(experiment: Experiment) -> TextTable | None:
+    """Return the pairwise comparisons of strategies, or None if there are none."""
+    if not experiment.comparisons:
+        return None
+    rows = []
+    for pair in experiment.comparisons:
+        first, second = _pair_names(experiment, pair)
+        rows.append((first, second, format_difference(pair), format_p_value(pair.p), pair.verdict))
+    method = "exact McNemar test; variation between seeds is not included"
+    if any(len(row.runs) > 1 for row in experiment.rows):
+        method = "images and seeds both treated as random"
+    comparisons = pluralize(len(rows), "comparison")
     return TextTable(
         "Differences",
         ("first", "second", "points [95%]", "p", "the first is"),
-        cells,
-        note,
+        tuple(rows),
+        f"On the same validation images, {method}. "
+        f"Intervals are for each comparison alone; p is corrected for {comparisons} (Holm).",
         ("second", "the first is"),
     )
 
 
-def trade_off_table(found: Experiment) -> TextTable | None:
-    """Each network's recommended run as exported, accuracy against latency and size; None where nothing was exported."""
-    cells = []
-    for network in found.networks:
-        row, one = found.recommend_strategy(network), found.find_deployed_model(network)
-        if row is None or one is None:
+def trade_off_table(experiment: Experiment) -> TextTable | None:
+    """Return accuracy, latency and size of each exported run, or None if nothing was exported."""
+    rows = []
+    for network in experiment.networks:
+        row = experiment.recommend_strategy(network)
+        deployed = experiment.find_deployed_model(network)
+        if row is None or deployed is None:
             continue
-        latency = _format_latency(one.p50_ms, one.ci95_ms)
-        told = f"failed: {one.failed}" if one.failed else "noisy" if one.noisy else "quiet"
-        size = f"{one.file_bytes / 1e6:.1f}" if one.file_bytes else MISSING_VALUE
-        cells.append(
-            (network, row.first_run.strategy, format_percent(row.val_accuracy), latency, size, told)
+        status = "noisy" if deployed.noisy else "quiet"
+        if deployed.failed:
+            status = f"failed: {deployed.failed}"
+        rows.append(
+            (
+                network,
+                row.first_run.strategy,
+                format_percent(row.val_accuracy),
+                _format_latency(deployed.p50_ms, deployed.ci95_ms),
+                f"{deployed.file_bytes / 1e6:.1f}" if deployed.file_bytes else MISSING_VALUE,
+                status,
+            )
         )
-    if not cells:
+    if not rows:
         return None
-    threads = {one.threads for one in found.deployed_models if not one.failed}
-    count = f", {threads.pop()} threads" if len(threads) == 1 else ""
-    note = f"ONNX Runtime on the CPU, one image, network with preprocessing{count}; a short measurement, `edgetl bench` makes a full one."
-    columns = ("network", "strategy", "validation", "p50 ms [95%]", "file, MB", "measurement")
+    threads = {model.threads for model in experiment.deployed_models if not model.failed}
+    thread_count = f", {threads.pop()} threads" if len(threads) == 1 else ""
     return TextTable(
-        "Accuracy against latency", columns, tuple(cells), note, ("strategy", "measurement")
+        "Accuracy against latency",
+        ("network", "strategy", "validation", "p50 ms [95%]", "file, MB", "measurement"),
+        tuple(rows),
+        f"ONNX Runtime on the CPU, one image, network with preprocessing{thread_count}. "
+        "This is a short measurement; run `edgetl bench` for a full one.",
+        ("strategy", "measurement"),
     )
 
 
-def conclusion_sentences(found: Experiment) -> list[str]:
-    """What the figures say, a sentence or three for each network, and then between networks."""
-    said = [" ".join(_network_sentences(found, network)) for network in found.networks]
-    if (between := _networks_sentence(found)) is not None:
-        said.append(between)
-    if found.unfinished_run_names:
-        said.append(
-            f"Not finished: {', '.join(found.unfinished_run_names)}. The same command goes on with them."
-        )
-    said += [f"Failed: {run.name}: {run.failed}" for run in found.failed_runs]
-    return said
+def conclusion_sentences(experiment: Experiment) -> list[str]:
+    """Return the conclusions: one entry per network, then the comparison of networks.
 
-
-def _network_sentences(found: Experiment, network: str) -> list[str]:
-    rows, row = found.select_rows(network), found.recommend_strategy(network)
-    if row is None:
-        return [f"{network}: no strategy to recommend has ended yet."]
-    target = found.target_accuracy
-    images = len(row.first_run.correct_mask)
-    said = [
-        f"{network}: Take `{row.first_run.strategy}`: {format_percent(row.val_accuracy)} of {images} validation images in {format_duration(row.seconds)}."
+    Unfinished and failed runs are listed last.
+    """
+    sentences = [
+        " ".join(_network_sentences(experiment, network)) for network in experiment.networks
     ]
-    top = max(rows, key=lambda one: one.val_accuracy)
-    pair = found.find_comparison(top.name, row.name)
-    if pair is not None and top is not row:
-        said.append(
-            f"`{top.first_run.strategy}` has {100 * pair.difference.value:.1f} points more, which is not shown to be a difference "
-            f"(p {format_p_value(pair.p)}), and takes {top.seconds / row.seconds:.1f} times as long."
+    comparison = _networks_sentence(experiment)
+    if comparison is not None:
+        sentences.append(comparison)
+    if experiment.unfinished_run_names:
+        names = ", ".join(experiment.unfinished_run_names)
+        sentences.append(f"Not finished: {names}. Run the same command again to continue.")
+    sentences += [f"Failed: {run.name}: {run.failed}" for run in experiment.failed_runs]
+    return sentences
+
+
+def _network_sentences(experiment: Experiment, network: str) -> list[str]:
+    rows, row = experiment.select_rows(network), experiment.recommend_strategy(network)
+    if row is None:
+        return [f"{network}: no strategy can be recommended yet."]
+    target = experiment.target_accuracy
+    images = len(row.first_run.correct_mask)
+    sentences = [
+        f"{network}: Take `{row.first_run.strategy}`: {format_percent(row.val_accuracy)} "
+        f"of {images} validation images in {format_duration(row.seconds)}."
+    ]
+    best = max(rows, key=lambda row: row.val_accuracy)
+    pair = experiment.find_comparison(best.name, row.name)
+    if pair is not None and best is not row:
+        sentences.append(
+            f"`{best.first_run.strategy}` is {100 * pair.difference.value:.1f} points more accurate, "
+            f"not significantly (p {format_p_value(pair.p)}), "
+            f"and takes {best.seconds / row.seconds:.1f} times as long."
         )
-    scratch = next((one for one in rows if one.first_run.strategy == "scratch"), None)
-    if (
-        scratch is not None
-        and scratch is not row
-        and (against := found.find_comparison(row.name, scratch.name)) is not None
-    ):
-        said.append(
-            f"Against scratch: {format_difference(against)} points, {against.verdict}; {_time_to_target_phrase(row, scratch, target)}."
-        )
-    equal = next((one for one in rows if one.first_run.strategy == EQUAL_TIME), None)
-    if equal is not None:
-        said.append(
-            f"Scratch planned for the pretrained run's time reaches {format_percent(equal.val_accuracy)} in {format_duration(equal.seconds)}."
+    by_strategy = {row.first_run.strategy: row for row in reversed(rows)}
+    scratch = by_strategy.get("scratch")
+    if scratch is not None and scratch is not row:
+        pair = experiment.find_comparison(row.name, scratch.name)
+        if pair is not None:
+            sentences.append(
+                f"Against scratch: {format_difference(pair)} points, {pair.verdict}; "
+                f"{_time_to_target_phrase(row, scratch, target)}."
+            )
+    equal_time = by_strategy.get(EQUAL_TIME)
+    if equal_time is not None:
+        sentences.append(
+            "Scratch planned for the time of the pretrained run reaches "
+            f"{format_percent(equal_time.val_accuracy)} in {format_duration(equal_time.seconds)}."
         )
     if row.val_accuracy < target:
-        said.append(f"The target of {target:.0%} is not reached.")
-    return said
+        sentences.append(f"The target of {target:.0%} was not reached.")
+    return sentences
 
 
 def _time_to_target_phrase(row: StrategyResult, scratch: StrategyResult, target: float) -> str:
-    own, other = row.seconds_to_accuracy(target), scratch.seconds_to_accuracy(target)
-    if own is None:
-        return (
-            f"neither reached {target:.0%}"
-            if other is None
-            else f"only scratch reached {target:.0%}, after {format_duration(other)}"
+    row_s, scratch_s = row.seconds_to_accuracy(target), scratch.seconds_to_accuracy(target)
+    if row_s is None:
+        if scratch_s is None:
+            return f"neither reached {target:.0%}"
+        return f"only scratch reached {target:.0%}, after {format_duration(scratch_s)}"
+    if scratch_s is None:
+        phrase = (
+            f"{target:.0%} after {format_duration(row_s)}, "
+            f"not reached by scratch in {format_duration(scratch.seconds)}"
         )
-    if other is None:
-        passed = row.seconds_to_accuracy(scratch.val_accuracy)
-        best = (
-            ""
-            if passed is None
-            else f", what scratch ended with after {format_duration(passed)} already"
-        )
-        return f"{target:.0%} after {format_duration(own)}, scratch not in its {format_duration(scratch.seconds)}{best}"
-    return f"{target:.0%} after {format_duration(own)}, scratch after {format_duration(other)} ({other / own:.1f} times as long)"
-
-
-def _networks_sentence(found: Experiment) -> str | None:
-    able: list[tuple[StrategyResult, DeployedModel]] = []
-    for network in found.networks:
-        row, one = found.recommend_strategy(network), found.find_deployed_model(network)
-        if row is not None and one is not None and one.p50_ms is not None:
-            able.append((row, one))
-    if len(able) < 2:
-        return None
-    accurate = max(able, key=lambda entry: entry[0].val_accuracy)
-    fast = min(able, key=lambda entry: entry[1].p50_ms or 0.0)
-    if accurate is fast:
-        return f"{accurate[0].network} has the highest accuracy and the lowest p50 here."
-    ratio = (accurate[1].p50_ms or 0.0) / (fast[1].p50_ms or 1.0)
-    gained = 100 * (accurate[0].val_accuracy - fast[0].val_accuracy)
-    pair = found.find_comparison(accurate[0].name, fast[0].name)
-    shown = (
-        ""
-        if pair is None
-        else f" ({pair.verdict if pair.verdict != 'more accurate' else 'shown'}, p {format_p_value(pair.p)})"
+        matched_s = row.seconds_to_accuracy(scratch.val_accuracy)
+        if matched_s is None:
+            return phrase
+        return f"{phrase}, whose accuracy was matched after {format_duration(matched_s)}"
+    return (
+        f"{target:.0%} after {format_duration(row_s)}, scratch after {format_duration(scratch_s)} "
+        f"({scratch_s / row_s:.1f} times as long)"
     )
-    more = f"{accurate[0].network} has {gained:.1f} points more than {fast[0].network}{shown}"
-    slower, faster = accurate[1].ci95_ms, fast[1].ci95_ms
-    if (
-        accurate[1].noisy
-        or fast[1].noisy
-        or slower is None
-        or faster is None
-        or slower[0] <= faster[1]
-    ):
-        return f"{more}; its p50 is {ratio:.1f} times as long, which this short measurement does not show to be a difference."
-    return f"{more} and takes {ratio:.1f} times as long for an image."
+
+
+def _networks_sentence(experiment: Experiment) -> str | None:
+    timed: list[tuple[StrategyResult, DeployedModel]] = []
+    for network in experiment.networks:
+        row = experiment.recommend_strategy(network)
+        deployed = experiment.find_deployed_model(network)
+        if row is not None and deployed is not None and deployed.p50_ms is not None:
+            timed.append((row, deployed))
+    if len(timed) < 2:
+        return None
+    accurate, accurate_model = max(timed, key=lambda entry: entry[0].val_accuracy)
+    fast, fast_model = min(timed, key=lambda entry: entry[1].p50_ms or 0.0)
+    if accurate is fast:
+        return f"{accurate.network} has the highest accuracy and the lowest p50 here."
+
+    points = 100 * (accurate.val_accuracy - fast.val_accuracy)
+    pair = experiment.find_comparison(accurate.name, fast.name)
+    significance = ""
+    if pair is not None:
+        verdict = "significant" if pair.verdict == "more accurate" else pair.verdict
+        significance = f" ({verdict}, p {format_p_value(pair.p)})"
+    accuracy_phrase = (
+        f"{accurate.network} is {points:.1f} points more accurate than {fast.network}{significance}"
+    )
+    ratio = (accurate_model.p50_ms or 0.0) / (fast_model.p50_ms or 1.0)
+    if _is_slower(accurate_model, fast_model):
+        return f"{accuracy_phrase} and takes {ratio:.1f} times as long for an image."
+    return (
+        f"{accuracy_phrase}; its p50 is {ratio:.1f} times as long, "
+        "which this short measurement cannot confirm."
+    )
+
+
+def _is_slower(model: DeployedModel, other: DeployedModel) -> bool:
+    """Return whether both measurements are quiet and their intervals do not overlap."""
+    if model.noisy or other.noisy or model.ci95_ms is None or other.ci95_ms is None:
+        return False
+    return model.ci95_ms[0] > other.ci95_ms[1]
 
 
 def _format_latency(p50_ms: float | None, interval: tuple[float, float] | None) -> str:
-    told = MISSING_VALUE if p50_ms is None else f"{p50_ms:.2f}"
-    return told if interval is None else f"{told} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    latency = MISSING_VALUE if p50_ms is None else f"{p50_ms:.2f}"
+    return latency if interval is None else f"{latency} [{interval[0]:.2f}, {interval[1]:.2f}]"
 
 
-def _pair_names(found: Experiment, pair: StrategyComparison) -> tuple[str, str]:
-    rows = {row.name: row for row in found.rows}
-    first, second = rows[pair.first], rows[pair.second]
-    if len(found.networks) == 1:
-        return first.first_run.strategy, second.first_run.strategy
-    return (
-        f"{first.network} {first.first_run.strategy}",
-        f"{second.network} {second.first_run.strategy}",
-    )
+def _format_accuracy(accuracy: float | None) -> str:
+    return MISSING_VALUE if accuracy is None else format_percent(accuracy)
+
+
+def _pair_names(experiment: Experiment, pair: StrategyComparison) -> tuple[str, str]:
+    names = {}
+    for row in experiment.rows:
+        strategy = row.first_run.strategy
+        names[row.name] = strategy if len(experiment.networks) == 1 else f"{row.network} {strategy}"
+    return names[pair.first], names[pair.second]
 
 
 def _format_time_to_target(row: StrategyResult, target: float) -> str:
-    seconds, reached = (
-        row.seconds_to_accuracy(target),
-        sum(run.seconds_to_accuracy(target) is not None for run in row.runs),
-    )
-    told = "not reached" if seconds is None else format_duration(seconds)
-    return told if reached in (0, len(row.runs)) else f"{told} ({reached} of {len(row.runs)})"
+    seconds = row.seconds_to_accuracy(target)
+    reached = sum(run.seconds_to_accuracy(target) is not None for run in row.runs)
+    text = "not reached" if seconds is None else format_duration(seconds)
+    return text if reached in (0, len(row.runs)) else f"{text} ({reached} of {len(row.runs)})"
 
 
 def format_difference(pair: StrategyComparison) -> str:
-    """The difference in points with its interval."""
-    seen = pair.difference
-    return f"{100 * seen.value:+.1f} [{100 * seen.low:+.1f}, {100 * seen.high:+.1f}]"
+    """Format the accuracy difference in percentage points with its 95% interval."""
+    difference = pair.difference
+    interval = f"[{100 * difference.low:+.1f}, {100 * difference.high:+.1f}]"
+    return f"{100 * difference.value:+.1f} {interval}"
 
 
 def format_p_value(value: float) -> str:
-    """As it is usual to print one."""
+    """Format a p-value with three decimals, or as `< 0.001`."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def format_parameter_count(count: int) -> str:
-    """Parameters."""
+    """Format a number of parameters in thousands (k) or millions (M)."""
     return f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count / 1e3:.1f} k"
 
 
 def format_peak_memory(row: StrategyResult) -> str:
-    """The largest of the row's processes, GPU's beside it."""
-    own = [run.peak_memory_bytes for run in row.runs if run.peak_memory_bytes is not None]
+    """Format the peak memory over the row's runs, host memory first, then GPU memory."""
+    host = [run.peak_memory_bytes for run in row.runs if run.peak_memory_bytes is not None]
     gpu = [run.peak_gpu_memory_bytes for run in row.runs if run.peak_gpu_memory_bytes is not None]
-    return (
-        " + GPU ".join(f"{max(values) / 1e9:.1f} GB" for values in (own, gpu) if values)
-        or MISSING_VALUE
-    )
+    peaks = [f"{max(values) / 1e9:.1f} GB" for values in (host, gpu) if values]
+    return " + GPU ".join(peaks) or MISSING_VALUE
 
 
-def render_compare_markdown(found: Experiment) -> str:
-    """The whole of compare.md."""
-    said = "\n".join(f"- {sentence}" for sentence in conclusion_sentences(found))
-    counts = found.data.get("counts", {})
-    shown = ", ".join(f"{sum(classes.values())} {part} images" for part, classes in counts.items())
-    images = f"{found.data.get('folder', '')}: {len(found.classes)} classes, {shown}."
-    lead = f"{images} {found.device.get('cpu') or 'unknown CPU'}; {found.created}."
-    return (
-        "\n\n".join(
-            [
-                "# Transfer learning on your images",
-                lead,
-                said,
-                *map(_render_table, all_tables(found)),
-            ]
-        )
-        + "\n"
+def render_compare_markdown(experiment: Experiment) -> str:
+    """Render the contents of compare.md."""
+    counts = experiment.data.get("counts", {})
+    images = ", ".join(
+        f"{sum(classes.values())} {split} images" for split, classes in counts.items()
     )
+    folder, device = experiment.data.get("folder", ""), experiment.device.get("cpu")
+    lead = (
+        f"{folder}: {len(experiment.classes)} classes, {images}. "
+        f"{device or 'unknown CPU'}; {experiment.created}."
+    )
+    conclusions = "\n".join(f"- {sentence}" for sentence in conclusion_sentences(experiment))
+    tables = [_render_table(table) for table in all_tables(experiment)]
+    return "\n\n".join(["# Transfer learning on your images", lead, conclusions, *tables]) + "\n"
 
 
 def _render_table(table: TextTable) -> str:
+    rules = ["---" if table.is_text_column(column) else "---:" for column in table.columns]
     lines = [
         f"## {table.title}",
         "",
         "| " + " | ".join(map(_escape_cell, table.columns)) + " |",
-        "| "
-        + " | ".join("---" if table.is_text_column(column) else "---:" for column in table.columns)
-        + " |",
+        "| " + " | ".join(rules) + " |",
         *("| " + " | ".join(map(_escape_cell, row)) + " |" for row in table.rows),
     ]
     return "\n".join([*lines, "", table.note] if table.note else lines)

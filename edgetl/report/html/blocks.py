@@ -1,4 +1,4 @@
-"""One self-contained HTML page: the shell, and the blocks that sections are made of. Everything given as `str` is escaped."""
+"""Self-contained HTML page and its building blocks. All `str` arguments are escaped."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgetl.core.files import write_text
 from edgetl.core.untrusted_text import escape_control_characters
 
 GENERATOR = '<meta name="generator" content="edgetl '
-"""By this a page is known as one of edgetl's own."""
+"""Marker by which a page written by edgetl is recognized."""
 _TEMPLATES = Path(__file__).parent / "templates"
 
 Tone = Literal["good", "bad", "warn", ""]
@@ -27,7 +27,7 @@ Tone = Literal["good", "bad", "warn", ""]
 
 @dataclass(frozen=True)
 class Badge:
-    """A word that stands out."""
+    """A short highlighted text."""
 
     text: str
     kind: Tone = ""
@@ -35,31 +35,31 @@ class Badge:
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of a table or a list of facts."""
+    """A cell of a table or a definition list."""
 
     text: str
     small: str = ""
-    """A second, quieter line."""
+    """Second line, in a smaller font."""
     tooltip: str = ""
-    """What a pointer shows on it."""
+    """Text shown on hover."""
     badges: tuple[Badge, ...] = ()
     bar_share: float | None = None
-    """Drawn as a bar, 0 to 1."""
+    """Length of a bar below the text, 0 to 1."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A table's column."""
+    """A table column."""
 
     heading: str
     kind: Literal["number", "short", "mono", ""] = ""
     tooltip: str = ""
-    """What a pointer shows on it."""
+    """Text shown on hover."""
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """A table's row; its first cell is its heading."""
+    """A table row; its first cell is the row heading."""
 
     cells: tuple[Cell, ...]
     kind: Literal["differs", "dim", ""] = ""
@@ -67,19 +67,19 @@ class TableRow:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """Rows under a common heading."""
+    """Table rows with a common heading."""
 
     rows: tuple[TableRow, ...]
     heading: str = ""
     subheading: str = ""
-    """Of a part of the group."""
+    """Second heading, for a part of a larger group."""
     badges: tuple[Badge, ...] = ()
-    """Beside the subheading."""
+    """Badges after the subheading."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page with its place in the contents."""
+    """A section of the page with its entry in the navigation."""
 
     anchor: str
     title: str
@@ -87,19 +87,19 @@ class Section:
 
 
 def render_page(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The whole page; sections without blocks are left out."""
+    """Render the page; sections without blocks are omitted."""
     css = Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8"))
-    shown = [section for section in sections if section.blocks]
+    visible = [section for section in sections if section.blocks]
     page = (
         _environment()
         .get_template("page.html")
-        .render(title=title, lead=lead, sections=shown, css=css, version=__version__)
+        .render(title=title, lead=lead, sections=visible, css=css, version=__version__)
     )
     return escape_control_characters(page)
 
 
 def is_edgetl_page(path: Path) -> bool:
-    """Whether the file at `path` is a page that edgetl wrote."""
+    """Return whether the file at `path` is a page written by edgetl."""
     try:
         with path.open("rb") as stream:
             return GENERATOR.encode() in stream.read(1024)
@@ -108,87 +108,94 @@ def is_edgetl_page(path: Path) -> bool:
 
 
 def write_page(path: Path, page: Callable[[], str], force: bool = False) -> None:
-    """Write a page; `page` makes it once it is clear that it may be written.
+    """Write a page to a file.
+
+    Args:
+        path: the file to write.
+        page: renders the page; called only if `path` may be written.
+        force: overwrite a file that edgetl did not write.
 
     Raises:
-        ConfigError: `path` is a file that edgetl did not write and `force` is not given, or it cannot be written.
+        ConfigError: `path` is a folder, is a file not written by edgetl, or cannot be written.
     """
     if path.is_dir():
-        raise ConfigError(f"{path} is a folder. Give a file: --output {path / 'report.html'}.")
+        raise ConfigError(
+            f"--output must be a file, got the folder {path}. Use {path / 'report.html'}."
+        )
     if path.exists() and not force and not is_edgetl_page(path):
         raise ConfigError(
-            f"{path} exists and was not written by edgetl. Choose another --output, or overwrite it with --force."
+            f"{path} already exists and was not written by edgetl. "
+            "Choose another --output, or overwrite it with --force."
         )
     text = page()
     try:
         write_text(path, text)
     except OSError as cause:
         raise ConfigError(
-            f"The page cannot be written to {path} ({cause.strerror or cause}). Choose another --output."
+            f"Cannot write {path} ({cause.strerror or cause}). Choose another --output."
         ) from cause
 
 
 def paragraph(
     text: str, kind: Literal["note", "lead", ""] = "", badges: Sequence[Badge] = ()
 ) -> Markup:
-    """Running text, badges before it."""
+    """Render a paragraph with optional badges before the text."""
     return _render_block("paragraph", text, kind, badges)
 
 
 def heading(text: str) -> Markup:
-    """A heading within a section."""
+    """Render a heading within a section."""
     return _render_block("heading", text)
 
 
 def bullets(items: Sequence[str]) -> Markup:
-    """A list."""
+    """Render a bulleted list."""
     return _render_block("bullets", items)
 
 
 def table(label: str, columns: Sequence[Column], rows: Sequence[TableRow | RowGroup]) -> Markup:
-    """A table that scrolls within itself where the screen is narrow."""
-    loose = tuple(row for row in rows if isinstance(row, TableRow))
-    groups = [
-        *([RowGroup(loose)] if loose else []),
-        *(row for row in rows if isinstance(row, RowGroup)),
-    ]
+    """Render a table, which scrolls horizontally on narrow screens."""
+    groups = [row for row in rows if isinstance(row, RowGroup)]
+    ungrouped = tuple(row for row in rows if isinstance(row, TableRow))
+    if ungrouped:
+        groups.insert(0, RowGroup(ungrouped))
     return _render_block("table", label, columns, groups)
 
 
 def definition_list(pairs: Sequence[tuple[str, Cell]]) -> Markup:
-    """Names and what they are."""
+    """Render a list of names with their values."""
     return _render_block("facts", pairs)
 
 
 def card(title: str, keys: Sequence[tuple[str, Cell]], blocks: Sequence[Markup]) -> Markup:
-    """A box with a few large figures and text."""
+    """Render a card: a title, a few prominent values, and blocks."""
     return _render_block("card", title, keys, blocks)
 
 
 def grid(kind: Literal["cards", "figures"], blocks: Sequence[Markup]) -> Markup:
-    """Blocks side by side where there is room."""
+    """Render blocks side by side where the screen is wide enough."""
     return _render_block("grid", kind, blocks)
 
 
 def figure(
     title: str, svg: Markup, key: Sequence[tuple[Markup, str]] = (), caption: str = ""
 ) -> Markup:
-    """A drawing with its key in text that wraps."""
+    """Render a drawing with its legend and caption."""
     return _render_block("figure", title, svg, key, caption)
 
 
 def picture(title: str, source: str, alt: str, caption: str = "") -> Markup:
-    """A photo or a sheet of them, given as a data: URI; a wide one scrolls within itself where the screen is narrow."""
+    """Render a bitmap from a data: URI, which scrolls horizontally on narrow screens."""
     return _render_block("picture", title, source, alt, caption)
 
 
 def thumbnails(items: Sequence[tuple[str, str]]) -> Markup:
-    """Small photos side by side: (data: URI, name)."""
+    """Render small images side by side, each from a data: URI and a name."""
     return _render_block("thumbnails", items)
 
 
 def details(summary: str, blocks: Sequence[Markup]) -> Markup:
-    """What is shown when asked for."""
+    """Render blocks that are collapsed until the reader opens them."""
     return _render_block("folded", summary, blocks)
 
 
@@ -215,44 +222,45 @@ _MIME_SUBTYPES = {
     ".gif": "gif",
     ".bmp": "bmp",
 }
-"""What every browser shows."""
+"""Image formats that every browser supports, by file suffix."""
 _MAX_EMBEDDED_BYTES = 300_000
-"""Bytes of a file that is embedded as it is."""
+"""Maximum size of an image file that is embedded unchanged."""
 _JPEG_QUALITY = 85
-"""Of JPEG: the captions of a sheet stay sharp at a sixth of a PNG's bytes."""
+"""JPEG quality: captions stay sharp at a sixth of the size of a PNG."""
 
 
 def photo_uri(path: Path) -> str | None:
-    """A small photo as it is, so that the browser turns it upright; None for a large one, and for what browsers do not show."""
-    kind = _MIME_SUBTYPES.get(path.suffix.lower())
+    """Return the unchanged image as a data: URI; its EXIF orientation is left to the browser.
+
+    None if the file is too large, missing, or not in a format that every browser supports.
+    """
+    subtype = _MIME_SUBTYPES.get(path.suffix.lower())
     try:
-        return (
-            _to_data_uri(kind, path.read_bytes())
-            if kind and path.stat().st_size <= _MAX_EMBEDDED_BYTES
-            else None
-        )
+        if subtype is None or path.stat().st_size > _MAX_EMBEDDED_BYTES:
+            return None
+        return _to_data_uri(subtype, path.read_bytes())
     except OSError:
         return None
 
 
 def plot_uri(path: Path) -> str | None:
-    """A plot of a run, as JPEG where it is large; None where it is missing or cannot be read."""
+    """Return a plot as a data: URI, converted to JPEG if it is large.
+
+    None if the file is missing or cannot be read.
+    """
     from matplotlib.image import imread, imsave
 
-    small = photo_uri(path)
-    if small is not None or not path.is_file():
-        return small
-    written = io.BytesIO()
+    uri = photo_uri(path)
+    if uri is not None or not path.is_file():
+        return uri
+    buffer = io.BytesIO()
     try:
-        imsave(written, imread(path), format="jpeg", pil_kwargs={"quality": _JPEG_QUALITY})
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-    ):  # what Pillow raises for files that are cut short or no pictures
+        imsave(buffer, imread(path), format="jpeg", pil_kwargs={"quality": _JPEG_QUALITY})
+    except (OSError, SyntaxError, ValueError):
+        # Pillow raises these for truncated files and files that are not images.
         return None
-    return _to_data_uri("jpeg", written.getvalue())
+    return _to_data_uri("jpeg", buffer.getvalue())
 
 
-def _to_data_uri(kind: str, content: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+def _to_data_uri(subtype: str, content: bytes) -> str:
+    return f"data:image/{subtype};base64,{base64.b64encode(content).decode()}"

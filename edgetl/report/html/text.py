@@ -1,4 +1,4 @@
-"""What results, devices, rows and verdicts are called on the page, and how their figures are written."""
+"""Names of results, devices and rows on a page, and formatting of values."""
 
 from __future__ import annotations
 
@@ -22,144 +22,141 @@ OUTCOME_TONES: Mapping[str, Tone] = {"held": "good", "broken": "bad", "undecided
 
 
 def model_name(result: BenchResult) -> str:
-    """What was measured."""
+    """Return the name of the benchmarked model, or the target if it has none."""
     return str(result.model.get("name") or result.target)
 
 
 def device_and_host(device: Mapping[str, Any]) -> str:
-    """The device as people call it, with its host: of several devices some may be alike."""
-    named, host = describe_device(device), device.get("host")
-    return f"{named} ({host})" if host not in (None, "", named) else named
+    """Return the device's description with its host name, since several devices may be alike."""
+    description, host = describe_device(device), device.get("host")
+    return description if host in (None, "", description) else f"{description} ({host})"
 
 
-def is_same_device(one: BenchResult, other: BenchResult) -> bool:
-    """Whether both were measured on the same device, as far as it tells."""
+def is_same_device(result: BenchResult, other: BenchResult) -> bool:
+    """Return whether both results come from the same device, as far as its facts tell."""
     return all(
-        one.device.get(name) == other.device.get(name)
+        result.device.get(name) == other.device.get(name)
         for name in ("host", "board", "cpu", "machine", "cores")
     )
 
 
 def result_titles(results: Sequence[BenchResult]) -> list[str]:
-    """One title a result, numbered where there are several."""
-    named = [f"{model_name(result)} on {device_and_host(result.device)}" for result in results]
-    return (
-        named if len(named) == 1 else [f"{number}. {name}" for number, name in enumerate(named, 1)]
-    )
+    """Return one title per result, numbered if there are several."""
+    titles = [f"{model_name(result)} on {device_and_host(result.device)}" for result in results]
+    if len(titles) == 1:
+        return titles
+    return [f"{number}. {title}" for number, title in enumerate(titles, 1)]
 
 
 def model_key(result: BenchResult, row: BenchRow) -> str:
-    """Rows with the same key hold the same network."""
+    """Return the identity of the row's model; rows with the same key are of the same model."""
     return str(result.model.get("run_id") or row.file_sha256)
 
 
 def input_shape(row: BenchRow) -> str:
-    """The row's input without its batch, which is told apart."""
+    """Return the row's input shape with `N` for the batch size."""
     return re.sub(rf"\b{row.batch}x", "Nx", row.input, count=1)
 
 
 def row_names(rows: Sequence[BenchRow]) -> dict[str, str]:
-    """Id to a short name: runtime, variant, and of the rest what is not the same for all."""
-    parts = {
+    """Return short names by row id: runtime, variant, and the parameters that differ."""
+    formats = {
         "scope": lambda row: f"scope {row.scope}",
         "provider": lambda row: str(row.provider),
         "batch": lambda row: f"batch {row.batch}",
         "threads": lambda row: pluralize(row.threads, "thread"),
         "rate": lambda row: "" if row.rate is None else f"{row.rate:g}/s",
     }
-    # PyTorch's provider differs from ONNX Runtime's even where both are the same processor.
-    telling = [
-        name
-        for name in parts
-        if len(
-            {getattr(row, name) for row in rows if name != "provider" or row.runtime != "pytorch"}
-        )
-        > 1
-    ]
-    return {
-        row.id: ", ".join(
-            filter(None, [f"{row.runtime} {row.variant}", *(parts[name](row) for name in telling)])
-        )
-        for row in rows
-    }
+    varying = []
+    for field in formats:
+        # PyTorch's provider name differs from ONNX Runtime's even for the same processor.
+        values = {
+            getattr(row, field) for row in rows if field != "provider" or row.runtime != "pytorch"
+        }
+        if len(values) > 1:
+            varying.append(field)
+    names = {}
+    for row in rows:
+        parts = [f"{row.runtime} {row.variant}", *(formats[field](row) for field in varying)]
+        names[row.id] = ", ".join(part for part in parts if part)
+    return names
 
 
 def full_row_name(row: BenchRow) -> str:
-    """A row with everything that tells it from others."""
+    """Return the row's name with all parameters except its scope and input."""
     rate = "" if row.rate is None else f", {row.rate:g} arrivals/s"
-    return f"{row.runtime} {row.variant}, {row.provider}, batch {row.batch}, {pluralize(row.threads, 'thread')}{rate}"
+    threads = pluralize(row.threads, "thread")
+    return f"{row.runtime} {row.variant}, {row.provider}, batch {row.batch}, {threads}{rate}"
 
 
 def find_baseline_comparison(result: BenchResult, row_id: str) -> RowComparison | None:
-    """The row against eager PyTorch, or where that was not measured against another baseline of the same run."""
-    beside = (
+    """Return the comparison with eager PyTorch, else with another baseline of the same run."""
+    eager = result.find_eager_comparison(row_id)
+    if eager:
+        return eager
+    same_run = (
         pair for pair in result.comparisons if pair.candidate == row_id and pair.earlier_row is None
     )
-    return result.find_eager_comparison(row_id) or next(beside, None)
+    return next(same_run, None)
 
 
 def speedup_cell(pair: RowComparison) -> Cell:
-    """Ratio, interval and verdict."""
-    ratio = f"{pair.speedup.ratio:.2f}×"
+    """Return a cell with the speed-up, its interval and the verdict."""
     return Cell(
-        ratio,
+        f"{pair.speedup.ratio:.2f}×",
         small=format_interval(pair.speedup.low, pair.speedup.high, 2),
         badges=(verdict_badge(pair.verdict),),
     )
 
 
 def verdict_badge(verdict: str) -> Badge:
-    """In its tone."""
+    """Return a badge for a verdict, in its tone."""
     return Badge(verdict, VERDICT_TONES.get(verdict, ""))
 
 
 def noise_badge(result: BenchResult) -> Badge:
-    """Quiet or noisy."""
+    """Return a badge for the noise of the device: quiet or noisy."""
     return Badge("noisy device", "warn") if result.noise.is_noisy else Badge("quiet device", "good")
 
 
 def format_interval(low: float, high: float, digits: int) -> str:
-    """A 95% interval."""
+    """Format a 95% interval with `digits` decimals."""
     return f"[{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def format_number(value: float | None, digits: int = 1) -> str:
-    """A figure, or the dash."""
+    """Format a number with `digits` decimals, or `MISSING_VALUE` for None."""
     return MISSING_VALUE if value is None else f"{value:.{digits}f}"
 
 
 def format_rate(value: float | None) -> str:
-    """Images a second."""
-    return MISSING_VALUE if value is None else f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
+    """Format images per second, or `MISSING_VALUE` for None."""
+    if value is None:
+        return MISSING_VALUE
+    return f"{value:.1f}" if value < 1000 else f"{value:,.0f}"
 
 
 def format_mib(value: float | None, digits: int = 0) -> str:
-    """Bytes as MiB."""
+    """Format a number of bytes in MiB, or `MISSING_VALUE` for None."""
     return MISSING_VALUE if value is None else f"{value / 2**20:.{digits}f}"
 
 
 def join_words(parts: Sequence[str], last: str = "and") -> str:
-    """`a, b and c`."""
-    return (
-        parts[0]
-        if len(parts) == 1
-        else f"{', '.join(parts[:-1])} {last} {parts[-1]}"
-        if parts
-        else ""
-    )
+    """Join the parts as in `a, b and c`."""
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} {last} {parts[-1]}"
 
 
 def value_cell(value: Any) -> Cell:
-    """A recorded value, or the dash where it was not told."""
-    return (
-        Cell(MISSING_VALUE, tooltip="not told")
-        if value is None or value in ("", [], {})
-        else Cell(format_value(value))
-    )
+    """Return a cell with a recorded value, or `MISSING_VALUE` if it is None or empty."""
+    if value is None or value in ("", [], {}):
+        return Cell(MISSING_VALUE, tooltip="not reported")
+    return Cell(format_value(value))
 
 
 def format_value(value: Any) -> str:
-    """A value out of a JSON file, as people read it."""
+    """Format a JSON value for reading."""
     if value is None:
         return MISSING_VALUE
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""A sheet of photos with captions."""
+"""Contact sheets: images in a grid with captions."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from edgetl.report.plots.style import (
 )
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
 
 MAX_TILES = 16
-"""Most photos on a sheet."""
+"""Maximum number of images on a sheet."""
 _MAX_COLUMNS = 4
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One photo."""
+    """One image of a contact sheet."""
 
     image: NDArray[Any]
-    """uint8 [side, side, 3]: squares of one size keep the sheet a grid."""
+    """RGB image, uint8 [side, side, 3], of the same side for all images of a sheet."""
     file_name: str
-    """Of the file."""
     caption: Sequence[tuple[str, str, str]]
-    """Lines of (what, label, figure): `("true", "cat", "12%")`."""
+    """Lines of (name, label, value), such as `("true", "cat", "12%")`; the value may be empty."""
 
 
 def save_photo_sheet(path: Path, title: str, tiles: Sequence[Tile]) -> None:
-    """Draw the tiles row by row and write a PNG."""
+    """Draw the images row by row and write a PNG file."""
     columns = min(_MAX_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
     figure = new_figure(max(5.5, 2.75 * columns), 0.6 + 3.3 * rows)
@@ -47,32 +47,37 @@ def save_photo_sheet(path: Path, title: str, tiles: Sequence[Tile]) -> None:
     if engine is not None:
         engine.set(h_pad=0.12)  # type: ignore[call-arg]
     figure.suptitle(title, fontsize=12, color=INK)
-    for axes, tile in zip(
-        figure.subplots(rows, columns, squeeze=False).flat,
-        [*tiles, *[None] * columns],
-        strict=False,
-    ):
+    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in all_axes:
         axes.set_axis_off()
-        if tile is None:
-            continue
-        axes.imshow(tile.image)
-        caption = "\n".join(
-            f"{what}: {_wrap_label(label)}" + (f"  ({figure})" if figure else "")
-            for what, label, figure in tile.caption
-        )
-        axes.set_title(
-            escape_mathtext(caption), loc="left", fontsize=9, color=INK, linespacing=1.25, pad=5
-        )
-        axes.text(
-            0,
-            -0.02,
-            escape_mathtext(shorten_middle(tile.file_name, 32)),
-            transform=axes.transAxes,
-            va="top",
-            fontsize=7,
-            color="#666666",
-        )
+    for axes, tile in zip(all_axes, tiles, strict=False):
+        _draw_tile(axes, tile)
     save_figure(figure, path)
+
+
+def _draw_tile(axes: Axes, tile: Tile) -> None:
+    axes.imshow(tile.image)
+    lines = []
+    for name, label, value in tile.caption:
+        suffix = f"  ({value})" if value else ""
+        lines.append(f"{name}: {_wrap_label(label)}{suffix}")
+    axes.set_title(
+        escape_mathtext("\n".join(lines)),
+        loc="left",
+        fontsize=9,
+        color=INK,
+        linespacing=1.25,
+        pad=5,
+    )
+    axes.text(
+        0,
+        -0.02,
+        escape_mathtext(shorten_middle(tile.file_name, 32)),
+        transform=axes.transAxes,
+        va="top",
+        fontsize=7,
+        color="#666666",
+    )
 
 
 def _wrap_label(label: str) -> str:
@@ -81,39 +86,39 @@ def _wrap_label(label: str) -> str:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A validation image that was taken for another class."""
+    """A misclassified validation image."""
 
     image: NDArray[Any]
-    """uint8 [side, side, 3]: squares of one size keep the sheet a grid."""
+    """RGB image, uint8 [side, side, 3], of the same side for all images of a sheet."""
     file_name: str
-    """Of the file."""
     true: str
     predicted: str
     probability: float
-    """Of the predicted class."""
+    """Predicted probability of the predicted class."""
     true_probability: float
+    """Predicted probability of the true class."""
 
 
 def save_mistakes_sheet(path: Path, mistakes: Sequence[Mistake], wrong: int, total: int) -> None:
-    """Draw the mistakes that the network was surest of.
+    """Draw the given mistakes, or a message if there are none.
 
     Args:
-        wrong: mistakes in all.
-        total: validation images; where there are none, or no mistakes, the picture says so.
+        path: the PNG file to write.
+        mistakes: mistakes to draw, most confident first.
+        wrong: number of all mistakes.
+        total: number of validation images.
     """
     if not total:
-        save_message_figure(
-            path, "No mistakes known", "The run was trained without validation images."
-        )
+        save_message_figure(path, "No mistakes known", "The run had no validation images.")
         return
     if not mistakes:
-        save_message_figure(path, "No mistakes", f"All {total} validation images were recognised.")
+        save_message_figure(
+            path, "No mistakes", f"All {total} validation images were classified correctly."
+        )
         return
-    shown = (
-        f"the {len(mistakes)} that the network was surest of"
-        if len(mistakes) < wrong
-        else "surest first"
-    )
+    selection = "most confident first"
+    if len(mistakes) < wrong:
+        selection = f"the {len(mistakes)} most confident"
     tiles = [
         Tile(
             mistake.image,
@@ -125,4 +130,4 @@ def save_mistakes_sheet(path: Path, mistakes: Sequence[Mistake], wrong: int, tot
         )
         for mistake in mistakes
     ]
-    save_photo_sheet(path, f"{wrong} of {total} validation images wrong; {shown}", tiles)
+    save_photo_sheet(path, f"{wrong} of {total} validation images wrong; {selection}", tiles)

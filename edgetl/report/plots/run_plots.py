@@ -1,4 +1,4 @@
-"""Loss and accuracy over the epochs of a run."""
+"""PNG plots of a run: training curves and confusion matrix."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 def save_training_curves(
     path: Path, history: Sequence[Mapping[str, Any]], best_epoch: int | None
 ) -> None:
-    """Draw training and validation loss and accuracy.
+    """Draw training and validation loss and accuracy over the epochs.
 
     Args:
-        history: the lines of history.jsonl.
-        best_epoch: the epoch whose weights were kept; it is marked.
+        path: the PNG file to write.
+        history: the records of history.jsonl.
+        best_epoch: the epoch to mark, whose weights are saved.
     """
     figure = new_figure(9.6, 4.2)
     loss, accuracy = figure.subplots(1, 2)
@@ -47,45 +48,48 @@ def save_training_curves(
 
 
 def _plot_metric(
-    axes: Axes, history: Sequence[Mapping[str, Any]], what: str, best_epoch: int | None
+    axes: Axes, history: Sequence[Mapping[str, Any]], metric: str, best_epoch: int | None
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
     epochs = [record["epoch"] for record in history]
     axes.plot(
         epochs,
-        [record[f"train_{what}"] for record in history],
+        [record[f"train_{metric}"] for record in history],
         "o--",
         color=ORANGE,
         markersize=4,
         label="training (augmented)",
     )
-    if any(record[f"val_{what}"] is not None for record in history):
+    if any(record[f"val_{metric}"] is not None for record in history):
         axes.plot(
             epochs,
-            [record[f"val_{what}"] for record in history],
+            [record[f"val_{metric}"] for record in history],
             "s-",
             color=BLUE,
             markersize=4.5,
             label="validation",
         )
-        kept = [record[f"val_{what}"] for record in history if record["epoch"] == best_epoch]
-        if best_epoch is not None and kept:
-            name = f"kept: epoch {best_epoch}"
+        best = [record[f"val_{metric}"] for record in history if record["epoch"] == best_epoch]
+        if best_epoch is not None and best:
             axes.plot(
                 [float(best_epoch)],
-                kept,
+                best,
                 "o",
                 mfc="none",
                 mec=INK,
                 markersize=12,
                 markeredgewidth=1.4,
-                label=name,
+                label=f"best: epoch {best_epoch}",
             )
-    second = [record["epoch"] for record in history if record["phase"] == 2]
-    if second and len(second) < len(history):
+    second_phase = [record["epoch"] for record in history if record["phase"] == 2]
+    if second_phase and len(second_phase) < len(history):
         axes.axvline(
-            second[0] - 0.5, color=GRAY, linewidth=1, linestyle=":", label="last blocks unfrozen"
+            second_phase[0] - 0.5,
+            color=GRAY,
+            linewidth=1,
+            linestyle=":",
+            label="last blocks unfrozen",
         )
     axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -94,80 +98,89 @@ def _plot_metric(
 
 
 _MAX_CLASSES_WITH_COUNTS = 25
-"""Most classes for which counts fit into the cells."""
+"""Maximum number of classes for which counts fit into the cells."""
 
-_MOST_CLASSES = 1000
-"""Most classes that are drawn: cells of more would be smaller than a pixel, and take minutes and gigabytes."""
+_MAX_DRAWN_CLASSES = 1000
+"""Maximum number of classes drawn: with more, a cell is below a pixel and drawing takes minutes
+and gigabytes."""
 
 
 def save_confusion_matrix(
     path: Path, confusion: Sequence[Sequence[int]] | None, labels: Sequence[str]
 ) -> None:
-    """Draw counts[true][predicted], coloured by the share of the true class.
+    """Draw the confusion matrix, colored by the share of the true class.
+
+    Draws a message instead if there is no matrix or more than 1000 classes.
 
     Args:
-        confusion: None where there were no validation images; the picture then says so, as above 1000 classes.
+        path: the PNG file to write.
+        confusion: counts as [true][predicted]; None without validation images.
+        labels: the class names.
     """
     if confusion is None:
-        save_message_figure(
-            path, "No confusion matrix", "The run was trained without validation images."
-        )
+        save_message_figure(path, "No confusion matrix", "The run had no validation images.")
         return
     classes = len(labels)
-    if classes > _MOST_CLASSES:
+    if classes > _MAX_DRAWN_CLASSES:
         save_message_figure(
             path,
             "No confusion matrix",
             f"{classes} classes are too many to draw. See predictions.csv.",
         )
         return
-    side = (
-        min(26.0, max(4.6, 2.6 + 0.5 * classes))
-        if classes <= _MAX_CLASSES_WITH_COUNTS
-        else min(26.0, 4 + 0.2 * classes)
-    )
+    with_counts = classes <= _MAX_CLASSES_WITH_COUNTS
+    side = max(4.6, 2.6 + 0.5 * classes) if with_counts else 4 + 0.2 * classes
+    side = min(26.0, side)
     figure = new_figure(side + 1.0, side)
     axes = figure.subplots()
     shares = [[count / max(1, sum(row)) for count in row] for row in confusion]
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    if classes <= _MAX_CLASSES_WITH_COUNTS:
-        for true, row in enumerate(confusion):
-            for predicted, count in enumerate(row):
-                if count:
-                    colour = "white" if shares[true][predicted] > 0.55 else INK
-                    weight = "bold" if true == predicted else "normal"
-                    axes.text(
-                        predicted,
-                        true,
-                        str(count),
-                        ha="center",
-                        va="center",
-                        color=colour,
-                        fontsize=10,
-                        weight=weight,
-                    )
-    # With hundreds of classes only some names fit.
-    step = max(1, -(-classes // 110))
-    names = [escape_mathtext(shorten_middle(label, 22)) for label in labels][::step]
-    size = 10 if classes <= _MAX_CLASSES_WITH_COUNTS else 7
-    upright = classes > 4 or any(len(name) > 8 for name in names)
-    places = range(0, classes, step)
-    axes.set_xticks(
-        places,
-        names,
-        rotation=50 if upright else 0,
-        ha="right" if upright else "center",
-        rotation_mode="anchor",
-        fontsize=size,
-    )
-    axes.set_yticks(places, names, fontsize=size)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    hits, total = (
-        sum(confusion[index][index] for index in range(classes)),
-        sum(sum(row) for row in confusion),
-    )
-    axes.set_title(f"{hits} of {total} validation images right", loc="left", fontsize=11, color=INK)
+    if with_counts:
+        _draw_counts(axes, confusion, shares)
+    _label_classes(axes, labels, font_size=10 if with_counts else 7)
+    correct = sum(confusion[index][index] for index in range(classes))
+    total = sum(sum(row) for row in confusion)
+    title = f"{correct} of {total} validation images correct"
+    axes.set_title(title, loc="left", fontsize=11, color=INK)
     bar = figure.colorbar(image, ax=axes, shrink=0.7, aspect=25)
     bar.set_label("share of the true class", fontsize=9)
     save_figure(figure, path)
+
+
+def _draw_counts(
+    axes: Axes, confusion: Sequence[Sequence[int]], shares: Sequence[Sequence[float]]
+) -> None:
+    for true, row in enumerate(confusion):
+        for predicted, count in enumerate(row):
+            if not count:
+                continue
+            axes.text(
+                predicted,
+                true,
+                str(count),
+                ha="center",
+                va="center",
+                color="white" if shares[true][predicted] > 0.55 else INK,
+                fontsize=10,
+                weight="bold" if true == predicted else "normal",
+            )
+
+
+def _label_classes(axes: Axes, labels: Sequence[str], font_size: int) -> None:
+    classes = len(labels)
+    # With more than 110 classes only some names fit.
+    step = max(1, -(-classes // 110))
+    names = [escape_mathtext(shorten_middle(label, 22)) for label in labels][::step]
+    ticks = range(0, classes, step)
+    rotated = classes > 4 or any(len(name) > 8 for name in names)
+    axes.set_xticks(
+        ticks,
+        names,
+        rotation=50 if rotated else 0,
+        ha="right" if rotated else "center",
+        rotation_mode="anchor",
+        fontsize=font_size,
+    )
+    axes.set_yticks(ticks, names, fontsize=font_size)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")

@@ -1,9 +1,9 @@
-"""A figure's look and its file; matplotlib without a display and without its global state."""
+"""Shared style of the PNG plots, drawn by matplotlib without a display or global state."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgetl.core.files import atomic_path
 
@@ -12,56 +12,47 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLUE, ORANGE, GRAY, INK = "#0072B2", "#D55E00", "#8A8A8A", "#222222"
-"""From the palette of Okabe and Ito (2008), which colour-blind readers can tell apart."""
+"""Colors of the color-blind safe palette of Okabe and Ito (2008), with gray and ink."""
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, inches, that lays itself out without overlaps."""
+    """Return an empty figure of the given size in inches, with constrained layout."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=144, layout="constrained")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG atomically."""
+    """Write the figure to a PNG file atomically."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
 
 
 def simplify_axes(axes: Axes) -> None:
-    """Only the lines that carry meaning."""
+    """Remove the top and right spines and draw a light horizontal grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E3E3E3", linewidth=0.8)
     axes.set_axisbelow(True)
 
 
 def shorten_middle(name: str, length: int) -> str:
-    """At most `length` characters, the middle left out."""
+    """Shorten the name to at most `length` characters by replacing the middle with an ellipsis."""
     if len(name) <= length:
         return name
-    head = (length - 1 + 1) // 2
-    return f"{name[:head]}…{name[len(name) - (length - 1 - head) :]}"
+    head = length // 2
+    tail = length - 1 - head
+    return f"{name[:head]}…{name[len(name) - tail :]}"
 
 
 def escape_mathtext(text: str) -> str:
-    """`text` as matplotlib shows it, not as it would read it: a dollar sign starts no formula."""
+    """Escape dollar signs, which matplotlib would parse as math."""
     return text.replace("$", r"\$")
 
 
 def save_message_figure(path: Path, title: str, text: str) -> None:
-    """A picture that says in words why there is nothing to draw."""
+    """Write a figure with a message instead of a plot."""
     figure = new_figure(6, 2.4)
-    figure.text(
-        0.5,
-        0.62,
-        escape_mathtext(title),
-        ha="center",
-        va="center",
-        fontsize=13,
-        color=INK,
-        weight="bold",
-    )
-    figure.text(
-        0.5, 0.38, escape_mathtext(text), ha="center", va="center", fontsize=10.5, color=INK
-    )
+    style: dict[str, Any] = {"ha": "center", "va": "center", "color": INK}
+    figure.text(0.5, 0.62, escape_mathtext(title), fontsize=13, weight="bold", **style)
+    figure.text(0.5, 0.38, escape_mathtext(text), fontsize=10.5, **style)
     save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""The page of one run: what came out of it, how it went, and where it is wrong."""
+"""HTML report of one training run."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from markupsafe import Markup
 
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bundle import read_bundle_manifest
-from edgetl.core.artifacts.run import RunRecord
-from edgetl.core.formatting import MISSING_VALUE, format_duration, format_percent, pluralize
+from edgetl.core.artifacts.run import PredictionRecord, RunRecord
+from edgetl.core.formatting import format_duration, format_percent, pluralize
 from edgetl.core.paths import BundleDirectory
+from edgetl.core.statistics import ClassScore
 from edgetl.report.bench.page import bench_sections
 from edgetl.report.bundle.page import variants_section
 from edgetl.report.charts.confusion import (
     MAX_DRAWN_CLASSES,
+    ConfusedPair,
     draw_confusion_matrix,
     rank_confused_pairs,
 )
@@ -42,39 +44,37 @@ from edgetl.report.html.blocks import (
     render_page,
     table,
 )
+from edgetl.report.html.text import format_number
 from edgetl.report.run.provenance import data_section, recipe_section, versions_section
 from edgetl.report.run.text import format_points, run_sentences, run_title
 
 _MAX_LISTED = 20
-"""Mistakes and confused pairs in a table; the rest is counted."""
+"""Maximum number of mistakes, confused pairs or classes in a table."""
 _MAX_PAIRS_BESIDE_MATRIX = 5
-"""Confused pairs beside a matrix that shows them all."""
+"""Maximum number of confused pairs listed next to a confusion matrix."""
 _BENCH_TITLES = {
     "summary": "Latency",
     "table": "All latencies",
-    "ledgers": "Devices measured on",
-    "method": "How latency was measured",
+    "ledgers": "Benchmark devices",
+    "method": "Benchmark method",
 }
-"""What sections of the bench page are called where they follow on a run's own."""
+"""Titles of sections of the benchmark report when they are part of a run's page, by anchor."""
 
 
 def render_run_report(run: RunRecord, results: Sequence[BenchResult]) -> str:
-    """One self-contained HTML page of a run with its bundle and the bench results it keeps.
+    """Render one self-contained HTML page of a run, its bundle and its benchmark results.
 
     Raises:
         BundleError: the run's bundle is broken.
     """
     data = PurePath(str(run.config.get("data", ""))).name
     lead = f"{run.directory.path.resolve().name}: fine-tuned on {data}." if data else ""
-    return render_page(
-        run_title(run),
-        lead,
-        [*run_sections(run), *_bundle_sections(run), *_retitled_bench_sections(results)],
-    )
+    sections = [*run_sections(run), *_bundle_sections(run), *_retitled_bench_sections(results)]
+    return render_page(run_title(run), lead, sections)
 
 
 def run_sections(run: RunRecord) -> list[Section]:
-    """The sections that show the run alone; those without content have no blocks."""
+    """Build the sections about the run itself; sections without content have no blocks."""
     return [
         _result_section(run),
         _training_section(run),
@@ -88,7 +88,7 @@ def run_sections(run: RunRecord) -> list[Section]:
 
 
 def make_training_curve(run: RunRecord, name: str = "") -> TrainingCurve:
-    """The run's epochs, ready to be drawn."""
+    """Return the run's epochs for drawing; the default name is that of the run directory."""
     return TrainingCurve(
         name or run.directory.path.resolve().name,
         run.history,
@@ -97,45 +97,34 @@ def make_training_curve(run: RunRecord, name: str = "") -> TrainingCurve:
 
 
 def _result_section(run: RunRecord) -> Section:
-    metrics, keys = run.metrics, []
-    badges = [] if metrics is not None else [Badge("not finished", "warn")]
-    if metrics is not None:
-        val = metrics.validation
-        if val is not None:
-            low, high = val.accuracy_interval
-            keys.append(
-                (
-                    "validation accuracy",
-                    Cell(
-                        format_percent(val.accuracy),
-                        small=f"[{format_percent(low)}, {format_percent(high)}]",
-                    ),
-                )
-            )
-        gap = "" if metrics.gap is None else f"{format_points(metrics.gap)}"
-        keys.append(("training accuracy", Cell(format_percent(metrics.train_accuracy), small=gap)))
-        keys.append(
-            (
-                "time",
-                Cell(
-                    format_duration(metrics.seconds["total"]),
-                    small=f"{metrics.device}, {metrics.precision}",
-                ),
-            )
-        )
-    elif run.best_epoch is not None:
-        keys.append(
-            (
-                "validation accuracy so far",
-                Cell(
-                    format_percent(run.best_epoch.val_accuracy),
-                    small=f"epoch {run.best_epoch.epoch}",
-                ),
-            )
-        )
-    words = bullets(run_sentences(run))
-    blocks = [card(run.model, keys, [*([paragraph("", badges=badges)] if badges else []), words])]
-    return Section("result", "Result", (grid("cards", blocks), *_metrics_blocks(run)))
+    blocks = []
+    if run.metrics is None:
+        blocks.append(paragraph("", badges=[Badge("not finished", "warn")]))
+    blocks.append(bullets(run_sentences(run)))
+    result_card = card(run.model, _key_facts(run), blocks)
+    return Section("result", "Result", (grid("cards", [result_card]), *_metrics_blocks(run)))
+
+
+def _key_facts(run: RunRecord) -> list[tuple[str, Cell]]:
+    metrics, best = run.metrics, run.best_epoch
+    if metrics is None:
+        if best is None:
+            return []
+        accuracy = Cell(format_percent(best.val_accuracy), small=f"epoch {best.epoch}")
+        return [("validation accuracy so far", accuracy)]
+    facts = []
+    val = metrics.validation
+    if val is not None:
+        low, high = val.accuracy_interval
+        interval = f"[{format_percent(low)}, {format_percent(high)}]"
+        facts.append(("validation accuracy", Cell(format_percent(val.accuracy), small=interval)))
+    gap = "" if metrics.gap is None else format_points(metrics.gap)
+    time = format_duration(metrics.seconds["total"])
+    facts += [
+        ("training accuracy", Cell(format_percent(metrics.train_accuracy), small=gap)),
+        ("time", Cell(time, small=f"{metrics.device}, {metrics.precision}")),
+    ]
+    return facts
 
 
 def _metrics_blocks(run: RunRecord) -> list[Markup]:
@@ -145,86 +134,91 @@ def _metrics_blocks(run: RunRecord) -> list[Markup]:
     val = metrics.validation
     pairs: list[tuple[str, Cell]] = []
     if val is not None:
-        pairs += (
-            [("top-5 accuracy", Cell(format_percent(val.top5_accuracy)))]
-            if val.top5_accuracy is not None
-            else []
-        )
+        if val.top5_accuracy is not None:
+            pairs.append(("top-5 accuracy", Cell(format_percent(val.top5_accuracy))))
         pairs.append(("macro-F1", Cell(f"{val.macro_f1:.3f}")))
         if val.calibration_error is not None:
-            meant = "mean difference between how sure the network is and how often it is right"
+            tooltip = "mean gap between confidence and accuracy"
             pairs.append(
-                ("expected calibration error", Cell(f"{val.calibration_error:.3f}", tooltip=meant))
+                (
+                    "expected calibration error",
+                    Cell(f"{val.calibration_error:.3f}", tooltip=tooltip),
+                )
             )
     for name, value in (
         ("peak memory", metrics.peak_memory_bytes),
         ("peak GPU memory", metrics.peak_gpu_memory_bytes),
     ):
-        pairs += [(name, Cell(f"{value / 2**20:,.0f} MiB"))] if value is not None else []
-    pairs += [("training ended by", Cell(metrics.stop_reason))] if metrics.stop_reason else []
+        if value is not None:
+            pairs.append((name, Cell(f"{value / 2**20:,.0f} MiB")))
+    if metrics.stop_reason:
+        pairs.append(("training ended by", Cell(metrics.stop_reason)))
     return [definition_list(pairs)] if pairs else []
 
 
 def _training_section(run: RunRecord) -> Section:
     if not run.history:
         return Section("training", "Training", ())
-    own = make_training_curve(run)
-    drawn = [
-        draw_metric_over_epochs("Accuracy", "accuracy", own),
-        draw_metric_over_epochs("Loss (cross-entropy)", "loss", own),
+    curve = make_training_curve(run)
+    figures = [
+        draw_metric_over_epochs("Accuracy", "accuracy", curve),
+        draw_metric_over_epochs("Loss (cross-entropy)", "loss", curve),
     ]
     notes = []
-    if own.has_times:
-        drawn.append(draw_accuracy_over_time("Accuracy over time", [own]))
+    if curve.has_times:
+        figures.append(draw_accuracy_over_time("Accuracy over time", [curve]))
     else:
-        notes = [
-            paragraph(
-                "No accuracy over time: this run did not record when its epochs ended.", "note"
-            )
-        ]
+        text = "No plot of accuracy over time: this run did not record the time of each epoch."
+        notes.append(paragraph(text, "note"))
+    epochs = details("Epochs as a table", [_epochs_table(run, curve.best_epoch)])
+    return Section("training", "Training", (grid("figures", figures), *notes, epochs))
+
+
+def _epochs_table(run: RunRecord, best_epoch: int | None) -> Markup:
     columns = [
-        Column(name, "number")
-        for name in ("loss", "accuracy", "val loss", "val accuracy", "rate", "s", "elapsed s")
+        Column("epoch"),
+        Column("phase", "number"),
+        Column("loss", "number"),
+        Column("accuracy", "number"),
+        Column("val loss", "number"),
+        Column("val accuracy", "number"),
+        Column("learning rate", "number"),
+        Column("s", "number"),
+        Column("elapsed s", "number"),
     ]
     body = []
     for epoch in run.history:
-        val_loss = MISSING_VALUE if epoch.val_loss is None else f"{epoch.val_loss:.3f}"
+        badges = (Badge("best", "good"),) if epoch.epoch == best_epoch else ()
         cells = (
-            Cell(
-                str(epoch.epoch),
-                badges=(Badge("kept", "good"),) if epoch.epoch == own.best_epoch else (),
-            ),
+            Cell(str(epoch.epoch), badges=badges),
             Cell(str(epoch.phase)),
-            *(
-                Cell(told)
-                for told in (
-                    f"{epoch.train_loss:.3f}",
-                    format_percent(epoch.train_accuracy),
-                    val_loss,
-                    format_percent(epoch.val_accuracy),
-                )
-            ),
+            Cell(f"{epoch.train_loss:.3f}"),
+            Cell(format_percent(epoch.train_accuracy)),
+            Cell(format_number(epoch.val_loss, 3)),
+            Cell(format_percent(epoch.val_accuracy)),
             Cell(f"{epoch.lr:.1e}"),
             Cell(f"{epoch.seconds:.1f}"),
-            Cell(MISSING_VALUE if epoch.elapsed is None else f"{epoch.elapsed:.1f}"),
+            Cell(format_number(epoch.elapsed)),
         )
         body.append(TableRow(cells))
-    epochs = table(
-        "Epochs; loss and accuracy are of augmented training images",
-        [Column("epoch"), Column("phase", "number"), *columns],
-        body,
-    )
-    return Section(
-        "training",
-        "Training",
-        (grid("figures", drawn), *notes, details("The epochs as a table", [epochs])),
-    )
+    title = "Epochs; training loss and accuracy are measured on augmented images"
+    return table(title, columns, body)
 
 
 def _classes_section(run: RunRecord) -> Section:
     val = None if run.metrics is None else run.metrics.validation
     if val is None:
         return Section("classes", "Classes", ())
+    title = f"Validation images by class; macro-F1 {val.macro_f1:.3f}"
+    all_classes = _class_table(title, list(val.per_class.items()))
+    if len(val.per_class) <= 2 * _MAX_LISTED:
+        return Section("classes", "Classes", (all_classes,))
+    worst = sorted(val.per_class.items(), key=lambda entry: entry[1].f1)[:_MAX_LISTED]
+    worst_classes = _class_table(f"The {_MAX_LISTED} classes with the lowest F1", worst)
+    return Section("classes", "Classes", (worst_classes, details("All classes", [all_classes])))
+
+
+def _class_table(title: str, classes: Sequence[tuple[str, ClassScore]]) -> Markup:
     columns = [
         Column("class"),
         Column("images", "number"),
@@ -232,161 +226,122 @@ def _classes_section(run: RunRecord) -> Section:
         Column("recall", "number"),
         Column("F1", "short"),
     ]
-    body = [
+    rows = [
         TableRow(
             (
                 Cell(label),
-                Cell(str(one.images)),
-                Cell(format_percent(one.precision)),
-                Cell(format_percent(one.recall)),
-                _f1_cell(one.f1),
+                Cell(str(metrics.images)),
+                Cell(format_percent(metrics.precision)),
+                Cell(format_percent(metrics.recall)),
+                Cell(f"{metrics.f1:.3f}", bar_share=min(1.0, max(0.0, metrics.f1))),
             )
         )
-        for label, one in val.per_class.items()
+        for label, metrics in classes
     ]
-    told = table(f"Validation images by class; macro-F1 {val.macro_f1:.3f}", columns, body)
-    worst = sorted(val.per_class.items(), key=lambda entry: entry[1].f1)[:_MAX_LISTED]
-    if len(val.per_class) <= 2 * _MAX_LISTED:
-        return Section("classes", "Classes", (told,))
-    few = [
-        TableRow(
-            (
-                Cell(label),
-                Cell(str(one.images)),
-                Cell(format_percent(one.precision)),
-                Cell(format_percent(one.recall)),
-                _f1_cell(one.f1),
-            )
-        )
-        for label, one in worst
-    ]
-    return Section(
-        "classes",
-        "Classes",
-        (
-            table(f"The {_MAX_LISTED} classes with the lowest F1", columns, few),
-            details("All classes", [told]),
-        ),
-    )
-
-
-def _f1_cell(value: float) -> Cell:
-    return Cell(f"{value:.3f}", bar_share=min(1.0, max(0.0, value)))
+    return table(title, columns, rows)
 
 
 def _confusion_section(run: RunRecord) -> Section:
-    confusion, blocks = run.confusion, []
-    if confusion is None:
-        drawn = (
-            plot_uri(run.directory.plots / "confusion_matrix.png")
-            if run.metrics and run.metrics.validation
-            else None
-        )
-        if drawn is not None:
-            blocks = [
-                picture(
-                    "",
-                    drawn,
-                    "Confusion matrix of the validation images, as it was drawn after training",
-                )
-            ]
-        return Section("confusion", "Confusion", tuple(blocks))
-    listed = _MAX_LISTED
+    if run.confusion is None:
+        return Section("confusion", "Confusion", _confusion_plot_blocks(run))
+    blocks = []
+    max_pairs = _MAX_LISTED
     if len(run.classes) <= MAX_DRAWN_CLASSES:
-        blocks.append(draw_confusion_matrix("Confusion matrix", confusion, run.classes))
-        listed = _MAX_PAIRS_BESIDE_MATRIX
-    pairs = rank_confused_pairs(confusion, run.classes)
+        blocks.append(draw_confusion_matrix("Confusion matrix", run.confusion, run.classes))
+        max_pairs = _MAX_PAIRS_BESIDE_MATRIX
+    pairs = rank_confused_pairs(run.confusion, run.classes)
     if not pairs:
-        return Section(
-            "confusion", "Confusion", (*blocks, paragraph("No class was taken for another."))
-        )
-    if len(run.classes) > 3:
-        columns = [
-            Column("true class"),
-            Column("taken for"),
-            Column("images", "number"),
-            Column("of the true class", "number"),
-        ]
-        body = [
-            TableRow(
-                (
-                    Cell(pair.true),
-                    Cell(pair.predicted),
-                    Cell(str(pair.count)),
-                    Cell(f"{pair.count / pair.true_class_images:.0%}"),
-                )
-            )
-            for pair in pairs[:listed]
-        ]
-        blocks.append(
-            table(f"Confused most{_count_phrase(len(pairs), 'pair', listed)}", columns, body)
-        )
+        blocks.append(paragraph("No classes were confused."))
+    elif len(run.classes) > 3:
+        blocks.append(_confused_pairs_table(pairs, max_pairs))
     return Section("confusion", "Confusion", tuple(blocks))
+
+
+def _confusion_plot_blocks(run: RunRecord) -> tuple[Markup, ...]:
+    """Return the plot written after training, for a run without predictions."""
+    if run.metrics is None or not run.metrics.validation:
+        return ()
+    plot = plot_uri(run.directory.plots / "confusion_matrix.png")
+    if plot is None:
+        return ()
+    alt = "Confusion matrix of the validation images, drawn after training"
+    return (picture("", plot, alt),)
+
+
+def _confused_pairs_table(pairs: Sequence[ConfusedPair], max_pairs: int) -> Markup:
+    columns = [
+        Column("true class"),
+        Column("predicted"),
+        Column("images", "number"),
+        Column("of the true class", "number"),
+    ]
+    rows = [
+        TableRow(
+            (
+                Cell(pair.true),
+                Cell(pair.predicted),
+                Cell(str(pair.count)),
+                Cell(f"{pair.count / pair.true_class_images:.0%}"),
+            )
+        )
+        for pair in pairs[:max_pairs]
+    ]
+    count = _count_phrase(len(pairs), "pair", max_pairs)
+    return table(f"Most confused classes: {count}", columns, rows)
 
 
 def _mistakes_section(run: RunRecord) -> Section:
     if run.metrics is None or run.metrics.validation is None:
         return Section("mistakes", "Mistakes", ())
+    if run.predictions is not None and not run.mistakes:
+        text = f"All {len(run.predictions)} validation images were classified correctly."
+        return Section("mistakes", "Mistakes", (paragraph(text),))
     blocks = []
-    mistakes = run.mistakes
-    if run.predictions is not None and not mistakes:
-        return Section(
-            "mistakes",
-            "Mistakes",
-            (paragraph(f"All {len(run.predictions)} validation images were recognised."),),
-        )
     sheet = plot_uri(run.directory.plots / "mistakes.png")
     if sheet is not None:
-        blocks.append(
-            picture(
-                "",
-                sheet,
-                "The wrong answers that the network was surest of: photo, true class and predicted class",
-            )
-        )
+        alt = "Most confident mistakes: image, true class and predicted class"
+        blocks.append(picture("", sheet, alt))
     if run.predictions is None:
-        blocks.append(
-            paragraph("No list of wrong answers: this run did not keep its predictions.", "note")
-        )
+        text = "No list of mistakes: this run did not save its predictions."
+        blocks.append(paragraph(text, "note"))
     else:
-        columns = [
-            Column("image"), Column("true class"), Column("predicted"), Column("probability", "number"),
-            Column("of the true class", "number", "probability that the network gives the true class"),
-        ]  # fmt: skip
-        body = [
-            TableRow(
-                (
-                    Cell(answer.path),
-                    Cell(answer.label),
-                    Cell(answer.predicted),
-                    Cell(format_percent(answer.probability)),
-                    Cell(format_percent(answer.label_probability)),
-                )
-            )
-            for answer in mistakes[:_MAX_LISTED]
-        ]
-        blocks.append(
-            table(
-                f"Surest wrong answers{_count_phrase(len(mistakes), 'wrong answer')}", columns, body
-            )
-        )
+        blocks.append(_mistakes_table(run.mistakes))
     return Section("mistakes", "Mistakes", tuple(blocks))
 
 
-def _count_phrase(count: int, thing: str, listed: int = _MAX_LISTED) -> str:
-    return (
-        f": {listed} of {pluralize(count, thing)}"
-        if count > listed
-        else f": {pluralize(count, thing)}"
-    )
+def _mistakes_table(mistakes: Sequence[PredictionRecord]) -> Markup:
+    columns = [
+        Column("image"),
+        Column("true class"),
+        Column("predicted"),
+        Column("probability", "number"),
+        Column("of the true class", "number", "predicted probability of the true class"),
+    ]
+    rows = [
+        TableRow(
+            (
+                Cell(mistake.path),
+                Cell(mistake.label),
+                Cell(mistake.predicted),
+                Cell(format_percent(mistake.probability)),
+                Cell(format_percent(mistake.label_probability)),
+            )
+        )
+        for mistake in mistakes[:_MAX_LISTED]
+    ]
+    count = _count_phrase(len(mistakes), "mistake")
+    return table(f"Most confident mistakes: {count}", columns, rows)
+
+
+def _count_phrase(count: int, noun: str, listed: int = _MAX_LISTED) -> str:
+    total = pluralize(count, noun)
+    return f"{listed} of {total}" if count > listed else total
 
 
 def _bundle_sections(run: RunRecord) -> list[Section]:
-    return (
-        [variants_section(read_bundle_manifest(run.directory.bundle))]
-        if BundleDirectory.exists_at(run.directory.bundle)
-        else []
-    )
+    if not BundleDirectory.exists_at(run.directory.bundle):
+        return []
+    return [variants_section(read_bundle_manifest(run.directory.bundle))]
 
 
 def _retitled_bench_sections(results: Sequence[BenchResult]) -> list[Section]:

@@ -1,4 +1,4 @@
-"""What a run's figures rest on: the images, the recipe, and the versions."""
+"""Provenance sections of the run report: data, recipe and versions."""
 
 from __future__ import annotations
 
@@ -27,72 +27,67 @@ from edgetl.report.html.blocks import (
 from edgetl.report.html.text import format_value, value_cell
 
 _MAX_LISTED_FILES = 20
-"""Rejected files that are named."""
+"""Maximum number of rejected files listed by name."""
 _MAX_VISIBLE_CLASSES = 12
-"""Classes whose counts are shown at once."""
+"""Maximum number of classes whose counts are visible without opening them."""
 _PER_RUN_OPTIONS = ("data", "output", "model", "weights", "preset", "force")
-"""What every run is given anew: no departure from a preset."""
+"""Options that belong to a run, not to its preset."""
 
 
 def data_section(run: RunRecord) -> Section:
-    """How many images of which class, what was left out and why, and what was noticed."""
+    """Build the section with image counts by class, rejected files with reasons, and warnings."""
     counts = run.data["counts"]
-    totals = {part: sum(labels.values()) for part, labels in counts.items()}
+    totals = {split: sum(labels.values()) for split, labels in counts.items()}
+    fingerprint = Cell(
+        str(run.data.get("fingerprint") or MISSING_VALUE),
+        tooltip="SHA-256 of all paths, labels, splits and pixels",
+    )
     pairs = [
         ("folder", value_cell(run.config.get("data"))),
         ("training images", Cell(f"{totals.get('train', 0):,}")),
         ("validation images", Cell(f"{totals.get('val', 0):,}")),
         ("classes", Cell(str(len(run.classes)))),
-        ("files left out", value_cell(run.data.get("rejected", len(run.rejected_files)))),
-        (
-            "fingerprint",
-            Cell(
-                str(run.data.get("fingerprint") or MISSING_VALUE),
-                tooltip="SHA-256 of all paths, labels, parts and pixels",
-            ),
-        ),
+        ("rejected files", value_cell(run.data.get("rejected", len(run.rejected_files)))),
+        ("fingerprint", fingerprint),
     ]
     columns = [Column("class"), Column("training", "number"), Column("validation", "number")]
-    rows = [
-        TableRow(
-            (
-                Cell(label),
-                *(Cell(str(counts.get(part, {}).get(label, 0))) for part in ("train", "val")),
-            )
-        )
-        for label in run.classes
-    ]
-    shown = table("Images by class", columns, rows)
-    blocks = [
-        definition_list(pairs),
-        shown if len(rows) <= _MAX_VISIBLE_CLASSES else details("Images by class", [shown]),
-    ]
+    rows = []
+    for label in run.classes:
+        images = [counts.get(split, {}).get(label, 0) for split in ("train", "val")]
+        rows.append(TableRow((Cell(label), *(Cell(str(count)) for count in images))))
+    class_table = table("Images by class", columns, rows)
+    if len(rows) > _MAX_VISIBLE_CLASSES:
+        class_table = details("Images by class", [class_table])
+    blocks = [definition_list(pairs), class_table]
     if run.data["warnings"]:
-        blocks += [paragraph("Noticed before training:"), bullets(run.data["warnings"])]
+        blocks += [paragraph("Warnings before training:"), bullets(run.data["warnings"])]
     if run.rejected_files:
-        body = [
-            TableRow((Cell(path), Cell(reason)))
-            for path, reason in run.rejected_files[:_MAX_LISTED_FILES]
-        ]
-        more = (
-            f", {_MAX_LISTED_FILES} of {len(run.rejected_files)}"
-            if len(run.rejected_files) > _MAX_LISTED_FILES
-            else ""
-        )
-        blocks.append(table(f"Files left out{more}", [Column("file"), Column("why")], body))
+        blocks.append(_rejected_files_table(run))
     return Section("data", "Data", tuple(blocks))
 
 
+def _rejected_files_table(run: RunRecord) -> Markup:
+    files = run.rejected_files
+    title = "Rejected files"
+    if len(files) > _MAX_LISTED_FILES:
+        title += f", {_MAX_LISTED_FILES} of {len(files)}"
+    rows = [TableRow((Cell(path), Cell(reason))) for path, reason in files[:_MAX_LISTED_FILES]]
+    return table(title, [Column("file"), Column("reason")], rows)
+
+
 def find_preset_differences(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Setting to (this run's value, its preset's), of those that differ; what the preset leaves to edgetl is None."""
-    known = get_presets()
-    preset = known.get(str(config.get("preset")), known["default"])
-    defaults = {
+    """Return the settings that differ from the run's preset, as (value of the run, of the preset).
+
+    A preset's value is None if it is chosen automatically.
+    """
+    presets = get_presets()
+    preset = presets.get(str(config.get("preset")), presets["default"])
+    usual = {
         field.name: field.default
         for field in fields(FinetuneConfig)
         if field.default is not NO_DEFAULT
     }
-    usual = {**defaults, **{name: preset[name] for name in RECIPE_FIELDS}}
+    usual.update({name: preset[name] for name in RECIPE_FIELDS})
     return {
         name: (config[name], usual[name])
         for name in usual
@@ -104,8 +99,8 @@ def find_preset_differences(config: Mapping[str, Any]) -> dict[str, tuple[Any, A
 
 
 def recipe_section(run: RunRecord) -> Section:
-    """The preset and what departs from it; every setting on demand."""
-    preset, found = str(run.config.get("preset", "default")), find_preset_differences(run.config)
+    """Build the section with the preset, the settings that differ from it, and all settings."""
+    preset = str(run.config.get("preset", "default"))
     pairs = [
         ("preset", Cell(preset)),
         ("architecture", Cell(run.model)),
@@ -114,46 +109,43 @@ def recipe_section(run: RunRecord) -> Section:
         ("preprocessing", Cell(format_value(run.preprocessing))),
     ]
     blocks: list[Markup] = [definition_list(pairs)]
-    if found:
+    differences = find_preset_differences(run.config)
+    if differences:
         rows = [
             TableRow(
-                (Cell(_option_name(name)), Cell(_format_setting(own)), Cell(_format_setting(usual)))
+                (
+                    Cell(_option_name(name)),
+                    Cell(_format_setting(value)),
+                    Cell(_format_setting(usual)),
+                )
             )
-            for name, (own, usual) in found.items()
+            for name, (value, usual) in differences.items()
         ]
         columns = [
             Column("setting"),
             Column("this run"),
-            Column(f"preset {preset}", tooltip="auto: chosen by the data or the machine"),
+            Column(f"preset {preset}", tooltip="auto: chosen from the data or the machine"),
         ]
-        blocks.append(table("What differs from the preset", columns, rows))
+        blocks.append(table("Differences from the preset", columns, rows))
     else:
-        blocks.append(paragraph("Nothing differs from the preset."))
-    every = [
+        blocks.append(paragraph("All settings are those of the preset."))
+    settings = [
         (_option_name(str(name)), Cell(_format_setting(value)))
         for name, value in run.config.items()
     ]
-    blocks.append(details("Every setting", [definition_list(every)]))
+    blocks.append(details("All settings", [definition_list(settings)]))
     return Section("recipe", "Recipe", tuple(blocks))
 
 
 def versions_section(run: RunRecord) -> Section:
-    """What the run's figures depend on."""
-    return Section(
-        "versions",
-        "Versions",
-        (
-            definition_list(
-                [(str(name), value_cell(value)) for name, value in run.versions.items()]
-            ),
-        ),
-    )
+    """Build the section with the versions of the software used for training."""
+    pairs = [(str(name), value_cell(value)) for name, value in run.versions.items()]
+    return Section("versions", "Versions", (definition_list(pairs),))
 
 
 def _option_name(name: str) -> str:
-    return {"budget_s": "budget (s)", "cache_budget": "cache-budget (bytes)"}.get(
-        name, name.replace("_", "-")
-    )
+    names = {"budget_s": "budget (s)", "cache_budget": "cache-budget (bytes)"}
+    return names.get(name, name.replace("_", "-"))
 
 
 def _format_setting(value: Any) -> str:

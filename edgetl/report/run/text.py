@@ -1,4 +1,4 @@
-"""What is said of a run, on the page and in the terminal."""
+"""Summary sentences of a run, for the page and the terminal."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ _TIME_LABELS = {"frozen_blocks": "frozen blocks", "phase1": "phase 1", "phase2":
 
 
 def run_title(run: RunRecord) -> str:
-    """What was trained."""
+    """Return the run's title: architecture and number of classes."""
     return f"{run.model}, {pluralize(len(run.classes), 'class', 'classes')}"
 
 
 def format_points(value: float) -> str:
-    """A difference of shares: `+14.3 points`."""
+    """Format a difference of shares in percentage points, such as `+14.3 points`."""
     return f"{100 * value:+.1f} points"
 
 
 def weights_source_name(run: RunRecord) -> str:
-    """The pretrained weights' source, without the folder of this machine that it lay in."""
+    """Return the source of the pretrained weights; of a path only the file name."""
     return PurePath(str(run.weights.get("source"))).name or MISSING_VALUE
 
 
 def run_sentences(run: RunRecord) -> list[str]:
-    """The result: accuracy, gap, time, what was trained; of a run that has not finished, how far it came."""
+    """Summarize a run: accuracy, overfitting gap, time and trained parameters.
+
+    For an unfinished run, summarize its progress instead.
+    """
     if run.metrics is None:
-        return [*_unfinished_sentences(run), f"The weights came from {weights_source_name(run)}."]
+        return [*_unfinished_sentences(run), f"Pretrained weights: {weights_source_name(run)}."]
     return [
         _accuracy_sentence(run),
         *_training_sentences(run),
@@ -39,22 +42,16 @@ def run_sentences(run: RunRecord) -> list[str]:
 
 
 def _unfinished_sentences(run: RunRecord) -> list[str]:
-    kept = run.best_epoch
-    if kept is None:
-        return ["Not finished: there is no metrics.json, and no epoch has ended yet."]
-    told = (
-        ""
-        if kept.val_accuracy is None
-        else f" with a validation accuracy of {format_percent(kept.val_accuracy)}"
-    )
+    best = run.best_epoch
+    if best is None:
+        return ["Not finished: metrics.json not found, and no epoch is complete yet."]
+    accuracy = ""
+    if best.val_accuracy is not None:
+        accuracy = f", with a validation accuracy of {format_percent(best.val_accuracy)}"
     return [
-        "Not finished: there is no metrics.json, so the run is still being trained or was interrupted.",
-        f"Epoch {kept.epoch} is the best of the {_ended_epochs_phrase(run)} so far{told}.",
+        "Not finished: metrics.json not found. The run is still training or was interrupted.",
+        f"Best epoch so far: {best.epoch} of {len(run.history)}{accuracy}.",
     ]
-
-
-def _ended_epochs_phrase(run: RunRecord) -> str:
-    return f"{pluralize(len(run.history), 'epoch')} that ended"
 
 
 def _accuracy_sentence(run: RunRecord) -> str:
@@ -63,19 +60,22 @@ def _accuracy_sentence(run: RunRecord) -> str:
     if val is None:
         return "Validation accuracy: unknown, there were no validation images."
     low, high = val.accuracy_interval
-    return f"Validation accuracy: {format_percent(val.accuracy)} of {val.images} images (95% interval {format_percent(low)} to {format_percent(high)})."
+    return (
+        f"Validation accuracy: {format_percent(val.accuracy)} of {val.images} images "
+        f"(95% interval {format_percent(low)} to {format_percent(high)})."
+    )
 
 
 def _training_sentences(run: RunRecord) -> list[str]:
     metrics = run.metrics
     assert metrics is not None
-    told = f"Training accuracy: {format_percent(metrics.train_accuracy)} of {metrics.train_images} images"
-    gap = (
-        ""
-        if metrics.gap is None
-        else f", {format_points(metrics.gap)} against validation: the overfitting gap"
+    text = (
+        f"Training accuracy: {format_percent(metrics.train_accuracy)} "
+        f"of {metrics.train_images} images"
     )
-    return [f"{told}{gap}.", f"Kept: epoch {metrics.best_epoch} of {len(run.history)}."]
+    if metrics.gap is not None:
+        text += f", {format_points(metrics.gap)} against validation (overfitting gap)"
+    return [f"{text}.", f"Best epoch: {metrics.best_epoch} of {len(run.history)}."]
 
 
 def _time_sentence(run: RunRecord) -> str:
@@ -86,16 +86,19 @@ def _time_sentence(run: RunRecord) -> str:
         for name, value in metrics.seconds.items()
         if name != "total"
     ]
-    spent = f": {join_words(parts)}" if parts else ""
-    return f"Time: {format_duration(metrics.seconds['total'])} on {metrics.device} in {metrics.precision}{spent}."
+    breakdown = f": {join_words(parts)}" if parts else ""
+    total = format_duration(metrics.seconds["total"])
+    return f"Time: {total} on {metrics.device} in {metrics.precision}{breakdown}."
 
 
 def _parameters_sentence(run: RunRecord) -> str:
     metrics = run.metrics
     assert metrics is not None
-    share = metrics.trainable_parameters / max(1, metrics.total_parameters)
-    told = f"Trained: {metrics.trainable_parameters:,} of {metrics.total_parameters:,} parameters ({share:.{0 if share >= 0.01 else 1}%})"
+    trainable, total = metrics.trainable_parameters, metrics.total_parameters
+    share = trainable / max(1, total)
+    decimals = 0 if share >= 0.01 else 1
+    text = f"Trained: {trainable:,} of {total:,} parameters ({share:.{decimals}%})"
     source = weights_source_name(run)
-    return (
-        f"{told}, from nothing." if source == "none" else f"{told}; the weights came from {source}."
-    )
+    if source == "none":
+        return f"{text}, from scratch."
+    return f"{text}; pretrained weights: {source}."

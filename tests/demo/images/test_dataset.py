@@ -1,4 +1,4 @@
-"""The inspection pictures: reproducible, balanced, and only the defect tells a bad part from its good twin."""
+"""Inspection images: reproducible, balanced, and different only in the defect."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgetl.device.runtime.images import load_image
 DEFECTS = [label for label in CLASSES if label != "good"]
 
 
-def test_writes_as_many_pictures_of_every_class(tmp_path: Path) -> None:
+def test_dataset_has_equal_counts_per_class(tmp_path: Path) -> None:
     generate_inspection_dataset(tmp_path, train=3, val=2, size=96)
     counts = {
         split: {folder.name: len(list(folder.iterdir())) for folder in (tmp_path / split).iterdir()}
@@ -26,7 +26,7 @@ def test_writes_as_many_pictures_of_every_class(tmp_path: Path) -> None:
     assert {load_image(path).shape for path in tmp_path.rglob("*.jpg")} == {(96, 96, 3)}
 
 
-def test_equal_seeds_give_equal_bytes_and_no_two_pictures_are_the_same(tmp_path: Path) -> None:
+def test_dataset_is_reproducible_and_has_no_duplicates(tmp_path: Path) -> None:
     hashes = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         folder = generate_inspection_dataset(tmp_path / name, train=3, val=3, size=96, seed=seed)
@@ -36,12 +36,12 @@ def test_equal_seeds_give_equal_bytes_and_no_two_pictures_are_the_same(tmp_path:
 
 
 @pytest.mark.parametrize("label", DEFECTS)
-def test_a_defect_is_seen_and_is_all_that_tells_a_part_from_its_twin(label: str) -> None:
-    for number in range(12):
-        key = (5, 0, number)
+def test_defect_is_visible_and_the_only_difference(label: str) -> None:
+    for index in range(12):
+        key = (5, 0, index)
         bad, good = (
-            render_image(label, key, flawed=flawed)[0].astype(np.float32).mean(axis=2)
-            for flawed in (True, False)
+            render_image(label, key, with_defect=with_defect)[0].astype(np.float32).mean(axis=2)
+            for with_defect in (True, False)
         )
         changed = np.abs(bad - good) > 4
         assert 0.0008 < changed.mean() < 0.4
@@ -52,28 +52,28 @@ def test_a_defect_is_seen_and_is_all_that_tells_a_part_from_its_twin(label: str)
         assert np.ptp(columns) < 192
 
 
-def test_a_good_part_has_no_twin_but_itself() -> None:
+def test_good_part_is_unchanged_without_defect() -> None:
     assert np.array_equal(
-        render_image("good", (3,))[0], render_image("good", (3,), flawed=False)[0]
+        render_image("good", (3,))[0], render_image("good", (3,), with_defect=False)[0]
     )
 
 
 def test_part_and_light_do_not_depend_on_the_class() -> None:
-    twins = [render_image(label, (7,), flawed=False)[0] for label in CLASSES]
-    assert all(np.array_equal(twin, twins[0]) for twin in twins)
+    images = [render_image(label, (7,), with_defect=False)[0] for label in CLASSES]
+    assert all(np.array_equal(image, images[0]) for image in images)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__.strip("_"))
-def test_holes_lie_in_the_part_and_do_not_touch(shape: object) -> None:
+def test_holes_are_inside_the_part_and_do_not_touch(shape: object) -> None:
     for seed in range(30):
-        blank = shape(np.random.default_rng(seed))  # type: ignore[operator]
-        drilled = blank.metal_mask()
-        for number, (x, y, radius) in enumerate(blank.holes):
-            filled = blank.metal_mask(missing=number)
-            hole = (filled - drilled).sum() / (np.pi * (radius * UNIT_PIXELS) ** 2)
-            assert 0.96 < hole < 1.2, (seed, number)
+        part_shape = shape(np.random.default_rng(seed))  # type: ignore[operator]
+        mask = part_shape.metal_mask()
+        for index, (x, y, radius) in enumerate(part_shape.holes):
+            mask_without_hole = part_shape.metal_mask(missing=index)
+            hole = (mask_without_hole - mask).sum() / (np.pi * (radius * UNIT_PIXELS) ** 2)
+            assert 0.96 < hole < 1.2, (seed, index)
             assert all(
                 np.hypot(x - u, y - v) > radius + r
-                for u, v, r in (*blank.center_bores, *blank.holes)
+                for u, v, r in (*part_shape.center_bores, *part_shape.holes)
                 if (u, v) != (x, y)
             )

@@ -1,4 +1,4 @@
-"""What becomes of a measurement that something ends early."""
+"""Tests of measurements that stop early."""
 
 from __future__ import annotations
 
@@ -10,63 +10,67 @@ from edgetl.core.errors import BenchError, ProviderError
 from edgetl.device.bench.rounds import BenchRunner
 from tests.core.artifacts.test_bench import block
 
-DISK = OSError(28, "No space left on device")
+DISK_FULL = OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize(
-    ("cause", "kind", "message"),
-    [
-        (KeyboardInterrupt(), KeyboardInterrupt, "before anything was measured: nothing was kept"),
-        (DISK, BenchError, "Nothing could be measured.*No space left"),
-        (ProviderError("no such device"), ProviderError, "no such device"),
-    ],
-)
-def test_without_figures_the_cause_is_told(
-    cause: BaseException, kind: type[BaseException], message: str
-) -> None:
-    with pytest.raises(kind, match=message), BenchRunner().capture_stop():
-        raise cause
-
-
-@pytest.mark.parametrize(
-    ("cause", "kind", "message"),
+    ("cause", "error_type", "message"),
     [
         (
             KeyboardInterrupt(),
             KeyboardInterrupt,
-            r"^Interrupted: 1 of 2 rows have figures, kept in kept\.json\. A note\.$",
+            "before anything was measured: no result was written",
+        ),
+        (DISK_FULL, BenchError, "Nothing could be measured.*No space left"),
+        (ProviderError("no such device"), ProviderError, "no such device"),
+    ],
+)
+def test_stop_without_rounds_raises_cause(
+    cause: BaseException, error_type: type[BaseException], message: str
+) -> None:
+    with pytest.raises(error_type, match=message), BenchRunner().capture_stop():
+        raise cause
+
+
+@pytest.mark.parametrize(
+    ("cause", "error_type", "message"),
+    [
+        (
+            KeyboardInterrupt(),
+            KeyboardInterrupt,
+            r"^Interrupted: 1 of 2 rows were timed, see partial\.json\. A note\.$",
         ),
         (
             BenchError("It died."),
             BenchError,
-            r"^It died\. 1 of 2 rows have figures, kept in kept\.json\. A note\.$",
+            r"^It died\. 1 of 2 rows were timed, see partial\.json\. A note\.$",
         ),
-        (DISK, BenchError, "No space left"),
+        (DISK_FULL, BenchError, "No space left"),
     ],
 )
-def test_figures_outlive_what_ended_their_measurement(
-    cause: BaseException, kind: type[BaseException], message: str
+def test_stop_reports_where_completed_rounds_are(
+    cause: BaseException, error_type: type[BaseException], message: str
 ) -> None:
-    campaign = BenchRunner()
-    campaign.round_runner.rounds_by_row["row"] = [block(1000)]
-    with campaign.capture_stop():
+    runner = BenchRunner()
+    runner.round_runner.rounds_by_row["row"] = [block(1000)]
+    with runner.capture_stop():
         raise cause
-    assert campaign.stop_cause is cause
-    with pytest.raises(kind, match=message):
-        campaign.raise_if_stopped(
-            {"row": [block(1000)], "other": []}, Path("kept.json"), ["A note."]
+    assert runner.stop_cause is cause
+    with pytest.raises(error_type, match=message):
+        runner.raise_if_stopped(
+            {"row": [block(1000)], "other": []}, Path("partial.json"), ["A note."]
         )
-    with pytest.raises(kind) as raised:
-        campaign.raise_if_stopped(
-            {"row": [block(1000)]}, None, ["There is no space: the result was NOT kept."]
+    with pytest.raises(error_type) as raised:
+        runner.raise_if_stopped(
+            {"row": [block(1000)]}, None, ["There is no space: the result was NOT written."]
         )
-    assert str(raised.value).endswith("NOT kept.")
+    assert str(raised.value).endswith("NOT written.")
     assert "None" not in str(raised.value)
 
 
-def test_what_came_to_its_end_raises_nothing_and_what_was_not_timed_has_no_noise() -> None:
-    campaign = BenchRunner()
-    with campaign.capture_stop():
+def test_complete_run_without_timed_rows_raises_nothing() -> None:
+    runner = BenchRunner()
+    with runner.capture_stop():
         pass
-    campaign.raise_if_stopped({}, None, [])
-    assert not campaign.evaluate_noise({"row": []}).is_noisy
+    runner.raise_if_stopped({}, None, [])
+    assert not runner.evaluate_noise({"row": []}).is_noisy

@@ -34,15 +34,16 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
-def in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results of lone bundles go to bench/ under the current folder."""
+def run_in_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of bundles without a run go to bench/ in the current folder."""
     monkeypatch.chdir(tmp_path)
 
 
-def test_a_bundle_without_its_run_is_measured_alone(
+def test_bundle_without_run_is_measured_without_pytorch(
     make_bundle: MakeBundle, brief: BenchProtocol
 ) -> None:
-    bundle, steps = make_bundle(), []
+    bundle = make_bundle()
+    steps = []
     result = bench(
         BenchConfig(bundle, rounds=2, threads=(1,)), lambda *step: steps.append(step), brief
     )
@@ -52,7 +53,7 @@ def test_a_bundle_without_its_run_is_measured_alone(
         "onnxruntime-fp32-file-cpu-b1-t1",
     ]
     assert result.comparisons == []
-    assert "without the run it came from" in result.notes[0]
+    assert "not in its run directory" in result.notes[0]
     model, file = result.rows
     assert (model.input, model.batch, model.threads, model.provider) == (
         "uint8 1x40x40x3",
@@ -93,11 +94,12 @@ def test_a_bundle_without_its_run_is_measured_alone(
     assert steps[-1] == (2, 2, "measured")
 
 
-def test_the_result_lies_where_it_says_and_reads_back(
+def test_result_file_reads_back(
     make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
 ) -> None:
     config = BenchConfig(make_bundle(), scopes=("model",), rounds=2)
-    first, second = bench(config, protocol=brief), bench(config, protocol=brief)
+    first = bench(config, protocol=brief)
+    second = bench(config, protocol=brief)
     assert first.path is not None
     assert second.path is not None
     assert first.path != second.path
@@ -109,7 +111,7 @@ def test_the_result_lies_where_it_says_and_reads_back(
     assert json.loads(json.dumps(first.to_json())) == json.loads(first.path.read_text())
 
 
-def test_output_names_the_file_and_is_refused_before_anything_is_measured(
+def test_existing_output_is_rejected_before_measuring(
     make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
 ) -> None:
     config = BenchConfig(
@@ -120,7 +122,7 @@ def test_output_names_the_file_and_is_refused_before_anything_is_measured(
         bench(config, lambda *step: pytest.fail("measured"), brief)
 
 
-def test_a_place_that_cannot_be_written_is_found_before_measuring(
+def test_unwritable_output_is_rejected_before_measuring(
     make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
@@ -132,12 +134,11 @@ def test_a_place_that_cannot_be_written_is_found_before_measuring(
         )
 
 
-def test_variants_are_compared_with_the_first(
-    make_bundle: MakeBundle, brief: BenchProtocol
-) -> None:
+def test_variants_are_compared_with_first(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
     bundle = make_bundle(variants=("fp32", "other"))
     result = bench(BenchConfig(bundle, scopes=("model",), rounds=3, threads=(1,)), protocol=brief)
-    first, other = "onnxruntime-fp32-model-cpu-b1-t1", "onnxruntime-other-model-cpu-b1-t1"
+    first = "onnxruntime-fp32-model-cpu-b1-t1"
+    other = "onnxruntime-other-model-cpu-b1-t1"
     assert [(pair.baseline, pair.candidate) for pair in result.comparisons] == [(first, other)]
     comparison = result.comparisons[0]
     assert comparison.speedup.low <= comparison.speedup.ratio <= comparison.speedup.high
@@ -150,7 +151,7 @@ def test_variants_are_compared_with_the_first(
         bench(BenchConfig(bundle, variants=("int8",)), protocol=brief)
 
 
-def test_a_bundle_that_answers_otherwise_is_not_timed(
+def test_bench_does_not_time_rows_with_failed_gate(
     make_bundle: MakeBundle, brief: BenchProtocol
 ) -> None:
     result = bench(BenchConfig(make_bundle(error=0.2), rounds=2), protocol=brief)
@@ -168,7 +169,7 @@ def test_an_altered_file_is_refused(make_bundle: MakeBundle, brief: BenchProtoco
         bench(BenchConfig(bundle), protocol=brief)
 
 
-def test_a_provider_that_is_not_there_measures_nothing(
+def test_missing_provider_measures_nothing(
     make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
 ) -> None:
     with pytest.raises(ProviderError):
@@ -182,17 +183,14 @@ def test_a_provider_that_is_not_there_measures_nothing(
     "cuda" not in available_providers() or Path("/dev/nvidia0").exists(),
     reason="needs the GPU wheel without a GPU",
 )
-def test_a_provider_that_falls_back_measures_nothing(
-    make_bundle: MakeBundle, brief: BenchProtocol
-) -> None:
+def test_provider_fallback_measures_nothing(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
     with pytest.raises(ProviderError, match="CUDAExecutionProvider did not start"):
         bench(BenchConfig(make_bundle(), providers=("cuda",)), protocol=brief)
 
 
-def test_more_threads_than_cores_are_refused_unless_insisted_on(
-    make_bundle: MakeBundle, brief: BenchProtocol
-) -> None:
-    bundle, too_many = make_bundle(), available_cores() + 1
+def test_more_threads_than_cores_need_force(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
+    bundle = make_bundle()
+    too_many = available_cores() + 1
     with pytest.raises(BenchError, match=f"--threads {too_many}.*--force"):
         bench(
             BenchConfig(bundle, scopes=("model",), rounds=2, threads=(1, too_many)), protocol=brief
@@ -204,7 +202,7 @@ def test_more_threads_than_cores_are_refused_unless_insisted_on(
     assert forced.rows[0].threads == too_many
 
 
-def test_a_lone_file_has_no_reference_images(brief: BenchProtocol, tmp_path: Path) -> None:
+def test_lone_file_has_no_golden_images(brief: BenchProtocol, tmp_path: Path) -> None:
     onnx.save(colour_model(), tmp_path / "lone.onnx")
     result = bench(BenchConfig(tmp_path / "lone.onnx", rounds=2), protocol=brief)
     (row,) = result.rows
@@ -212,13 +210,13 @@ def test_a_lone_file_has_no_reference_images(brief: BenchProtocol, tmp_path: Pat
     assert row.gate["checked"] is False
     assert row.gate["passed"] is None
     assert not row.has_failed_gate
-    assert any("Scope file is left out" in note for note in result.notes)
+    assert any("Scope file is not measured" in note for note in result.notes)
     with pytest.raises(BenchError, match="scope model"):
         bench(BenchConfig(tmp_path / "lone.onnx", scopes=("file",)), protocol=brief)
 
 
 @pytest.mark.parametrize(
-    ("declared", "described"),
+    ("declared", "description"),
     [
         ("float[batch, 3, 48, 48]", "float32 1x3x48x48"),
         ("float[2, 3, height, width]", "float32 2x3x224x224"),
@@ -227,17 +225,20 @@ def test_a_lone_file_has_no_reference_images(brief: BenchProtocol, tmp_path: Pat
         ("float16[n, 4]", "float16 1x4"),
     ],
 )
-def test_a_third_partys_model_gets_its_own_type_and_shape(
-    brief: BenchProtocol, tmp_path: Path, declared: str, described: str
+def test_random_input_has_model_type_and_shape(
+    brief: BenchProtocol, tmp_path: Path, declared: str, description: str
 ) -> None:
-    kind, _, shape = declared.partition("[")
-    text = f'<ir_version: 8, opset_import: ["" : 18]> g ({kind}[{shape} x) => (float[{shape} y) {{ y = Cast <to: int = 1> (x) }}'
-    onnx.save(onnx.parser.parse_model(text), tmp_path / "theirs.onnx")
+    dtype, _, shape = declared.partition("[")
+    text = (
+        '<ir_version: 8, opset_import: ["" : 18]> '
+        f"g ({dtype}[{shape} x) => (float[{shape} y) {{ y = Cast <to: int = 1> (x) }}"
+    )
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "model.onnx")
     (row,) = bench(
-        BenchConfig(tmp_path / "theirs.onnx", scopes=("model",), rounds=2), protocol=brief
+        BenchConfig(tmp_path / "model.onnx", scopes=("model",), rounds=2), protocol=brief
     ).rows
-    assert row.input == described
-    assert row.batch == int(described.split()[1].split("x")[0])
+    assert row.input == description
+    assert row.batch == int(description.split()[1].split("x")[0])
 
 
 @pytest.mark.parametrize(
@@ -246,7 +247,7 @@ def test_a_third_partys_model_gets_its_own_type_and_shape(
         ("g (string[1] x) => (string[1] y) { y = Identity (x) }", "string"),
     ],
 )
-def test_a_model_that_is_no_classifier_is_refused(
+def test_model_with_string_input_is_rejected(
     brief: BenchProtocol, tmp_path: Path, graph: str, message: str
 ) -> None:
     onnx.save(
@@ -257,11 +258,11 @@ def test_a_model_that_is_no_classifier_is_refused(
         bench(BenchConfig(tmp_path / "odd.onnx"), protocol=brief)
 
 
-def test_what_is_not_there_or_no_model(brief: BenchProtocol, tmp_path: Path) -> None:
+def test_missing_or_invalid_target_is_rejected(brief: BenchProtocol, tmp_path: Path) -> None:
     (tmp_path / "broken.onnx").write_bytes(b"not a model")
     with pytest.raises(BundleError, match="cannot load"):
         bench(BenchConfig(tmp_path / "broken.onnx"), protocol=brief)
-    with pytest.raises(BundleError, match="No ONNX file"):
+    with pytest.raises(BundleError, match="ONNX file not found"):
         bench(BenchConfig(tmp_path / "absent.onnx"), protocol=brief)
     with pytest.raises(BundleError, match="not found"):
         bench(BenchConfig(tmp_path / "absent"), protocol=brief)
@@ -269,7 +270,7 @@ def test_what_is_not_there_or_no_model(brief: BenchProtocol, tmp_path: Path) -> 
         BenchConfig(tmp_path, rounds=1)
 
 
-def test_a_worker_that_dies_is_reported_with_its_last_words(
+def test_crashed_worker_is_reported_with_stderr(
     make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     fake = tmp_path / "python"
@@ -280,62 +281,63 @@ def test_a_worker_that_dies_is_reported_with_its_last_words(
         bench(BenchConfig(make_bundle()), protocol=brief)
 
 
-def test_one_process_works_at_a_time_and_each_round_has_fresh_ones(
+def test_rounds_start_fresh_processes_that_take_turns(
     make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started, asked = [], []
-    real = subprocess.Popen
+    pids = []
+    requests = []
+    real_popen = subprocess.Popen
 
-    class Watched(real):  # type: ignore[type-arg, misc, valid-type]
+    class RecordingPopen(real_popen):  # type: ignore[type-arg, misc, valid-type]
         def __init__(self, *arguments: object, **options: object) -> None:
             super().__init__(*arguments, **options)
-            started.append(self.pid)
+            pids.append(self.pid)
 
-    class Asked(Worker):
-        def request(self, piece: str) -> None:
-            begun = time.perf_counter()
-            super().request(piece)
-            asked.append((begun, time.perf_counter(), self._process.pid, piece))
+    class RecordingWorker(Worker):
+        def request(self, step: str) -> None:
+            start = time.perf_counter()
+            super().request(step)
+            requests.append((start, time.perf_counter(), self._process.pid, step))
 
-    monkeypatch.setattr(worker_process.subprocess, "Popen", Watched)
-    monkeypatch.setattr(rounds, "Worker", Asked)
+    monkeypatch.setattr(worker_process.subprocess, "Popen", RecordingPopen)
+    monkeypatch.setattr(rounds, "Worker", RecordingWorker)
     bench(
         BenchConfig(make_bundle(variants=("a", "b")), scopes=("model",), rounds=2), protocol=brief
     )
-    assert len(started) == len(set(started)) == 2 + 2 * 2
-    assert all(end <= begin for (_, end, _, _), (begin, _, _, _) in pairwise(asked))
-    slices = [pid for _, _, pid, piece in asked if piece == "slice model"]
+    assert len(pids) == len(set(pids)) == 2 + 2 * 2
+    assert all(end <= start for (_, end, _, _), (start, _, _, _) in pairwise(requests))
+    slices = [pid for _, _, pid, step in requests if step == "slice model"]
     assert len(slices) == 2 * 2 * brief.slices
     first = slices[: 2 * brief.slices]
     assert all(set(first[turn : turn + 2]) == set(first) for turn in range(0, len(first), 2)), (
-        "they take turns"
+        "processes do not take turns"
     )
 
 
-def test_an_interrupted_run_keeps_what_it_measured(
+def test_interrupt_keeps_complete_rounds(
     make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
 ) -> None:
     def interrupt_in(block: int) -> Callable[[int, int, str], None]:
-        def progress(done: int, total: int, text: str) -> None:
-            if text.startswith("round") and done == block:
+        def progress(completed: int, total: int, text: str) -> None:
+            if text.startswith("round") and completed == block:
                 raise KeyboardInterrupt
 
         return progress
 
     config = BenchConfig(make_bundle(), scopes=("model",), rounds=5)
-    with pytest.raises(KeyboardInterrupt, match="nothing was kept"):
+    with pytest.raises(KeyboardInterrupt, match="no result was written"):
         bench(config, interrupt_in(0), brief)
     assert not (tmp_path / "bench").exists()
-    with pytest.raises(KeyboardInterrupt, match="1 of 1 rows have figures, kept in"):
+    with pytest.raises(KeyboardInterrupt, match="1 of 1 rows were timed, see"):
         bench(config, interrupt_in(3), brief)
     (path,) = (tmp_path / "bench").iterdir()
-    kept = read_bench_result(path)
-    assert kept.interrupted
-    assert [len(row.rounds) for row in kept.rows] == [3]
+    result = read_bench_result(path)
+    assert result.interrupted
+    assert [len(row.rounds) for row in result.rows] == [3]
 
 
 def bench_until(bundle: Path, folder: Path, line: str) -> subprocess.Popen[str]:
-    """A bench of many rounds in `folder`, begun and followed up to a line of its progress."""
+    """Start a bench of many rounds in `folder` and wait for a line of its progress."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [
         sys.executable,
@@ -352,14 +354,14 @@ def bench_until(bundle: Path, folder: Path, line: str) -> subprocess.Popen[str]:
         command, env=environment, cwd=folder, stderr=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    for shown in process.stderr:
-        if shown.startswith(line):
+    for stderr_line in process.stderr:
+        if stderr_line.startswith(line):
             break
     return process
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_worker(
+def test_signal_stops_worker(
     make_bundle: MakeBundle, tmp_path: Path, number: signal.Signals
 ) -> None:
     process = bench_until(make_bundle(), tmp_path, "round 1")
@@ -367,27 +369,25 @@ def test_a_signal_ends_the_worker(
     time.sleep(0.5)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(number)
-    words = process.stderr.read()
+    stderr = process.stderr.read()
     assert process.wait(20) == 128 + number
-    assert "nothing was kept" in words
+    assert "no result was written" in stderr
     assert children
     assert not any(Path(f"/proc/{child}").exists() for child in children)
 
 
-def test_sigterm_keeps_the_rounds_that_were_finished(
-    make_bundle: MakeBundle, tmp_path: Path
-) -> None:
+def test_sigterm_keeps_complete_rounds(make_bundle: MakeBundle, tmp_path: Path) -> None:
     process = bench_until(make_bundle(), tmp_path, "round 2")
     assert process.stderr is not None
     process.send_signal(signal.SIGTERM)
-    words = process.stderr.read()
-    assert process.wait(20) == 143, words
+    stderr = process.stderr.read()
+    assert process.wait(20) == 143, stderr
     (path,) = (tmp_path / "bench").iterdir()
-    assert str(path.relative_to(tmp_path)) in words
+    assert str(path.relative_to(tmp_path)) in stderr
     assert read_bench_result(path).interrupted
 
 
-def test_sighup_is_ignored_when_the_caller_ignores_it(tmp_path: Path) -> None:
+def test_sighup_is_ignored_when_caller_ignores_it(tmp_path: Path) -> None:
     program = """
 import os, signal
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -397,17 +397,17 @@ os.kill(os.getpid(), signal.SIGHUP)
 print("still here")
 """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (0, "still here\n")
+    assert (completed.returncode, completed.stdout) == (0, "still here\n")
 
 
-def test_an_earlier_result_is_a_labelled_baseline(
+def test_baseline_comparison_is_labeled(
     make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
 ) -> None:
     bundle = make_bundle()
@@ -435,7 +435,7 @@ def test_an_earlier_result_is_a_labelled_baseline(
     for row in content["rows"]:
         row["file_sha256"] = "00"
     elsewhere.write_text(json.dumps(content))
-    with pytest.raises(BenchError, match="another model was measured then"):
+    with pytest.raises(BenchError, match="the baseline measured another model"):
         bench(BenchConfig(bundle, scopes=("model",), rounds=2, baseline=elsewhere), protocol=brief)
     third = bench(
         BenchConfig(bundle, scopes=("model",), rounds=2, baseline=elsewhere, any_model=True),
@@ -446,12 +446,12 @@ def test_an_earlier_result_is_a_labelled_baseline(
     assert not third.comparisons[0].earlier_row.same_model
 
 
-def test_unlike_things_are_not_compared(
+def test_baseline_with_other_inputs_is_rejected(
     make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
 ) -> None:
     bundle = make_bundle()
     first = bench(BenchConfig(bundle, scopes=("file",), rounds=2), protocol=brief)
-    with pytest.raises(BenchError, match="measured scope file, asked for is model"):
+    with pytest.raises(BenchError, match="measured scope file, but --scope is model"):
         bench(BenchConfig(bundle, scopes=("model",), rounds=2, baseline=first.path), protocol=brief)
     onnx.save(colour_model(), tmp_path / "lone.onnx")
     lone = bench(BenchConfig(tmp_path / "lone.onnx", rounds=2), protocol=brief)
@@ -461,7 +461,7 @@ def test_unlike_things_are_not_compared(
         bench(BenchConfig(bundle, baseline=tmp_path / "absent.json"), protocol=brief)
 
 
-def test_two_results_in_one_second_do_not_collide(
+def test_results_of_same_second_get_distinct_names(
     make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = bench(BenchConfig(make_bundle(), scopes=("model",), rounds=2), protocol=brief)
@@ -472,8 +472,8 @@ def test_two_results_in_one_second_do_not_collide(
     assert (path, notes) == (result.path.with_stem(result.path.stem + "-2"), ())
 
 
-def test_workers_never_see_torch(make_bundle: MakeBundle, tmp_path: Path) -> None:
-    """A torch that raises when it is imported stands first on every process's path."""
+def test_bench_does_not_import_torch(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    """The first torch on the path of every process raises an exception when it is imported."""
     trap = tmp_path / "trap"
     for name in ("torch", "torchvision", "safetensors"):
         (trap / name).mkdir(parents=True)
@@ -493,7 +493,7 @@ def test_workers_never_see_torch(make_bundle: MakeBundle, tmp_path: Path) -> Non
         "try:\n    import torch\nexcept RuntimeError:\n    print('the trap works')\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(trap), str(ROOT)])}
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", program, str(make_bundle())],
         env=environment,
         cwd=tmp_path,
@@ -501,20 +501,18 @@ def test_workers_never_see_torch(make_bundle: MakeBundle, tmp_path: Path) -> Non
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert "the trap works" in done.stdout
+    assert completed.returncode == 0, completed.stderr
+    assert "the trap works" in completed.stdout
 
 
-def test_golden_images_become_squares_of_the_resized_length(
-    make_bundle: MakeBundle, tmp_path: Path
-) -> None:
+def test_golden_images_are_resized_to_squares(make_bundle: MakeBundle, tmp_path: Path) -> None:
     from edgetl.device.bench.inputs import prepare_bench_inputs
     from edgetl.device.runtime.bundle import open_bundle
 
-    pictures = prepare_bench_inputs(
+    inputs = prepare_bench_inputs(
         open_bundle(make_bundle()), {("image", None), ("tensor", None)}, tmp_path
     )
-    image, tensor = (np.load(pictures.tensor_files[kind, None]) for kind in ("image", "tensor"))
+    image, tensor = (np.load(inputs.tensor_files[kind, None]) for kind in ("image", "tensor"))
     assert (image.shape, image.dtype) == ((4, 1, 40, 40, 3), np.uint8)
     assert (tensor.shape, tensor.dtype) == ((4, 1, 3, 32, 32), np.float32)
-    assert image.std() > 1, "pictures, not blanks"
+    assert image.std() > 1, "images are blank"

@@ -13,7 +13,7 @@ PROTOCOL = BenchProtocol(
 
 
 class FakeTime:
-    """A clock that only moves when a step takes time."""
+    """Clock that advances only when a stage runs."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -22,41 +22,37 @@ class FakeTime:
         return self.now
 
     def step(self, durations: Iterator[int]) -> Callable[[object], object]:
-        def take(value: object) -> object:
+        def run_stage(value: object) -> object:
             self.now += next(durations)
             return value
 
-        return take
+        return run_stage
 
 
-def test_a_steady_step_ends_its_warm_up_after_two_windows() -> None:
+def test_warm_up_ends_after_two_windows_when_steady() -> None:
     time = FakeTime()
     block = measure([("infer", time.step(repeat(1000)))], ["a"], PROTOCOL, clock=time)
     assert (block.steady, block.warmup_medians_ns) == (True, [1000, 1000])
     assert set(block.latencies_ns) == {1000}
-    assert len(block.latencies_ns) == 1000, "1 ms at 1 us a run"
+    assert len(block.latencies_ns) == 1000, "1 ms at 1 us per run"
     assert block.stages_ns == {}
 
 
-def test_a_slow_step_still_gets_its_runs() -> None:
+def test_slow_stage_gets_minimum_runs() -> None:
     time = FakeTime()
-    assert (
-        len(
-            measure([("infer", time.step(repeat(10**9)))], ["a"], PROTOCOL, clock=time).latencies_ns
-        )
-        == PROTOCOL.block_runs
-    )
+    block = measure([("infer", time.step(repeat(10**9)))], ["a"], PROTOCOL, clock=time)
+    assert len(block.latencies_ns) == PROTOCOL.block_runs
 
 
-def test_warm_up_waits_until_windows_agree() -> None:
+def test_warm_up_continues_until_windows_agree() -> None:
     time = FakeTime()
     falling = chain([9000] * 4, [5000] * 4, [4000] * 4, repeat(3990))
     block = measure([("infer", time.step(falling))], ["a"], PROTOCOL, clock=time)
     assert (block.steady, block.warmup_medians_ns) == (True, [9000, 5000, 4000, 3990])
-    assert max(block.latencies_ns) == 3990, "nothing of the warm-up is counted"
+    assert max(block.latencies_ns) == 3990, "warm-up is not counted"
 
 
-def test_what_never_settles_is_measured_and_marked() -> None:
+def test_unsteady_stage_is_measured_and_marked() -> None:
     time = FakeTime()
     block = measure(
         [("infer", time.step(iter(range(1000, 10**9, 500))))], ["a"], PROTOCOL, clock=time
@@ -66,7 +62,7 @@ def test_what_never_settles_is_measured_and_marked() -> None:
     assert len(block.latencies_ns) >= PROTOCOL.block_runs
 
 
-def test_a_warm_up_that_takes_too_long_is_cut_off_after_two_windows() -> None:
+def test_slow_warm_up_stops_after_two_windows() -> None:
     time = FakeTime()
     block = measure(
         [("infer", time.step(iter(range(10**9, 10**12, 10**8))))],
@@ -78,7 +74,7 @@ def test_a_warm_up_that_takes_too_long_is_cut_off_after_two_windows() -> None:
     assert len(block.warmup_medians_ns) == 2
 
 
-def test_stages_add_up_to_the_latency() -> None:
+def test_stage_times_sum_to_latency() -> None:
     time = FakeTime()
     block = measure(
         [("decode", time.step(repeat(300))), ("infer", time.step(repeat(700)))],
@@ -94,23 +90,26 @@ def test_stages_add_up_to_the_latency() -> None:
     assert len(block.stages_ns["decode"]) == len(block.latencies_ns)
 
 
-def test_inputs_take_turns_and_stages_feed_each_other() -> None:
-    time, seen = FakeTime(), []
+def test_inputs_rotate_through_chained_stages() -> None:
+    time = FakeTime()
+    inputs = []
 
-    def watch(value: str) -> None:
+    def record(value: str) -> None:
         time.now += 1000
-        seen.append(value)
+        inputs.append(value)
 
-    measure([("decode", str.upper), ("infer", watch)], ["a", "b", "c"], PROTOCOL, clock=time)
-    assert seen[:4] == ["A", "B", "C", "A"]
-    assert set(seen) == {"A", "B", "C"}
+    measure([("decode", str.upper), ("infer", record)], ["a", "b", "c"], PROTOCOL, clock=time)
+    assert inputs[:4] == ["A", "B", "C", "A"]
+    assert set(inputs) == {"A", "B", "C"}
 
 
-def paced(durations: Iterator[int], rate: float, seconds: float = 0.1, runs: int = 5) -> TimedBlock:
+def measure_paced_block(
+    durations: Iterator[int], rate: float, seconds: float = 0.1, runs: int = 5
+) -> TimedBlock:
     time = FakeTime()
 
     def sleep(length: float) -> None:
-        # Timers are late, never early.
+        # Timers fire late, never early.
         time.now += round(length * 1e9) + 70
 
     protocol = replace(PROTOCOL, paced_seconds=seconds, paced_runs=runs)
@@ -119,16 +118,17 @@ def paced(durations: Iterator[int], rate: float, seconds: float = 0.1, runs: int
     )
 
 
-def test_between_arrivals_it_sleeps_and_the_timers_delay_does_not_count() -> None:
-    block = paced(repeat(1_000_000), rate=100)
+def test_timer_delay_is_not_counted_as_latency() -> None:
+    block = measure_paced_block(repeat(1_000_000), rate=100)
     assert set(block.latencies_ns) == {1_000_000}
-    assert len(block.latencies_ns) == 10, "0.1 s at 100 a second"
+    assert len(block.latencies_ns) == 10, "0.1 s at 100 per second"
     assert block.waited == 0
 
 
-def test_an_arrival_that_waits_counts_its_waiting() -> None:
-    block = paced(chain([1_000_000, 25_000_000], repeat(1_000_000)), rate=100)
-    # The second takes 25 ms; the third, due 10 ms after it, waits 15 (and the timer's 70 ns), the fourth 6.
+def test_waiting_arrival_counts_its_wait() -> None:
+    block = measure_paced_block(chain([1_000_000, 25_000_000], repeat(1_000_000)), rate=100)
+    # The second takes 25 ms. The third is due 10 ms after it and waits 15 ms (and the timer's
+    # 70 ns), the fourth waits 6 ms.
     assert block.latencies_ns[1] == 25_000_000
     assert block.latencies_ns[2] == 16_000_070
     assert block.latencies_ns[3] == 7_000_070
@@ -136,46 +136,50 @@ def test_an_arrival_that_waits_counts_its_waiting() -> None:
     assert block.waited == 2
 
 
-def test_a_runtime_that_cannot_keep_up_does_not_look_fast() -> None:
-    block = paced(repeat(20_000_000), rate=100, runs=10)
+def test_overloaded_runtime_has_growing_latency() -> None:
+    block = measure_paced_block(repeat(20_000_000), rate=100, runs=10)
     assert block.waited == 9
     assert block.latencies_ns[-1] == 20_000_000 + 9 * 10_000_000
 
 
-def test_few_arrivals_still_make_a_block() -> None:
-    assert len(paced(repeat(1000), rate=1, seconds=0.0, runs=5).latencies_ns) == 5
+def test_paced_block_has_minimum_arrivals() -> None:
+    assert len(measure_paced_block(repeat(1000), rate=1, seconds=0.0, runs=5).latencies_ns) == 5
 
 
-def test_the_watch_sees_the_block_and_not_the_warm_up() -> None:
-    time, seen = FakeTime(), []
+def test_monitor_covers_block_without_warm_up() -> None:
+    time = FakeTime()
+    times = []
 
-    class Watch:
+    class FakeMonitor:
         def start(self) -> None:
-            seen.append(time.now)
+            times.append(time.now)
 
         def stop(self) -> None:
-            seen.append(time.now)
+            times.append(time.now)
 
-    block = measure([("inference", time.step(repeat(1000)))], ["a"], PROTOCOL, Watch(), clock=time)
-    assert seen[1] - seen[0] == sum(block.latencies_ns)
-    assert seen[0] == 2 * PROTOCOL.window_runs * 1000
+    block = measure(
+        [("inference", time.step(repeat(1000)))], ["a"], PROTOCOL, FakeMonitor(), clock=time
+    )
+    assert times[1] - times[0] == sum(block.latencies_ns)
+    assert times[0] == 2 * PROTOCOL.window_runs * 1000
 
 
-def test_a_block_is_measured_in_slices_each_after_a_few_runs_that_do_not_count() -> None:
-    time, seen = FakeTime(), []
+def test_slices_follow_untimed_runs() -> None:
+    time = FakeTime()
+    inputs = []
     protocol = replace(PROTOCOL, slices=3, block_seconds=0.00003, block_runs=9, slice_warm_runs=2)
 
-    def step(value: str) -> None:
+    def run_stage(value: str) -> None:
         time.now += 1000
-        seen.append(value)
+        inputs.append(value)
 
-    measurement = BlockTimer([("inference", step)], ["a", "b", "c", "d"], protocol, clock=time)
-    measurement.warm_up()
-    seen.clear()
+    timer = BlockTimer([("inference", run_stage)], ["a", "b", "c", "d"], protocol, clock=time)
+    timer.warm_up()
+    inputs.clear()
     for _ in range(3):
-        measurement.run_slice()
-    block = measurement.to_block()
+        timer.run_slice()
+    block = timer.to_block()
     assert block.slices == [10, 10, 10]
     assert len(block.latencies_ns) == 30
-    assert len(seen) == 30 + 2 * 2
-    assert seen[12] == "c", "the inputs go on where the last slice ended"
+    assert len(inputs) == 30 + 2 * 2
+    assert inputs[12] == "c", "inputs continue after the last slice"

@@ -1,4 +1,4 @@
-"""A worker that hangs is ended and named; one that is slow is waited for. With real processes."""
+"""Tests of worker timeouts, with real processes: hung workers are killed, slow ones are not."""
 
 from __future__ import annotations
 
@@ -37,92 +37,92 @@ def job(tmp_path: Path, brief: BenchProtocol) -> WorkerJob:
 
 
 @pytest.fixture
-def deadlocked(job: WorkerJob, tmp_path: Path) -> WorkerJob:
-    """Its input is a pipe that nobody writes to."""
+def deadlocked_job(job: WorkerJob, tmp_path: Path) -> WorkerJob:
+    """Return a job whose input is a pipe without a writer."""
     os.mkfifo(tmp_path / "inputs.npy")
     return replace(job, model_inputs=tmp_path / "inputs.npy")
 
 
-def gone(pid: int) -> bool:
+def is_gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-def test_a_process_that_does_nothing_is_ended_and_says_where(
-    deadlocked: WorkerJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_idle_worker_is_killed_and_stack_reported(
+    deadlocked_job: WorkerJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_process, "IDLE_TIMEOUT_S", 3.0)
     monkeypatch.setattr(worker_process, "_ACTIVITY_POLL_S", 1.0)
-    with Worker(deadlocked, tmp_path) as worker, pytest.raises(BenchError) as raised:
+    with Worker(deadlocked_job, tmp_path) as worker, pytest.raises(BenchError) as raised:
         worker.wait_until_ready()
-    said = str(raised.value)
+    message = str(raised.value)
     assert (
-        "measure process of onnxruntime (model.onnx, cpu) hung opening the model: neither an answer nor any use of the CPU"
-        in said
-    )
-    assert "_model_inputs" in said, "the stack, where it waits"
-    assert "--provider" in said.splitlines()[-1]
-    assert gone(worker._process.pid)
+        "measure process of onnxruntime (model.onnx, cpu) hung opening the model: "
+        "no reply and no CPU use"
+    ) in message
+    assert "_model_inputs" in message, "the stack is missing"
+    assert "--provider" in message.splitlines()[-1]
+    assert is_gone(worker._process.pid)
 
 
-def test_a_gate_that_takes_for_ever_is_ended(
-    deadlocked: WorkerJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_endless_gate_is_killed(
+    deadlocked_job: WorkerJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_process, "TIMEOUT_MARGIN_S", 3.0)
     monkeypatch.setattr(worker_process, "INFERENCE_TIMEOUT_S", 0.0)
     with pytest.raises(
-        BenchError, match=r"gate process.* hung before its answer: no answer for 3 seconds"
+        BenchError, match=r"gate process.* hung before its result: no reply for 3 seconds"
     ):
-        run_job(replace(deadlocked, task="gate"), tmp_path)
+        run_job(replace(deadlocked_job, task="gate"), tmp_path)
 
 
-def test_a_hung_configuration_does_not_end_the_others(
+def test_hung_configuration_does_not_stop_others(
     make_bundle: Callable[..., Path],
     brief: BenchProtocol,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Stopping(Worker):
-        def request(self, piece: str) -> None:
-            if self._job.source.batch == 4 and piece.startswith("slice") and next(asked) == 3:
+    class StoppingWorker(Worker):
+        def request(self, step: str) -> None:
+            if self._job.source.batch == 4 and step.startswith("slice") and next(counter) == 3:
                 os.kill(self._process.pid, signal.SIGSTOP)
-            super().request(piece)
+            super().request(step)
 
-    asked = iter(range(100))
+    counter = iter(range(100))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rounds, "Worker", Stopping)
-    monkeypatch.setattr(worker_process, "step_timeout_s", lambda *piece: 2.0)
+    monkeypatch.setattr(rounds, "Worker", StoppingWorker)
+    monkeypatch.setattr(worker_process, "step_timeout_s", lambda *arguments: 2.0)
     result = bench(
         BenchConfig(make_bundle(), batches=(1, 4), scopes=("model",), rounds=3), protocol=brief
     )
     assert [len(row.rounds) for row in result.rows] == [3, 1]
     assert any(
-        "batch 4" in note and "hung in `slice model`: no answer for 2 seconds" in note
+        "batch 4" in note and "hung in `slice model`: no reply for 2 seconds" in note
         for note in result.notes
     )
 
 
-def test_a_silent_process_that_works_is_waited_for(
+def test_busy_silent_worker_is_not_killed(
     job: WorkerJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_process, "IDLE_TIMEOUT_S", 2.0)
     monkeypatch.setattr(worker_process, "_ACTIVITY_POLL_S", 0.5)
-    busy = replace(job, protocol=replace(job.protocol, block_seconds=8.0))
-    with Worker(busy, tmp_path) as worker:
+    busy_job = replace(job, protocol=replace(job.protocol, block_seconds=8.0))
+    with Worker(busy_job, tmp_path) as worker:
         worker.wait_until_ready()
-        for piece in ("warm-up model", "slice model", "slice model"):
-            worker.request(piece)
+        for step in ("warm-up model", "slice model", "slice model"):
+            worker.request(step)
         assert worker.result()["model"]["latencies_ns"]
 
 
-def test_a_process_that_sleeps_between_arrivals_is_waited_for(
+def test_worker_sleeping_between_arrivals_is_not_killed(
     job: WorkerJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rare = replace(
+    slow_job = replace(
         job,
         streams=(Workload("model", 0.5),),
         protocol=replace(job.protocol, paced_runs=2, paced_seconds=0.0),
     )
-    with Worker(rare, tmp_path) as worker:
+    with Worker(slow_job, tmp_path) as worker:
         worker.wait_until_ready()
         monkeypatch.setattr(worker_process, "IDLE_TIMEOUT_S", 0.5)
         monkeypatch.setattr(worker_process, "_ACTIVITY_POLL_S", 0.1)
@@ -130,27 +130,27 @@ def test_a_process_that_sleeps_between_arrivals_is_waited_for(
         assert len(worker.result()["model@0.5"]["latencies_ns"]) == 2
 
 
-def test_the_slowest_that_still_work_are_within_the_bounds(job: WorkerJob) -> None:
-    published = replace(job, protocol=BenchProtocol())
-    minute = 60.0
-    # A large network on a small board, 10 s a run, halved by heat and shared with three others.
-    for piece, runs in (("warm-up model", 20), ("slice model", 22)):
-        assert worker_process.step_timeout_s(published, piece, 10.0) > 8 * runs * 10.0
-    # A quick one on a machine that suddenly does nothing else: a hundred times as long.
-    assert worker_process.step_timeout_s(published, "slice model", 0.2) > 22 * 100 * 0.2
-    assert worker_process.step_timeout_s(published, f"paced {PACED.name}", 0.01) > 100 + 30
-    assert worker_process.idle_allowance_s(published, f"paced {PACED.name}") == 100
-    assert worker_process.idle_allowance_s(published, "slice model") == 0
-    assert 60 * minute < worker_process.STARTUP_TIMEOUT_S, "TensorRT's engine"
+def test_timeouts_exceed_slowest_legitimate_cases(job: WorkerJob) -> None:
+    default_job = replace(job, protocol=BenchProtocol())
+    minute_s = 60.0
+    # A large network on a small board: 10 s per run, half the clock, shared with three others.
+    for step, runs in (("warm-up model", 20), ("slice model", 22)):
+        assert worker_process.step_timeout_s(default_job, step, 10.0) > 8 * runs * 10.0
+    # A fast network on a machine that suddenly slows down by a factor of a hundred.
+    assert worker_process.step_timeout_s(default_job, "slice model", 0.2) > 22 * 100 * 0.2
+    assert worker_process.step_timeout_s(default_job, f"paced {PACED.name}", 0.01) > 100 + 30
+    assert worker_process.idle_allowance_s(default_job, f"paced {PACED.name}") == 100
+    assert worker_process.idle_allowance_s(default_job, "slice model") == 0
+    assert 60 * minute_s < worker_process.STARTUP_TIMEOUT_S, "TensorRT builds an engine"
     assert (
-        worker_process.job_timeout_s(replace(published, task="sustain", seconds=7200.0))
-        > 7200 + 60 * minute
+        worker_process.job_timeout_s(replace(default_job, task="sustain", seconds=7200.0))
+        > 7200 + 60 * minute_s
     )
-    gate = replace(published, task="gate", files=(Path("a.png"),) * 5)
-    assert worker_process.job_timeout_s(gate) > 5 * minute + 8 * 2 * len(gate.files) * 10.0
-    assert worker_process.job_timeout_s(gate) < 60 * minute, (
-        "a model that loops without end is not waited for"
+    gate_job = replace(default_job, task="gate", files=(Path("a.png"),) * 5)
+    assert (
+        worker_process.job_timeout_s(gate_job) > 5 * minute_s + 8 * 2 * len(gate_job.files) * 10.0
     )
-    built = replace(gate, source=replace(gate.source, provider="tensorrt"))
-    assert worker_process.job_timeout_s(built) > 2 * worker_process.STARTUP_TIMEOUT_S - 1
-    assert worker_process.job_timeout_s(published) >= 10 * minute
+    assert worker_process.job_timeout_s(gate_job) < 60 * minute_s, "a model may loop forever"
+    tensorrt_job = replace(gate_job, source=replace(gate_job.source, provider="tensorrt"))
+    assert worker_process.job_timeout_s(tensorrt_job) > 2 * worker_process.STARTUP_TIMEOUT_S - 1
+    assert worker_process.job_timeout_s(default_job) >= 10 * minute_s

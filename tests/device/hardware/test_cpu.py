@@ -103,10 +103,12 @@ def test_bench_reports_emulation_as_first_noise_reason(
     result = runner.bench(config, protocol=short)
     assert result.device["emulated"]
     assert result.device["machine"] == platform.machine()
-    assert result.noise.reasons[0] == "the processor is emulated: no time here is a device's"
+    assert (
+        result.noise.reasons[0] == "the processor is emulated: times do not apply to real devices"
+    )
 
 
 def test_verify_command_reports_emulation(edgetl, stock_bundle: Path) -> None:  # type: ignore[no-untyped-def]
-    message = "This processor is emulated"
+    message = "This CPU is emulated"
     assert message in edgetl("verify", stock_bundle, env={EMULATED_ENV_VAR: "1"}).stdout
     assert message not in edgetl("verify", stock_bundle, env={EMULATED_ENV_VAR: ""}).stdout

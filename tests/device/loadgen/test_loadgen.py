@@ -1,4 +1,4 @@
-"""MLPerf LoadGen itself drives small bundles, in real processes."""
+"""Tests of MLPerf LoadGen on small bundles, in real processes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from edgetl.core.config.loadgen import LoadgenConfig, Scenario
 from edgetl.core.errors import BenchError, ConfigError, DecodeError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.loadgen import loadgen as running
+from edgetl.device.loadgen import loadgen as loadgen_module
 from edgetl.device.loadgen.loadgen import loadgen
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import resize_and_crop, resize_around_crop
 from tests.helpers.bundles import LABELS, colour_logits, colour_model, write_bundle, write_pictures
 
-if not os.environ.get("CI"):  # there it must be: it is one of the packages for development
+if not os.environ.get("CI"):  # CI installs it with the development packages
     pytest.importorskip("mlperf_loadgen")
 
 ROOT = Path(__file__).parents[3]
@@ -45,11 +45,11 @@ SEEDS = {
     "sample_index_rng_seed": 2747215439041700203,
     "schedule_rng_seed": 16159082839903944936,
 }
-"""As MLPerf publishes them in mlperf.conf."""
+"""Seeds published by MLPerf in mlperf.conf."""
 
 
 def busy_model(side: int = 384) -> onnx.ModelProto:
-    """The colour model with a multiplication of large matrices beside it, so that LoadGen's own microseconds hardly count."""
+    """Return the colour model with a large matrix product, so that LoadGen's overhead is small."""
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 18]>
         busy (uint8[batch, height, width, 3] image) => (float[batch, 2] logits, float[batch, 2] probabilities)
@@ -86,27 +86,29 @@ def busy_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def labelled(tmp_path: Path) -> tuple[Path, set[str]]:
-    """Eleven pictures that the colour model tells apart, three of them in the wrong folder; and the names of those."""
-    folder, planted = tmp_path / "labelled", set()
-    for number in range(11):
-        right = number % 2
-        colour = (30, 230, 128) if right else (230, 30, 128)
+def labeled_folder(tmp_path: Path) -> tuple[Path, set[str]]:
+    """Return a folder of eleven images, three in the wrong class folder, and their names."""
+    folder = tmp_path / "labeled"
+    mislabeled = set()
+    for index in range(11):
+        label = index % 2
+        colour = (30, 230, 128) if label else (230, 30, 128)
         assert int(colour_logits(np.full((2, 2, 3), colour, np.uint8)).argmax()) == LABELS.index(
-            LABELS[right]
+            LABELS[label]
         )
-        wrong = number in (2, 5, 9)
-        place = folder / LABELS[1 - right if wrong else right]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (60 + number, 50), colour).save(place / f"{number}.png")
-        planted |= {f"{number}.png"} if wrong else set()
-    return folder, planted
+        is_mislabeled = index in (2, 5, 9)
+        class_folder = folder / LABELS[1 - label if is_mislabeled else label]
+        class_folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (60 + index, 50), colour).save(class_folder / f"{index}.png")
+        if is_mislabeled:
+            mislabeled.add(f"{index}.png")
+    return folder, mislabeled
 
 
 @pytest.mark.parametrize(
     ("scenario", "batch"), [("single-stream", 1), ("multi-stream", 8), ("offline", 8)]
 )
-def test_both_modes_of_each_scenario(
+def test_scenario_runs_accuracy_and_performance(
     busy_bundle: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -126,11 +128,12 @@ def test_both_modes_of_each_scenario(
     assert content["configuration"]["batch"] == batch
 
     logs = result.path.parent / content["logs"]
-    kept = {str(path.relative_to(logs)) for path in logs.rglob("*") if path.is_file()}
+    log_names = {str(path.relative_to(logs)) for path in logs.rglob("*") if path.is_file()}
     names = ("mlperf_log_summary.txt", "mlperf_log_detail.txt", "mlperf_log_accuracy.json")
-    assert kept == {f"{mode}/{name}" for mode in ("accuracy", "performance") for name in names}
+    assert log_names == {f"{mode}/{name}" for mode in ("accuracy", "performance") for name in names}
 
-    performance, accuracy = result.performance, result.accuracy
+    performance = result.performance
+    accuracy = result.accuracy
     assert performance is not None
     assert accuracy is not None
     assert (accuracy.correct_images, accuracy.images, accuracy.passed) == (4, 4, True)
@@ -140,7 +143,7 @@ def test_both_modes_of_each_scenario(
     assert summary.result == "VALID", summary
     assert SEEDS.items() <= summary.parameters.items()
     assert summary.parameters["min_duration (ms)"] == 500, (
-        "an audit.config that lies about is not obeyed"
+        "an audit.config in the current folder was used"
     )
     if scenario == "offline":
         assert summary.get_figure("Samples per second") * 0.5 < performance.issued
@@ -149,10 +152,10 @@ def test_both_modes_of_each_scenario(
         assert summary.parameters["samples_per_query"] == batch
         assert len(performance.inside_ns) * batch == performance.issued
         assert any(
-            "Early stopping" in words and "percentile estimate" in words
-            for words in summary.remarks
+            "Early stopping" in remark and "percentile estimate" in remark
+            for remark in summary.remarks
         )
-    # The machine may change its speed between loop and test; within the test both clocks see the same.
+    # The machine's speed may change between loop and test, but not between the clocks of the test.
     assert 0.5 < performance.ratio < 2
     assert (
         0.7 * performance.loadgen_ns
@@ -166,33 +169,33 @@ def test_both_modes_of_each_scenario(
     ("scenario", "scope"),
     [("multi-stream", "model"), ("offline", "image"), ("single-stream", "model")],
 )
-def test_planted_mistakes_are_counted(
+def test_mislabeled_images_are_counted(
     make_bundle: Callable[..., Path],
-    labelled: tuple[Path, set[str]],
+    labeled_folder: tuple[Path, set[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     scenario: Scenario,
     scope: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    # Not all fit into memory: LoadGen loads them part by part, and fills up queries of eight.
+    # Not all samples fit into memory: LoadGen loads them in portions and pads queries of eight.
     monkeypatch.setattr("edgetl.device.loadgen.samples.MAX_RESIDENT_SAMPLES", 4)
-    folder, planted = labelled
+    folder, mislabeled = labeled_folder
     config = LoadgenConfig(
         make_bundle(), scenario, ("accuracy",), scope, threads=1, data=folder, min_accuracy=0.8
     )  # type: ignore[arg-type]
     accuracy = loadgen(config).accuracy
     assert accuracy is not None
     assert (accuracy.correct_images, accuracy.images, accuracy.against) == (8, 11, "labels")
-    assert {Path(mistake["file"]).name for mistake in accuracy.wrong} == planted
+    assert {Path(mistake["file"]).name for mistake in accuracy.wrong} == mislabeled
     assert all(mistake["answer"] != mistake["wanted"] for mistake in accuracy.wrong)
     assert not accuracy.passed
     assert replace(accuracy, least=8 / 11).passed
 
 
-def test_the_accuracy_at_export_is_what_labelled_images_must_reach(
+def test_min_accuracy_defaults_to_share_of_export_accuracy(
     make_bundle: Callable[..., Path],
-    labelled: tuple[Path, set[str]],
+    labeled_folder: tuple[Path, set[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -211,26 +214,26 @@ def test_the_accuracy_at_export_is_what_labelled_images_must_reach(
         "--threads",
         1,
         "--data",
-        labelled[0],
+        labeled_folder[0],
     )
-    done = run_program(*command)
-    assert done.returncode == 1
-    assert "8 of 11 right, 89.1% must be" in done.stderr
-    assert "FAILED" in done.stdout
-    assert len(list((tmp_path / "bench").glob("*.json"))) == 1, "it is kept all the same"
+    completed = run_program(*command)
+    assert completed.returncode == 1
+    assert "8 of 11 images correct, at least 89.1% required" in completed.stderr
+    assert "FAILED" in completed.stdout
+    assert len(list((tmp_path / "bench").glob("*.json"))) == 1, "the result was not written"
     assert run_program(*command, "--min-accuracy", "70%").returncode == 0
 
 
-def test_a_file_that_is_no_image_ends_the_run_with_its_name(
+def test_invalid_image_is_reported_by_name(
     make_bundle: Callable[..., Path],
-    labelled: tuple[Path, set[str]],
+    labeled_folder: tuple[Path, set[str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (labelled[0] / "cat/broken.png").write_bytes(b"no picture")
+    (labeled_folder[0] / "cat/broken.png").write_bytes(b"not an image")
     with pytest.raises(DecodeError, match=r"broken\.png: cannot be decoded"):
-        loadgen(LoadgenConfig(make_bundle(), "single-stream", threads=1, data=labelled[0]))
+        loadgen(LoadgenConfig(make_bundle(), "single-stream", threads=1, data=labeled_folder[0]))
     assert not Path("bench").exists()
 
 
@@ -242,11 +245,11 @@ def run_program(*arguments: object, **options: object) -> subprocess.CompletedPr
     )  # type: ignore[call-overload,no-any-return]
 
 
-def test_the_terminal_tells_what_loadgen_says(
+def test_cli_prints_loadgen_summary(
     make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = run_program(
+    completed = run_program(
         "bench",
         make_bundle(),
         "--loadgen",
@@ -258,21 +261,21 @@ def test_the_terminal_tells_what_loadgen_says(
         "--pytorch",
         "none",
     )
-    assert done.returncode == 0, done.stderr
-    for words in (
+    assert completed.returncode == 0, completed.stderr
+    for text in (
         "Result is : ",
         "Early stopping 90.0th percentile estimate",
         "LoadGen p50",
-        "edgetl's clock",
+        "timed by edgetl inside LoadGen",
         "Official no:",
         "10 minutes",
     ):
-        assert words in done.stdout
-    (kept,) = (tmp_path / "bench").glob("*.json")
-    assert kept.stem in done.stdout
+        assert text in completed.stdout
+    (path,) = (tmp_path / "bench").glob("*.json")
+    assert path.stem in completed.stdout
 
 
-def test_a_closed_gate_starts_nothing(
+def test_loadgen_is_not_started_when_gate_fails(
     make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -286,10 +289,10 @@ def test_a_closed_gate_starts_nothing(
         (["--loadgen", "server"], "--loadgen must be one of single-stream, multi-stream, offline"),
         (
             ["--loadgen", "offline", "--pytorch", "eager", "--sustained", "1m"],
-            "for which --pytorch, --sustained has no meaning",
+            "cannot be combined with --pytorch, --sustained",
         ),
-        (["--loadgen", "offline", "--rounds", "3"], "--rounds has no meaning"),
-        (["--loadgen", "offline", "--threads", "1,2"], "give one --threads"),
+        (["--loadgen", "offline", "--rounds", "3"], "cannot be combined with --rounds"),
+        (["--loadgen", "offline", "--threads", "1,2"], "give only one value for --threads"),
         (["--loadgen", "offline", "--scope", "file"], "needs scope model or image"),
         (["--loadgen", "multi-stream", "--batch", "9"], "--batch must be <= 8"),
         (["--loadgen", "offline", "--batch", "2", "--scope", "image"], "--batch must be 1"),
@@ -298,15 +301,15 @@ def test_a_closed_gate_starts_nothing(
             "--loadgen-mode must be one of accuracy, performance",
         ),
         (["--loadgen", "offline", "--variant", "all"], "drives one variant"),
-        (["--loadgen", "offline", "--data", "absent"], "No folder at absent"),
-        (["--loadgen", "offline", "--data", "."], "no labels of the bundle: bundle"),
+        (["--loadgen", "offline", "--data", "absent"], "Folder not found: absent"),
+        (["--loadgen", "offline", "--data", "."], "not labels of the bundle: bundle"),
         (
             ["--data", "photos", "--min-duration", "1m"],
-            "--data, --min-duration belongs to --loadgen",
+            "--data, --min-duration can only be used with --loadgen",
         ),
     ],
 )
-def test_options_that_make_no_sense(
+def test_conflicting_options_are_rejected(
     make_bundle: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -328,14 +331,14 @@ def test_options_that_make_no_sense(
     assert not Path("bench").exists()
 
 
-def test_a_lone_file_brings_no_images(tmp_path: Path) -> None:
+def test_lone_file_is_rejected(tmp_path: Path) -> None:
     onnx.save(colour_model(), tmp_path / "model.onnx")
-    with pytest.raises(BenchError, match="a lone ONNX file brings no images"):
+    with pytest.raises(BenchError, match="a lone ONNX file has no images"):
         loadgen(LoadgenConfig(tmp_path / "model.onnx", "offline"))
 
 
-def test_without_the_package_one_sentence(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
-    """In an interpreter that has all packages but this one."""
+def test_missing_package_is_reported(make_bundle: Callable[..., Path], tmp_path: Path) -> None:
+    """Run an interpreter with all packages except mlperf_loadgen."""
     packages = tmp_path / "packages"
     packages.mkdir()
     for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
@@ -352,7 +355,7 @@ def test_without_the_package_one_sentence(make_bundle: Callable[..., Path], tmp_
         "--loadgen",
         "offline",
     ]
-    done = subprocess.run(
+    completed = subprocess.run(
         command,
         capture_output=True,
         text=True,
@@ -361,15 +364,15 @@ def test_without_the_package_one_sentence(make_bundle: Callable[..., Path], tmp_
         timeout=60,
         check=False,
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith(
+    assert completed.returncode == 1
+    assert completed.stderr.startswith(
         'Error: mlperf_loadgen is not installed. Run `pip install "edgetl[loadgen]"`'
     )
-    assert done.stdout == ""
+    assert completed.stdout == ""
 
 
-def started(bundle: Path, folder: Path) -> tuple[subprocess.Popen[str], int]:
-    """The program in the middle of a long performance run, and the process id of its worker."""
+def start_performance_run(bundle: Path, folder: Path) -> tuple[subprocess.Popen[str], int]:
+    """Start a long performance run and return the program and its worker's process id."""
     command = [
         sys.executable,
         "-m",
@@ -394,10 +397,10 @@ def started(bundle: Path, folder: Path) -> tuple[subprocess.Popen[str], int]:
     )
     assert program.stderr is not None
     while "performance" not in (line := program.stderr.readline()):
-        assert line, "it ended before"
+        assert line, "the program ended early"
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        # LoadGen has opened its files once its test runs; until then it is edgetl's own loop.
+        # LoadGen opens its files when its test starts, after edgetl's own loop.
         for child in Path(f"/proc/{program.pid}/task/{program.pid}/children").read_text().split():
             if any(
                 "mlperf_log_detail" in str(link.readlink())
@@ -407,10 +410,10 @@ def started(bundle: Path, folder: Path) -> tuple[subprocess.Popen[str], int]:
                 return program, int(child)
         time.sleep(0.05)
     program.kill()
-    raise AssertionError("LoadGen's test did not begin")
+    raise AssertionError("LoadGen's test did not start")
 
 
-def gone(pid: int) -> bool:
+def is_gone(pid: int) -> bool:
     deadline = time.monotonic() + 3
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         if ") Z " in Path(f"/proc/{pid}/stat").read_text():
@@ -420,37 +423,35 @@ def gone(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("victim", "number", "status", "told"),
+    ("target", "number", "status", "message"),
     [
-        ("worker", signal.SIGKILL, 1, "loadgen process of onnxruntime was ended by SIGKILL"),
-        ("worker", signal.SIGSEGV, 1, "loadgen process of onnxruntime was ended by SIGSEGV"),
+        ("worker", signal.SIGKILL, 1, "loadgen process of onnxruntime was killed by SIGKILL"),
+        ("worker", signal.SIGSEGV, 1, "loadgen process of onnxruntime was killed by SIGSEGV"),
         ("program", signal.SIGINT, 130, "nothing was kept"),
         ("program", signal.SIGKILL, -signal.SIGKILL, ""),
     ],
 )
-def test_an_ended_process_leaves_nothing(
-    busy_bundle: Path, tmp_path: Path, victim: str, number: int, status: int, told: str
+def test_stopped_process_leaves_no_files(
+    busy_bundle: Path, tmp_path: Path, target: str, number: int, status: int, message: str
 ) -> None:
-    program, worker = started(busy_bundle, tmp_path)
-    os.kill(worker if victim == "worker" else program.pid, number)
-    said = program.communicate(timeout=60)[1]
-    assert program.returncode == status, said
-    assert told in said
-    assert "Traceback" not in said
-    assert gone(worker)
+    program, worker = start_performance_run(busy_bundle, tmp_path)
+    os.kill(worker if target == "worker" else program.pid, number)
+    stderr = program.communicate(timeout=60)[1]
+    assert program.returncode == status, stderr
+    assert message in stderr
+    assert "Traceback" not in stderr
+    assert is_gone(worker)
     assert not (tmp_path / "bench").exists()
 
 
-def test_queries_that_fill_the_memory_are_not_made_up(
+def test_queries_beyond_memory_are_rejected(
     make_bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
-    """A quick network for a day: LoadGen would hold hundreds of gigabytes before its first query."""
+    """With a fast network, a day of LoadGen queries needs hundreds of gigabytes."""
     config = LoadgenConfig(
         make_bundle(), "single-stream", ("performance",), threads=1, min_duration_s=86400
     )
-    with pytest.raises(
-        BenchError, match="million samples for 86400 s, more than there is memory for"
-    ):
+    with pytest.raises(BenchError, match="million samples for 86400 s do not fit into memory"):
         loadgen(replace(config, output=tmp_path / "out.json"), protocol=LOOP)
     assert not (tmp_path / "out.json").exists()
 
@@ -459,16 +460,18 @@ def test_queries_that_fill_the_memory_are_not_made_up(
     "size", [(50, 60), (61, 50), (333, 500), (500, 333), (40, 40), (40, 1000), (37, 41)]
 )
 @pytest.mark.parametrize(
-    "contract",
+    "preprocessing",
     [Preprocessing(256, 224), Preprocessing(41, 32), Preprocessing(37, 37), Preprocessing(40, 33)],
 )
-def test_one_shape_for_all_photos_holds_the_same_crop(
-    size: tuple[int, int], contract: Preprocessing
+def test_resize_around_crop_preserves_crop(
+    size: tuple[int, int], preprocessing: Preprocessing
 ) -> None:
     image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
-    square = resize_around_crop(image, contract)
-    assert square.shape == (contract.resize, contract.resize, 3)
-    assert np.array_equal(resize_and_crop(square, contract), resize_and_crop(image, contract))
+    square = resize_around_crop(image, preprocessing)
+    assert square.shape == (preprocessing.resize, preprocessing.resize, 3)
+    assert np.array_equal(
+        resize_and_crop(square, preprocessing), resize_and_crop(image, preprocessing)
+    )
 
 
 INVALID = """
@@ -504,7 +507,7 @@ min_duration (ms): 2000
 """
 
 
-def test_a_summary_is_read_as_it_stands() -> None:
+def test_summary_is_parsed() -> None:
     summary = parse_summary(INVALID)
     assert summary.result == "INVALID"
     assert summary.figures["Min duration satisfied"] == "NO"
@@ -532,11 +535,11 @@ def test_a_summary_is_read_as_it_stands() -> None:
         (2.0, 1.5, 1.5, 1.5, "the machine changed its speed"),
     ],
 )
-def test_a_disagreement_has_its_reason(
+def test_disagreement_reports_reason(
     loop: float, model: float, inside: float, p50: float, reason: str
 ) -> None:
-    given = (("before_ns", loop), ("after_ns", loop), ("model_ns", model), ("inside_ns", inside))
-    times = {name: (round(ms * 1e6),) * 9 for name, ms in given}
+    durations_ms = {"before_ns": loop, "after_ns": loop, "model_ns": model, "inside_ns": inside}
+    times = {name: (round(duration_ms * 1e6),) * 9 for name, duration_ms in durations_ms.items()}
     summary = LoadgenSummary("VALID", {"50.00 percentile latency (ns)": p50 * 1e6}, {}, (), ())
     performance = LoadgenPerformance("single-stream", summary, **times, loop_images=1, issued=9)
     assert performance.is_within_tolerance == (reason == "")
@@ -544,7 +547,7 @@ def test_a_disagreement_has_its_reason(
     assert bool(performance.disagreement) == (not performance.is_within_tolerance)
 
 
-def test_offline_compares_samples_a_second() -> None:
+def test_offline_compares_samples_per_second() -> None:
     summary = LoadgenSummary("VALID", {"Samples per second": 98.0}, {}, (), ())
     times = ((80_000_000,), (80_000_000,), (10_200_000_000,), (10_000_000_000,))
     performance = LoadgenPerformance("offline", summary, *times, loop_images=8, issued=1000)
@@ -555,7 +558,7 @@ def test_offline_compares_samples_a_second() -> None:
     assert performance.is_within_tolerance
 
 
-def test_mistakes_in_the_configuration_come_at_once() -> None:
+def test_all_config_errors_are_reported() -> None:
     with pytest.raises(ConfigError) as raised:
         LoadgenConfig(
             Path(),
@@ -569,7 +572,7 @@ def test_mistakes_in_the_configuration_come_at_once() -> None:
     assert len(str(raised.value).splitlines()) == 5
 
 
-def test_results_that_cannot_be_kept_there_are_kept_elsewhere(
+def test_unwritable_output_falls_back_to_temporary_folder(
     make_bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "out-loadgen").mkdir()
@@ -578,7 +581,7 @@ def test_results_that_cannot_be_kept_there_are_kept_elsewhere(
     config = LoadgenConfig(
         make_bundle(), "offline", ("accuracy",), threads=1, output=tmp_path / "out.json"
     )
-    result = running.loadgen(config)
+    result = loadgen_module.loadgen(config)
     assert result.path == tmp_path / "edgetl-out.json"
-    assert "out-loadgen exists already" in result.notes[0]
+    assert "out-loadgen already exists" in result.notes[0]
     assert (tmp_path / "edgetl-out-loadgen/accuracy/mlperf_log_summary.txt").is_file()

@@ -53,8 +53,8 @@ def test_session_modes_become_separate_cases(make_bundle: MakeBundle) -> None:
     ]
     assert len({case.name for case in cases}) == 4
     assert [note for note in target.notes if "Session mode" in note] == [
-        "Session mode cuda-graph is left out on cpu, which has no such option.",
-        "Session mode no-tf32 is left out on cpu, which has no such option.",
+        "Session mode cuda-graph is not measured on cpu, which does not support it.",
+        "Session mode no-tf32 is not measured on cpu, which does not support it.",
     ]
 
 
@@ -78,7 +78,7 @@ def test_session_mode_is_rejected_without_its_provider(make_bundle: MakeBundle, 
         config = BenchConfig(path, scopes=("model",), session_modes=("default", mode))
         with pytest.raises(
             BenchError,
-            match=f"--session {mode} is an option of cuda and not of cpu: add --provider cuda",
+            match=f"--session {mode} needs provider cuda, got --provider cpu. Add --provider cuda",
         ):
             find_target(config, (1,))
 

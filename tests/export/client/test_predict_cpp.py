@@ -1,4 +1,4 @@
-"""The bundle's C++ client, compiled against ONNX Runtime and OpenCV where they are, beside predict.py."""
+"""The bundle's C++ client, compiled with ONNX Runtime and OpenCV and compared with predict.py."""
 
 from __future__ import annotations
 
@@ -21,27 +21,25 @@ from tests.conftest import ROOT
 
 SOURCE = ROOT / "edgetl/export/client/predict.cpp"
 TOLERANCE = 0.001
-"""Largest difference of a probability from predict.py's: decoders may differ by a grey level."""
+"""Largest difference of probabilities from predict.py; decoders may differ by a grey level."""
 Client = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def include_folders() -> list[Path]:
-    """Where the two packages of Debian, and the folder that CI fills, have their headers."""
-    wanted = {"onnxruntime_cxx_api.h": ("onnxruntime",), "opencv2/imgcodecs.hpp": ("opencv4",)}
-    found = []
-    for header, names in wanted.items():
-        places = [
-            Path(root, name) for root in ("/usr/include", "/usr/local/include") for name in names
-        ]
-        place = next((place for place in places if (place / header).is_file()), None)
-        if place is None:
+    """Return the folders with the headers of Debian's packages or of CI's installation."""
+    headers = {"onnxruntime_cxx_api.h": "onnxruntime", "opencv2/imgcodecs.hpp": "opencv4"}
+    folders = []
+    for header, name in headers.items():
+        candidates = [Path(root, name) for root in ("/usr/include", "/usr/local/include")]
+        folder = next((folder for folder in candidates if (folder / header).is_file()), None)
+        if folder is None:
             pytest.skip(f"no {header}: apt-get install libonnxruntime-dev libopencv-imgcodecs-dev")
-        found.append(place)
-    return found
+        folders.append(folder)
+    return folders
 
 
-def runtime_library(folder: Path) -> Path:
-    """A folder with the library out of the installed wheel, under the names that a linker looks for."""
+def link_runtime_library(folder: Path) -> Path:
+    """Link the library of the installed wheel under the names that the linker expects."""
     spec = importlib.util.find_spec("onnxruntime")
     assert spec is not None
     assert spec.origin is not None
@@ -57,8 +55,8 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Client:
     if compiler is None:
         pytest.skip("no g++")
     folder = tmp_path_factory.mktemp("cpp")
-    include = [f"-I{place}" for place in include_folders()]
-    library = runtime_library(folder)
+    include = [f"-I{path}" for path in include_folders()]
+    library = link_runtime_library(folder)
     libraries = [
         f"-L{library}",
         f"-Wl,-rpath,{library}",
@@ -79,115 +77,107 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Client:
 
 @pytest.fixture
 def photos(shared: Path, tmp_path: Path) -> list[Path]:
-    """Real photos, upright, turned by EXIF all eight ways, grey, with transparency, with a palette, with 16 bits."""
+    """Real photos: upright, with all EXIF orientations, grey, transparent, palette and 16-bit."""
     sources = sorted((shared / "data/flowers5/val").rglob("*.jpg"))[::44]
-    made = []
+    rotated = []
     with Image.open(sources[0]) as photo:
         for orientation in range(1, 9):
             exif = Image.Exif()
             exif[0x0112] = orientation
-            made.append(tmp_path / f"turned{orientation}.jpg")
-            photo.save(made[-1], exif=exif, quality=92)
+            rotated.append(tmp_path / f"rotated{orientation}.jpg")
+            photo.save(rotated[-1], exif=exif, quality=92)
         grey = photo.convert("L")
         grey.save(tmp_path / "grey.jpg")
         deep = Image.fromarray(np.asarray(grey, np.uint16) * 256 + 200)
         deep.save(tmp_path / "deep.png")
-        seen = photo.convert("RGBA")
-        seen.putalpha(Image.linear_gradient("L").resize(photo.size))
-        seen.save(tmp_path / "alpha.png")
-        Image.merge("LA", (grey, seen.getchannel("A"))).save(tmp_path / "grey_alpha.png")
+        transparent = photo.convert("RGBA")
+        transparent.putalpha(Image.linear_gradient("L").resize(photo.size))
+        transparent.save(tmp_path / "alpha.png")
+        Image.merge("LA", (grey, transparent.getchannel("A"))).save(tmp_path / "grey_alpha.png")
         palette = photo.convert("P")
         palette.save(tmp_path / "palette.png", transparency=palette.getpixel((0, 0)))
-    return [
-        *sources,
-        *made,
-        *(
-            tmp_path / name
-            for name in ("grey.jpg", "deep.png", "alpha.png", "grey_alpha.png", "palette.png")
-        ),
-    ]
+    converted = ("grey.jpg", "deep.png", "alpha.png", "grey_alpha.png", "palette.png")
+    return [*sources, *rotated, *(tmp_path / name for name in converted)]
 
 
-def answers(done: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, float]]:
-    assert done.returncode == 0, done.stderr
-    lines = [line.split("\t") for line in done.stdout.splitlines()]
+def parse_output(process: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, float]]:
+    """Return path to (label, probability)."""
+    assert process.returncode == 0, process.stderr
+    lines = [line.split("\t") for line in process.stdout.splitlines()]
     return {path: (label, float(probability)) for path, label, probability in lines}
 
 
-def test_it_answers_as_the_python_client_does(
+def test_client_matches_python_client(
     client: Client, stock_bundle: Path, photos: list[Path]
 ) -> None:
-    found = answers(client(stock_bundle / "fp32.onnx", *photos))
+    predictions = parse_output(client(stock_bundle / "fp32.onnx", *photos))
     python = [sys.executable, "-I", stock_bundle / "predict.py", *photos]
-    expected = answers(subprocess.run(python, capture_output=True, text=True, check=True))
-    assert list(found) == [str(photo) for photo in photos]
-    assert {path: label for path, (label, _) in found.items()} == {
+    expected = parse_output(subprocess.run(python, capture_output=True, text=True, check=True))
+    assert list(predictions) == [str(photo) for photo in photos]
+    assert {path: label for path, (label, _) in predictions.items()} == {
         path: label for path, (label, _) in expected.items()
     }
-    assert max(abs(found[path][1] - expected[path][1]) for path in expected) <= TOLERANCE
-    # Were photos not turned, or transparency dropped, these would be equal.
-    probabilities = {Path(path).stem: probability for path, (_, probability) in found.items()}
-    assert len({probabilities[name] for name in ("turned1", "turned6", "alpha", "grey")}) == 4
+    assert max(abs(predictions[path][1] - expected[path][1]) for path in expected) <= TOLERANCE
+    # These would be equal if the EXIF orientation or transparency were ignored.
+    probabilities = {Path(path).stem: probability for path, (_, probability) in predictions.items()}
+    assert len({probabilities[name] for name in ("rotated1", "rotated6", "alpha", "grey")}) == 4
 
 
-def test_what_it_cannot_read_is_one_sentence_and_the_rest_is_labelled(
+def test_client_reports_unreadable_files_and_continues(
     client: Client, stock_bundle: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     for photo in (photos[0], tmp_path / "alpha.png"):
-        (tmp_path / f"cut{photo.suffix}").write_bytes(
+        (tmp_path / f"truncated{photo.suffix}").write_bytes(
             photo.read_bytes()[: photo.stat().st_size // 2]
         )
     bad = [
-        tmp_path / "cut.jpg",
-        tmp_path / "cut.png",
-        tmp_path / "nothing.jpg",
+        tmp_path / "truncated.jpg",
+        tmp_path / "truncated.png",
+        tmp_path / "missing.jpg",
         tmp_path,
         stock_bundle / "README.md",
     ]
-    done = client(stock_bundle / "fp32.onnx", *bad, photos[0])
-    assert done.returncode == 1
-    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(photos[0])]
-    said = [line for line in done.stderr.splitlines() if not line.startswith("libpng")]
-    assert len(said) == len(bad)
-    for path, line in zip(bad, said, strict=True):
-        assert line.startswith(f"{path} is not labelled: "), line
+    process = client(stock_bundle / "fp32.onnx", *bad, photos[0])
+    assert process.returncode == 1
+    assert [line.split("\t")[0] for line in process.stdout.splitlines()] == [str(photos[0])]
+    messages = [line for line in process.stderr.splitlines() if not line.startswith("libpng")]
+    assert len(messages) == len(bad)
+    for path, message in zip(bad, messages, strict=True):
+        assert message.startswith(f"Cannot label {path}: "), message
 
 
 def with_metadata(file: Path, target: Path, **changes: str) -> Path:
     model = onnx.load(file)
-    kept = {entry.key: entry.value for entry in model.metadata_props}
-    onnx.helper.set_model_props(
-        model, kept | {f"edgetl.{key}": value for key, value in changes.items()}
-    )
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    metadata |= {f"edgetl.{key}": value for key, value in changes.items()}
+    onnx.helper.set_model_props(model, metadata)
     onnx.save(model, target)
     return target
 
 
-def test_files_that_do_not_take_photos_are_refused(
+def test_client_refuses_files_without_image_input(
     client: Client, stock_bundle: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     tensor = with_metadata(stock_bundle / "fp32.onnx", tmp_path / "tensor.onnx", input='"tensor"')
-    for file, words in (
+    for file, message in (
         (tensor, "without --input tensor"),
         (tmp_path / "no.onnx", "no.onnx"),
         (stock_bundle / "README.md", "README.md"),
     ):
-        done = client(file, photos[0])
-        assert done.returncode == 1
-        assert words in done.stderr
-        assert len(done.stderr.splitlines()) == 1
-        assert not done.stdout
+        process = client(file, photos[0])
+        assert process.returncode == 1
+        assert message in process.stderr
+        assert len(process.stderr.splitlines()) == 1
+        assert not process.stdout
     assert "Usage: predict FILE.onnx IMAGE..." in client().stderr
 
 
-def test_labels_may_hold_anything(
+def test_client_reads_labels_with_special_characters(
     client: Client, stock_bundle: Path, photos: list[Path], tmp_path: Path
 ) -> None:
-    """Written into the file as export writes them, read by a reader of its own."""
-
     model = onnx.load(stock_bundle / "fp32.onnx")
     labels = read_metadata({entry.key: entry.value for entry in model.metadata_props})["labels"]
-    (first,) = answers(client(stock_bundle / "fp32.onnx", photos[0])).values()
+    (first,) = parse_output(client(stock_bundle / "fp32.onnx", photos[0])).values()
     odd = 'two "words", [a] \\ back\\slash, ünï/コード 🌻, u0041 \x01 bell\x07'
     labels[labels.index(first[0])] = odd
     changed = with_metadata(
@@ -195,10 +185,10 @@ def test_labels_may_hold_anything(
         tmp_path / "odd.onnx",
         labels=json.dumps(labels, ensure_ascii=False),
     )
-    assert answers(client(changed, photos[0])) == {str(photos[0]): (odd, first[1])}
+    assert parse_output(client(changed, photos[0])) == {str(photos[0]): (odd, first[1])}
 
 
-def test_the_source_is_short_and_in_the_bundle(stock_bundle: Path) -> None:
+def test_source_is_short_and_in_the_bundle(stock_bundle: Path) -> None:
     assert len(SOURCE.read_text(encoding="utf-8").splitlines()) <= 110
     assert (stock_bundle / "predict.cpp").read_bytes() == SOURCE.read_bytes()
     assert read_bundle_manifest(stock_bundle).file_statuses["predict.cpp"] == "as proven"
@@ -207,8 +197,7 @@ def test_the_source_is_short_and_in_the_bundle(stock_bundle: Path) -> None:
     )
 
 
-def test_bundles_from_before_it_are_still_read(stock_bundle: Path, tmp_path: Path) -> None:
-
+def test_bundle_without_cpp_client_is_readable(stock_bundle: Path, tmp_path: Path) -> None:
     old = tmp_path / "bundle"
     shutil.copytree(stock_bundle, old)
     manifest = json.loads((old / "bundle.json").read_text(encoding="utf-8"))

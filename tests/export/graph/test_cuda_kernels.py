@@ -1,6 +1,7 @@
-"""The exported graphs against the recorded list of kernels of onnxruntime's CUDA provider; no GPU is needed.
+"""Exported graphs use only operators with CUDA kernels in onnxruntime; no GPU is needed.
 
-`python -m tools.repo.cuda_kernels` records the list again after an upgrade of onnxruntime-gpu.
+`python -m tools.repo.cuda_kernels` records the list of kernels again after an upgrade of
+onnxruntime-gpu.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from edgetl.core.preprocessing import Preprocessing
 from edgetl.export.graph.preprocessing import preprocessing_graph
 
 RECORDED = json.loads((Path(__file__).parent / "recorded/cuda_kernels.json").read_text())
-ON_THE_HOST = {"Constant"}
+FOLDED_OPERATORS = {"Constant"}
 """Operators that onnxruntime folds when it loads a model."""
 
 
@@ -31,7 +32,7 @@ def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
 def scopes(
     graph: onnx.GraphProto, outer: dict[str, int] | None = None
 ) -> Iterator[tuple[onnx.NodeProto, dict[str, int]]]:
-    """Every node, those of subgraphs too, with the element types of the values that it sees."""
+    """Yield every node, including those of subgraphs, with the types of the visible values."""
     types = dict(outer or {})
     for value in (*graph.input, *graph.output, *graph.value_info):
         types[value.name] = value.type.tensor_type.elem_type
@@ -47,12 +48,12 @@ def type_name(element_type: int) -> str:
 
 
 def missing_kernels(model: onnx.ModelProto) -> list[str]:
-    """Operators with the types that the CUDA provider has no kernel for."""
+    """Return operators, with types, that have no kernel in the CUDA provider."""
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     opsets = {entry.domain or "ai.onnx": entry.version for entry in inferred.opset_import}
     missing = []
     for node, types in scopes(inferred.graph):
-        if node.op_type in ON_THE_HOST:
+        if node.op_type in FOLDED_OPERATORS:
             continue
         domain = node.domain or "ai.onnx"
         schema = onnx.defs.get_schema(node.op_type, opsets[domain], node.domain)
@@ -109,7 +110,7 @@ def test_only_int32_biases_of_qdq_lack_a_cuda_kernel() -> None:
     assert "int32" in missing
 
 
-def test_a_missing_kernel_is_named() -> None:
+def test_missing_kernel_is_named() -> None:
     model = onnx.parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 18]>
         shift (uint32[n] x) => (uint32[n] y) <uint32 bits = {2}> { y = BitShift<direction = "RIGHT">(x, bits) }"""
@@ -129,23 +130,21 @@ def branches() -> tuple[onnx.GraphProto, onnx.GraphProto, onnx.GraphProto]:
     return graph, by_name["then_branch"], by_name["else_branch"]
 
 
-def test_resize_and_slice_work_on_planes() -> None:
-    """CUDA refuses antialiased Resize of uint8 pixels in rows (NHWC) at run time."""
+def test_resize_and_slice_use_nchw() -> None:
+    """At run time, CUDA does not support antialiased Resize of uint8 in NHWC."""
     graph, _, shrink = branches()
     assert [node.op_type for node in shrink.node] == ["Transpose", "Resize", "Slice"]
-    transpose, resize, cut = shrink.node
+    transpose, resize, slice_node = shrink.node
     assert list(transpose.attribute[0].ints) == [0, 3, 1, 2]
-    assert (list(transpose.input), resize.input[0], cut.input[0]) == (
-        ["image"],
-        transpose.output[0],
-        resize.output[0],
-    )
-    axes = next(tensor for tensor in graph.initializer if tensor.name == cut.input[3])
+    assert list(transpose.input) == ["image"]
+    assert resize.input[0] == transpose.output[0]
+    assert slice_node.input[0] == resize.output[0]
+    axes = next(tensor for tensor in graph.initializer if tensor.name == slice_node.input[3])
     assert np.array_equal(numpy_helper.to_array(axes), [2, 3])
 
 
-def test_the_branches_compute_no_shapes() -> None:
-    """A shape computed inside the If costs a copy and a wait in every call."""
+def test_branches_compute_no_shapes() -> None:
+    """A shape computed inside the If causes a copy and a synchronization in every call."""
     _, enlarge, shrink = branches()
     assert not {"Concat", "Shape", "Range", "BitShift"} & {
         node.op_type for node in (*enlarge.node, *shrink.node)
@@ -153,22 +152,22 @@ def test_the_branches_compute_no_shapes() -> None:
 
 
 def test_sizes_and_pixels_share_no_constant() -> None:
-    """One that both the host and the device read costs a copy."""
+    """A constant read by both host and device causes a copy."""
     graph, enlarge, shrink = branches()
     constants = {tensor.name for tensor in graph.initializer}
-    on_the_host = {
+    host_values = {
         name
         for node in graph.node
         if node.op_type in ("Div", "Sub", "Add", "Mul", "Less", "Concat")
         for name in node.input
     }
-    on_the_host &= {
+    host_values &= {
         tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.INT64
     }
-    on_the_device = {
+    device_values = {
         name
         for node in (*enlarge.node, *shrink.node)
         if node.op_type not in ("Resize", "Slice")
         for name in node.input
     }
-    assert on_the_host & on_the_device & constants == set()
+    assert host_values & device_values & constants == set()

@@ -1,4 +1,4 @@
-"""The variant for images of one size: Pillow's pixels by two matrix products, proven, judged and refused as such."""
+"""The fixed-size variant: pixels as Pillow's, its proof, and its use by other commands."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from edgetl.core.config.bench import BenchConfig
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.loadgen import LoadgenConfig
 from edgetl.core.errors import BenchError, BundleError, ConfigError, DecodeError
+from edgetl.core.files import sha256_file, write_json
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
@@ -38,11 +39,9 @@ BRIEF = BenchProtocol(
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
-    return [
-        np.asarray(Image.open(path))
-        for path in generate_images(tmp_path_factory.mktemp("pictures"), 4)
-    ]
+def generated_images(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
+    folder = tmp_path_factory.mktemp("images")
+    return [np.asarray(Image.open(path)) for path in generate_images(folder, 4)]
 
 
 @pytest.fixture
@@ -66,29 +65,27 @@ def bundle(export: Any, tmp_path: Path) -> Bundle:
     ],
     ids=lambda size: f"{size[0]}x{size[1]}",
 )
-def test_pixels_are_pillows_to_one_grey_level(
-    pictures: list[np.ndarray], size: tuple[int, int]
+def test_pixels_equal_pillow_to_one_grey_level(
+    generated_images: list[np.ndarray], size: tuple[int, int]
 ) -> None:
-    contract = Preprocessing.for_image_size(64)
-    model = fixed_size_graph(contract, size, opset=18, ir_version=10)
+    preprocessing = Preprocessing.for_image_size(64)
+    model = fixed_size_graph(preprocessing, size, opset=18, ir_version=10)
     model.graph.output.append(
         onnx.helper.make_tensor_value_info("cropped", onnx.TensorProto.FLOAT, ["batch", 3, 64, 64])
     )
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
-    images = np.stack([resize_to(picture, size) for picture in pictures])
+    images = np.stack([resize_to(image, size) for image in generated_images])
     (cropped,) = session.run(["cropped"], {"image": images})
-    expected = np.stack([resize_and_crop(image, contract) for image in images]).transpose(
-        0, 3, 1, 2
-    )
-    levels = np.abs(cropped - expected)
+    expected = np.stack([resize_and_crop(image, preprocessing) for image in images])
+    levels = np.abs(cropped - expected.transpose(0, 3, 1, 2))
     assert levels.max() <= 1
     assert (levels > 0).mean() < 0.02
 
 
 @pytest.mark.parametrize(("old", "new"), [(640, 341), (256, 256), (31, 73), (1, 64), (5000, 64)])
-def test_weights_sum_to_one_and_are_pillows(old: int, new: int) -> None:
+def test_resampling_weights_sum_to_one_and_equal_pillow(old: int, new: int) -> None:
     matrix = resampling_matrix(old, new, 0, new)
     assert matrix.shape == (new, old)
     np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-5)
@@ -99,7 +96,7 @@ def test_weights_sum_to_one_and_are_pillows(old: int, new: int) -> None:
     np.testing.assert_allclose(row @ matrix.T, expected, atol=1e-5)
 
 
-def test_the_file_has_constant_shapes_and_no_control_flow(bundle: Bundle) -> None:
+def test_file_has_constant_shapes_and_no_control_flow(bundle: Bundle) -> None:
     model = onnx.load(bundle.variant_path(bundle.select_variant(NAME)))
     operators = {node.op_type for node in model.graph.node}
     assert not operators & {"If", "Loop", "Scan", "Resize", "Shape", "Slice"}
@@ -109,24 +106,25 @@ def test_the_file_has_constant_shapes_and_no_control_flow(bundle: Bundle) -> Non
     assert dims == ["batch", 96, 128, 3]
 
 
-def test_it_is_proven_kept_beside_fp32_and_never_recommended(bundle: Bundle) -> None:
-    again = open_bundle(bundle.directory.path)
-    assert [variant.name for variant in again.variants] == ["fp32", NAME]
-    variant = again.select_variant(NAME)
+def test_fixed_size_variant_is_proven_but_not_recommended(bundle: Bundle) -> None:
+    reopened = open_bundle(bundle.directory.path)
+    assert [variant.name for variant in reopened.variants] == ["fp32", NAME]
+    variant = reopened.select_variant(NAME)
     assert variant.size == SIZE
-    assert again.select_variant("fp32").size is None
+    assert reopened.select_variant("fp32").size is None
     assert variant.parity["path"]["max_grey_levels"] <= 1
     assert variant.parity["path"]["images"] == variant.parity["network"]["images"] > 0
-    assert again.recommended_variant_name == "fp32"
-    assert "128 x 96 pixels only" in again.directory.model_card.read_text()
-    golden = again.load_golden()
+    assert reopened.recommended_variant_name == "fp32"
+    assert "128 x 96 pixels only" in reopened.directory.model_card.read_text()
+    golden = reopened.load_golden()
     assert golden.logits_for(variant).shape == golden.logits.shape
     assert not np.array_equal(golden.logits_for(variant), golden.logits)
     assert {image.shape for image in golden.load_images(variant)} == {(96, 128, 3)}
 
 
-def test_verify_and_predict_judge_it_by_its_own_logits(bundle: Bundle, tmp_path: Path) -> None:
-    assert [(one.variant, one.passed) for one in verify(bundle)] == [("fp32", True), (NAME, True)]
+def test_verify_and_predict_use_fixed_size_logits(bundle: Bundle, tmp_path: Path) -> None:
+    results = [(result.variant, result.passed) for result in verify(bundle)]
+    assert results == [("fp32", True), (NAME, True)]
     classifier = open_verified_classifier(bundle.directory.path, NAME)
     photo = resize_to(bundle.load_golden().load_images()[0], SIZE)
     Image.fromarray(photo).save(tmp_path / "right.png")
@@ -143,30 +141,27 @@ def test_verify_and_predict_judge_it_by_its_own_logits(bundle: Bundle, tmp_path:
         classifier.classify(photo[:-1])
 
 
-def test_a_wrong_fixed_size_answer_is_noticed(bundle: Bundle) -> None:
+def test_verify_detects_wrong_fixed_size_logits(bundle: Bundle) -> None:
     path = bundle.directory.golden_logits
-    with np.load(path) as arrays:
-        kept = dict(arrays)
-    np.savez(path, **{**kept, f"logits_{NAME}": kept["logits"] + 5})
+    with np.load(path) as golden:
+        arrays = dict(golden)
+    np.savez(path, **{**arrays, f"logits_{NAME}": arrays["logits"] + 5})
     manifest = bundle.manifest
-    from edgetl.core.files import sha256_file, write_json
-
     manifest["golden"]["logits"]["sha256"] = sha256_file(path)
     write_json(bundle.directory.manifest, manifest)
-    assert [(one.variant, one.passed) for one in verify(open_bundle(bundle.directory.path))] == [
+    results = verify(open_bundle(bundle.directory.path))
+    assert [(result.variant, result.passed) for result in results] == [
         ("fp32", True),
         (NAME, False),
     ]
-    np.savez(path, files=kept["files"], logits=kept["logits"])
+    np.savez(path, files=arrays["files"], logits=arrays["logits"])
     manifest["golden"]["logits"]["sha256"] = sha256_file(path)
     write_json(bundle.directory.manifest, manifest)
     with pytest.raises(BundleError, match=f"has no array 'logits_{NAME}'"):
         verify(open_bundle(bundle.directory.path))
 
 
-def test_bench_measures_it_in_scope_model_in_a_cell_of_its_own(
-    bundle: Bundle, tmp_path: Path
-) -> None:
+def test_bench_measures_fixed_size_in_scope_model_only(bundle: Bundle, tmp_path: Path) -> None:
     config = BenchConfig(
         bundle.directory.path, rounds=2, threads=(1,), output=tmp_path / "result.json"
     )
@@ -176,15 +171,15 @@ def test_bench_measures_it_in_scope_model_in_a_cell_of_its_own(
     assert all(row.gate["passed"] and row.rounds for row in result.rows)
     assert rows[NAME, "model"].input == "uint8 1x96x128x3"
     assert not any(rows[NAME, "model"].id in pair for pair in result.pairs)
-    assert any("left out for fixed-96x128" in note for note in result.notes)
-    with pytest.raises(BenchError, match="is measured in scope model"):
+    assert any("not measured for fixed-96x128" in note for note in result.notes)
+    with pytest.raises(BenchError, match="needs scope model"):
         bench(
             replace(config, scopes=("file",), variants=(NAME,), output=tmp_path / "other.json"),
             protocol=BRIEF,
         )
 
 
-def test_loadgen_refuses_it(bundle: Bundle) -> None:
+def test_loadgen_refuses_fixed_size_variant(bundle: Bundle) -> None:
     pytest.importorskip("mlperf_loadgen")
     with pytest.raises(BenchError, match="takes images of one size only"):
         loadgen(LoadgenConfig(bundle.directory.path, "single-stream", variant=NAME))
@@ -197,13 +192,13 @@ def test_loadgen_refuses_it(bundle: Bundle) -> None:
         ({"fixed_size": (480, 640), "input": "tensor"}, "remove --input tensor"),
     ],
 )
-def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+def test_export_config_rejects_invalid_fixed_size(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ExportConfig(**options)
 
 
 @pytest.mark.parametrize("text", ["640", "640*480", "x", "-1x5", "480x640x3"])
-def test_what_is_no_size_is_refused(text: str) -> None:
+def test_command_rejects_malformed_fixed_size(text: str) -> None:
     result = CliRunner().invoke(create_app("export"), ["export", "resnet18", "--fixed-size", text])
     assert isinstance(result.exception, ConfigError)
     assert "must be HEIGHTxWIDTH in pixels" in str(result.exception)

@@ -1,4 +1,4 @@
-"""Planted faults: each is caught, and the message points the right way."""
+"""Injected faults are detected, and the messages name their cause."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from edgetl.export.parity.diagnosis import diagnose_input, diagnose_logits, diag
 from edgetl.train.model.factory import load_stock_model
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
-Plant = Callable[[onnx.ModelProto], None]
+InjectFault = Callable[[onnx.ModelProto], None]
 
 
 def constant(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
@@ -29,20 +29,19 @@ def constant(model: onnx.ModelProto, name: str) -> onnx.TensorProto:
 
 def wrong_mean(model: onnx.ModelProto) -> None:
     offset = constant(model, "pre_offset")
-    moved = numpy_helper.to_array(offset).copy()
-    moved[1::3] = -0.5 / 0.224
-    offset.CopyFrom(numpy_helper.from_array(moved, offset.name))
+    values = numpy_helper.to_array(offset).copy()
+    values[1::3] = -0.5 / 0.224
+    offset.CopyFrom(numpy_helper.from_array(values, offset.name))
 
 
 def swapped_channels(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "swap"))
-    at = next(
+    index = next(
         index for index, node in enumerate(model.graph.node) if node.output[0] == "pre_values"
     )
-    model.graph.node[at].output[0] = "pre_values_before"
-    model.graph.node.insert(
-        at + 1, helper.make_node("Gather", ["pre_values_before", "swap"], ["pre_values"], axis=1)
-    )
+    model.graph.node[index].output[0] = "pre_values_before"
+    swap = helper.make_node("Gather", ["pre_values_before", "swap"], ["pre_values"], axis=1)
+    model.graph.node.insert(index + 1, swap)
 
 
 def missing_antialias(model: onnx.ModelProto) -> None:
@@ -60,10 +59,10 @@ def flipped_label_order(model: onnx.ModelProto) -> None:
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor)[::-1].copy(), name))
 
 
-FAULTS: dict[str, tuple[Plant, str]] = {
+FAULTS: dict[str, tuple[InjectFault, str]] = {
     "wrong mean": (
         wrong_mean,
-        r"normalises channel G with mean 0\.500 and std 0\.224; training did with 0\.456",
+        r"normalizes channel G with mean 0\.500 and std 0\.224; training used 0\.456",
     ),
     "swapped channels": (swapped_channels, "in the order BGR instead of RGB"),
     "missing antialias": (missing_antialias, "Resize lacks antialias=1 and exclude_outside=1"),
@@ -75,14 +74,14 @@ FAULTS: dict[str, tuple[Plant, str]] = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_named(
+def test_parity_error_names_injected_fault(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any
 ) -> None:
-    plant, message = FAULTS[fault]
+    inject, message = FAULTS[fault]
 
     def assemble(*arguments: Any) -> onnx.ModelProto:
         model = graph.assemble(*arguments)
-        plant(model)
+        inject(model)
         return model
 
     monkeypatch.setattr(exporter, "assemble", assemble)
@@ -91,23 +90,23 @@ def test_a_planted_fault_is_named(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_file_cut_short_is_named(
+def test_export_error_names_truncated_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any
 ) -> None:
-    def cut(*arguments: Any) -> Path:
+    def write_truncated(*arguments: Any) -> Path:
         path = bundle_writer.write_model(*arguments)
         path.write_bytes(path.read_bytes()[:-1000])
         return path
 
-    monkeypatch.setattr(exporter, "write_model", cut)
+    monkeypatch.setattr(exporter, "write_model", write_truncated)
     with pytest.raises(
-        ExportError, match=r"fp32\.onnx cannot be read back .* cut short or damaged"
+        ExportError, match=r"fp32\.onnx cannot be read back .* truncated or damaged"
     ):
         export(tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 
-def test_batch_norm_in_training_mode_is_named(
+def test_parity_error_names_batch_norm_in_training_mode(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, export: Any, random_weights: Path
 ) -> None:
     model = load_stock_model(ARCHITECTURE, str(random_weights), IMAGE_SIZE)
@@ -117,24 +116,24 @@ def test_batch_norm_in_training_mode_is_named(
         export(tmp_path / "new")
 
 
-def test_what_agrees_is_not_blamed() -> None:
+def test_diagnoses_are_empty_without_known_fault() -> None:
     generator = np.random.default_rng(0)
-    contract = Preprocessing.for_image_size(32)
+    preprocessing = Preprocessing.for_image_size(32)
     crops = generator.integers(0, 256, (2, 32, 32, 3), np.uint8)
-    inputs = normalize(crops, contract)
-    assert diagnose_input(inputs, inputs, crops, contract) == ""
+    inputs = normalize(crops, preprocessing)
+    assert diagnose_input(inputs, inputs, crops, preprocessing) == ""
     assert diagnose_pixels(crops, crops[::-1], onnx.ModelProto()) == ""
     logits = generator.normal(size=(5, 7)).astype(np.float32)
     assert diagnose_logits(logits, logits + 1e-5, 1e-3) == ""
     assert diagnose_logits(logits, logits + 1, 1e-3) == ""
 
 
-def test_recognised_at_a_glance() -> None:
+def test_diagnoses_recognize_permutations_and_constants() -> None:
     generator = np.random.default_rng(0)
-    contract = Preprocessing.for_image_size(32)
+    preprocessing = Preprocessing.for_image_size(32)
     crops = generator.integers(0, 256, (2, 32, 32, 3), np.uint8)
-    inputs = normalize(crops, contract)
+    inputs = normalize(crops, preprocessing)
     logits = generator.normal(size=(5, 7)).astype(np.float32)
     assert "output 0 is class 6" in diagnose_logits(logits, logits[:, ::-1], 1e-3)
     assert "BGR" in diagnose_pixels(crops[..., ::-1], crops, onnx.ModelProto())
-    assert "one constant" in diagnose_input(np.zeros_like(inputs), inputs, crops, contract)
+    assert "one constant" in diagnose_input(np.zeros_like(inputs), inputs, crops, preprocessing)

@@ -1,4 +1,4 @@
-"""The parts of the int8 search, each against what it promises."""
+"""Quantization: images, calibration, rewrites, the int8 search and the other variants."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ from edgetl.export.quantize.task import QuantizationTask, QuantizedModel
 from edgetl.export.variants import operator_times, slowest_operators_text
 
 SIDE, CLASSES = 32, 3
-CONTRACT = Preprocessing.for_image_size(SIDE)
-CHANNEL_WISE = Scheme("minmax", per_channel=True, activations="uint8", reduce_range=True)
-TENSOR_WISE = Scheme("minmax", per_channel=False, activations="uint8", reduce_range=True)
+PREPROCESSING = Preprocessing.for_image_size(SIDE)
+PER_CHANNEL = Scheme("minmax", per_channel=True, activations="uint8", reduce_range=True)
+PER_TENSOR = Scheme("minmax", per_channel=False, activations="uint8", reduce_range=True)
 
 
 class Small(nn.Module):
-    """A chain of every kind of layer that matters here: ReLU between convolutions, a residual, HardSwish, a pool, two Linears."""
+    """A network with ReLU between convolutions, a residual, HardSwish, a pool and two Linears."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,10 +78,10 @@ def small_network() -> onnx.ModelProto:
 
 def crops(count: int, seed: int = 0) -> CroppedImages:
     generator = np.random.default_rng(seed)
-    # Smooth pictures of different colours: noise would look the same to every network.
+    # Use smooth images of different colors; every network would give noise images equal logits.
     coarse = generator.integers(0, 256, (count, 4, 4, 3)).astype(np.uint8)
     pixels = coarse.repeat(SIDE // 4, 1).repeat(SIDE // 4, 2)
-    return CroppedImages(pixels, generator.integers(0, CLASSES, count), CONTRACT)
+    return CroppedImages(pixels, generator.integers(0, CLASSES, count), PREPROCESSING)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def task() -> QuantizationTask:
     )
 
 
-def difference(left: onnx.ModelProto, right: onnx.ModelProto) -> float:
+def max_logit_difference(left: onnx.ModelProto, right: onnx.ModelProto) -> float:
     images = crops(8, 5)
     return float(np.abs(compute_logits(left, images) - compute_logits(right, images)).max())
 
@@ -109,80 +109,80 @@ def files(make_images: Callable[..., Path]) -> list[Path]:
     return sorted(make_images("data", ["a", "b", "c"], count=20).rglob("*.png"))
 
 
-def test_both_parts_hold_every_class_and_share_no_image(files: list[Path]) -> None:
+def test_image_subsets_are_stratified_and_disjoint(files: list[Path]) -> None:
     labels = [ord(path.parent.name) - ord("a") for path in files]
-    images = load_quantization_images(files, labels, CONTRACT, "training")
+    images = load_quantization_images(files, labels, PREPROCESSING, "training")
     assert images.calibration.labels is not None
     assert images.held_out.labels is not None
     assert (len(images.calibration), len(images.held_out)) == (36, 24)
     assert np.bincount(images.calibration.labels).min() >= 11
     assert np.bincount(images.held_out.labels).min() >= 7
     pixels = [
-        image.tobytes() for part in (images.calibration, images.held_out) for image in part.pixels
+        image.tobytes()
+        for subset in (images.calibration, images.held_out)
+        for image in subset.pixels
     ]
     assert len(set(pixels)) == 60
-    again = load_quantization_images(files, labels, CONTRACT, "training")
+    again = load_quantization_images(files, labels, PREPROCESSING, "training")
     assert np.array_equal(again.calibration.pixels, images.calibration.pixels)
 
 
-def test_too_few_images_are_told(files: list[Path]) -> None:
-    with pytest.raises(
-        ExportError, match=f"at least {MIN_QUANTIZATION_IMAGES} images .* there are 19"
-    ):
-        load_quantization_images(files[:19], None, CONTRACT, "training")
+def test_too_few_images_are_refused(files: list[Path]) -> None:
+    with pytest.raises(ExportError, match=f"at least {MIN_QUANTIZATION_IMAGES} images .* got 19"):
+        load_quantization_images(files[:19], None, PREPROCESSING, "training")
 
 
 # --- calibration
 
 
-def test_ranges_hold_what_was_seen() -> None:
+def test_ranges_are_within_observed_values() -> None:
     calibration = Calibration(small_network(), crops(20))
-    observed, exact = calibration.ranges("minmax"), calibration.activation_stats
+    minmax_ranges = calibration.ranges("minmax")
     for method in CALIBRATION_METHODS:
         ranges = calibration.ranges(method)
-        assert set(ranges.keys()) == set(exact)
-        for name, seen in exact.items():
+        assert set(ranges.keys()) == set(calibration.activation_stats)
+        for name, stats in calibration.activation_stats.items():
             low, high = (float(bound) for bound in ranges[name].range_value)
-            widest = [float(bound) for bound in observed[name].range_value]
-            assert widest == pytest.approx([seen.low, seen.high])
+            widest = [float(bound) for bound in minmax_ranges[name].range_value]
+            assert widest == pytest.approx([stats.low, stats.high])
             assert widest[0] - 1e-6 <= low < high <= widest[1] + 1e-6, (method, name)
 
 
-def test_means_are_the_channels_own() -> None:
+def test_calibration_computes_channel_means() -> None:
     images = crops(9)
     calibration = Calibration(small_network(), images)
     expected = np.concatenate(list(images.batches())).mean((0, 2, 3))
     assert calibration.activation_stats["pixels"].channel_means == pytest.approx(expected, abs=1e-4)
 
 
-# --- rewriting and equalisation change nothing but the form
+# --- rewrites and equalization
 
 
-def test_rewritten_operators_compute_the_same() -> None:
+def test_rewritten_operators_give_equal_logits() -> None:
     rewritten = rewrite_operators(small_network())
-    kinds = {node.op_type for node in rewritten.graph.node}
+    operators = {node.op_type for node in rewritten.graph.node}
     assert {"HardSwish", "HardSigmoid", "ReduceMean"} <= {
         node.op_type for node in small_network().graph.node
     }
-    assert not {"HardSwish", "HardSigmoid", "ReduceMean"} & kinds
-    assert difference(small_network(), rewritten) < 1e-5
+    assert not {"HardSwish", "HardSigmoid", "ReduceMean"} & operators
+    assert max_logit_difference(small_network(), rewritten) < 1e-5
 
 
-def test_equalised_layers_compute_the_same_with_evener_weights() -> None:
-    uneven = _uneven()
-    evened = equalize(uneven)
-    assert evened is not None
-    assert difference(uneven, evened) < 1e-4
+def test_equalize_balances_weights_and_keeps_logits() -> None:
+    unbalanced = _unbalanced_network()
+    equalized = equalize(unbalanced)
+    assert equalized is not None
+    assert max_logit_difference(unbalanced, equalized) < 1e-4
 
     def spread(network: onnx.ModelProto) -> float:
         first = next(find_layers(network))
         peaks = np.abs(first.weight).reshape(len(first.weight), -1).max(1)
         return float(peaks.max() / peaks.min())
 
-    assert spread(evened) < spread(uneven) / 5
+    assert spread(equalized) < spread(unbalanced) / 5
 
 
-def test_without_neighbours_there_is_nothing_to_equalise() -> None:
+def test_equalize_returns_none_without_layer_pairs() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 4, 1),
         nn.SiLU(),
@@ -194,10 +194,10 @@ def test_without_neighbours_there_is_nothing_to_equalise() -> None:
     assert equalize(export_network_graph(network.eval(), SIDE, CLASSES, 18).model) is None
 
 
-def _uneven() -> onnx.ModelProto:
-    """The same function with channels of the first layers scaled against each other by up to 100."""
-    found = {layer.name: layer for layer in find_layers(small_network())}
-    first, second = list(found.values())[:2]
+def _unbalanced_network() -> onnx.ModelProto:
+    """Return an equivalent network whose first layers have channels that differ by up to 100."""
+    layers = {layer.name: layer for layer in find_layers(small_network())}
+    first, second = list(layers.values())[:2]
     factor = np.logspace(-1, 1, 8).astype(np.float32)
     return with_constants(
         small_network(),
@@ -209,7 +209,7 @@ def _uneven() -> onnx.ModelProto:
     )
 
 
-# --- quantizing
+# --- quantization
 
 
 @settings(max_examples=60, deadline=None)
@@ -218,101 +218,97 @@ def _uneven() -> onnx.ModelProto:
     st.booleans(),
     st.sampled_from([7, 8]),
 )
-def test_weights_move_by_half_a_step_at_most(weight: Any, per_channel: bool, bits: int) -> None:
+def test_weight_rounding_is_at_most_half_a_step(weight: Any, per_channel: bool, bits: int) -> None:
     peak = np.abs(weight).max(axis=(1, 2, 3) if per_channel else None, keepdims=True)
     step = np.maximum(peak, 1e-12) / {8: 127, 7: 64}[bits]
-    assert (
-        np.abs(fake_quantize_weight(weight, per_channel, bits) - weight) <= 0.5001 * step + 1e-9
-    ).all()
+    error = np.abs(fake_quantize_weight(weight, per_channel, bits) - weight)
+    assert (error <= 0.5001 * step + 1e-9).all()
 
 
 @pytest.mark.parametrize(
     "scheme", candidate_schemes(has_vnni=False), ids=lambda scheme: scheme.name
 )
-def test_every_scheme_gives_a_valid_network_near_to_float(scheme: Scheme) -> None:
+def test_every_scheme_gives_valid_and_accurate_network(scheme: Scheme) -> None:
     rewritten = rewrite_operators(small_network())
     quantized = quantize(rewritten, Calibration(rewritten, crops(20)).ranges(scheme.method), scheme)
     onnx.checker.check_model(quantized, full_check=True)
-    kinds = [node.op_type for node in quantized.graph.node]
-    assert kinds.count("QuantizeLinear") >= 6
-    assert (
-        sqnr_db(compute_logits(small_network(), crops(20)), compute_logits(quantized, crops(20)))
-        > 8
-    )
+    operators = [node.op_type for node in quantized.graph.node]
+    assert operators.count("QuantizeLinear") >= 6
+    reference = compute_logits(small_network(), crops(20))
+    assert sqnr_db(reference, compute_logits(quantized, crops(20))) > 8
     names = [value.name for value in quantized.graph.initializer]
     contents = [
         (value.data_type, tuple(value.dims), numpy_helper.to_array(value).tobytes())
         for value in quantized.graph.initializer
     ]
     assert len(set(names)) == len(names)
-    assert len(set(contents)) == len(contents), "equal constants are shared"
+    assert len(set(contents)) == len(contents), "equal constants must be shared"
 
 
-def test_excluded_layers_stay_in_float_and_quantizing_is_deterministic() -> None:
+def test_quantize_is_deterministic_and_skips_excluded_layers() -> None:
     ranges = Calibration(small_network(), crops(20)).ranges("minmax")
     excluded = next(find_layers(small_network())).name
-    quantized = quantize(small_network(), ranges, CHANNEL_WISE, [excluded])
+    quantized = quantize(small_network(), ranges, PER_CHANNEL, [excluded])
     node = next(node for node in quantized.graph.node if node.name == excluded)
     assert node.input[1] in {layer.node.input[1] for layer in find_layers(small_network())}
-    again = quantize(small_network(), ranges, CHANNEL_WISE, [excluded])
+    again = quantize(small_network(), ranges, PER_CHANNEL, [excluded])
     assert quantized.SerializeToString(deterministic=True) == again.SerializeToString(
         deterministic=True
     )
 
 
-def test_the_layer_with_the_coarsest_steps_is_named_first() -> None:
+def test_layers_by_error_ranks_coarse_layer_first() -> None:
     target = list(find_layers(small_network()))[3]
     weight = target.weight.copy()
     weight[0] *= 300  # one channel sets the step for all others
-    spoilt = with_constants(small_network(), {target.node.input[1]: weight})
-    ranges = Calibration(spoilt, crops(20)).ranges("minmax")
-    order = layers_by_error(spoilt, ranges, TENSOR_WISE, crops(20))
-    assert sorted(order) == sorted(layer.name for layer in find_layers(spoilt))
+    network = with_constants(small_network(), {target.node.input[1]: weight})
+    ranges = Calibration(network, crops(20)).ranges("minmax")
+    order = layers_by_error(network, ranges, PER_TENSOR, crops(20))
+    assert sorted(order) == sorted(layer.name for layer in find_layers(network))
 
-    def rest(name: str) -> float:
-        layer = next(layer for layer in find_layers(spoilt) if layer.name == name)
+    def relative_error(name: str) -> float:
+        layer = next(layer for layer in find_layers(network) if layer.name == name)
         error = fake_quantize_weight(layer.weight, False, 7) - layer.weight
         return float(np.abs(error).mean() / np.abs(layer.weight).mean())
 
-    assert rest(order[0]) >= max(rest(name) for name in order) * 0.2
+    assert relative_error(order[0]) >= max(relative_error(name) for name in order) * 0.2
 
 
-def test_corrected_biases_bring_back_the_mean() -> None:
+def test_bias_correction_restores_output_means() -> None:
     target = list(find_layers(small_network()))[2]
     images = crops(30)
     calibration = Calibration(small_network(), images)
-    corrected = correct_biases(small_network(), calibration, TENSOR_WISE)
+    corrected = correct_biases(small_network(), calibration, PER_TENSOR)
     layer = next(layer for layer in find_layers(corrected) if layer.name == target.name)
     error = (fake_quantize_weight(target.weight, False, 7) - target.weight).reshape(8, 8)
     means = calibration.activation_stats[target.node.input[0]].channel_means
     assert layer.bias is not None
     assert target.bias is not None
-    # Mean output with rounded weights and the new bias = mean output of the float layer.
+    # The mean output with rounded weights and the new bias equals that of the float layer.
     assert error @ means + layer.bias == pytest.approx(target.bias, abs=1e-5)
 
 
-# --- the search
+# --- the int8 search
 
 
-def test_the_search_records_every_candidate_and_chooses_one_that_fits(
+def test_search_records_all_candidates_and_chooses_fitting(
     task: QuantizationTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantized = quantize_static_int8(task)
     report = quantized.report
-    tried = [
-        candidate
+    schemes = [
+        candidate["scheme"]
         for candidate in report["candidates"]
         if not candidate["repairs"] and not candidate["restored_layers"]
     ]
-    assert len(tried) == 12
+    assert len(schemes) == 12
     assert {
-        (c["scheme"]["method"], c["scheme"]["per_channel"], c["scheme"]["activations"])
-        for c in tried
+        (scheme["method"], scheme["per_channel"], scheme["activations"]) for scheme in schemes
     } == {
-        (method, wise, kind)
+        (method, per_channel, activations)
         for method in CALIBRATION_METHODS
-        for wise in (True, False)
-        for kind in ("uint8", "int8")
+        for per_channel in (True, False)
+        for activations in ("uint8", "int8")
     }
     for candidate in report["candidates"]:
         assert candidate["held_back"]["ms"] > 0
@@ -322,19 +318,20 @@ def test_the_search_records_every_candidate_and_chooses_one_that_fits(
     assert quantized.is_within_limit is report["fits"] is (chosen["drop"] <= task.max_accuracy_drop)
     assert (report["calibration_images"], report["held_back_images"]) == (40, 30)
     dimensions = {value.name: len(value.dims) for value in quantized.network.graph.initializer}
-    flat = [
+    low_rank_nodes = [
         node
         for node in quantized.network.graph.node
         if node.op_type == "DequantizeLinear" and dimensions.get(node.input[0], 2) < 2
     ]
-    assert flat
+    assert low_rank_nodes
     assert all(
-        [entry.i for entry in node.attribute if entry.name == "axis"] == [0] for node in flat
-    ), "OpenCV refuses the default"
+        [entry.i for entry in node.attribute if entry.name == "axis"] == [0]
+        for node in low_rank_nodes
+    ), "OpenCV rejects the default"
 
 
-class Harsh(CandidateScorer):
-    """Every candidate loses 50 points, less 5 for each layer in float."""
+class HarshScorer(CandidateScorer):
+    """Scorer with an accuracy drop of 50 points, minus 5 for each layer in float."""
 
     def score(self, network: onnx.ModelProto) -> CandidateScore:
         floats = sum(
@@ -345,16 +342,18 @@ class Harsh(CandidateScorer):
 
 
 def _is_quantized(network: onnx.ModelProto, node: onnx.NodeProto) -> bool:
-    producers = {name: other.op_type for other in network.graph.node for name in other.output}
+    producers = {
+        name: producer.op_type for producer in network.graph.node for name in producer.output
+    }
     return producers.get(node.input[1]) == "DequantizeLinear"
 
 
-@pytest.mark.parametrize(("allowed", "fits"), [(45.0, True), (41.0, True), (1.0, False)])
-def test_repairs_come_in_order_until_it_fits_or_is_given_up(
-    task: QuantizationTask, monkeypatch: pytest.MonkeyPatch, allowed: float, fits: bool
+@pytest.mark.parametrize(("limit", "fits"), [(45.0, True), (41.0, True), (1.0, False)])
+def test_search_applies_repairs_in_order_until_limit_is_met(
+    task: QuantizationTask, monkeypatch: pytest.MonkeyPatch, limit: float, fits: bool
 ) -> None:
-    monkeypatch.setattr(search, "CandidateScorer", Harsh)
-    quantized = quantize_static_int8(replace(task, max_accuracy_drop=allowed))
+    monkeypatch.setattr(search, "CandidateScorer", HarshScorer)
+    quantized = quantize_static_int8(replace(task, max_accuracy_drop=limit))
     repaired = quantized.report["candidates"][12:]
     assert [candidate["repairs"][-1] for candidate in repaired[:3]] == [
         "bias correction",
@@ -363,31 +362,27 @@ def test_repairs_come_in_order_until_it_fits_or_is_given_up(
     ]
     restored = [len(candidate["restored_layers"]) for candidate in repaired[3:]]
     assert quantized.report["worst_layers"][: restored[-1]] == repaired[-1]["restored_layers"]
-    assert restored == {45.0: [1], 41.0: [1, 2], 1.0: [1, 2, 3]}[allowed], (
+    assert restored == {45.0: [1], 41.0: [1, 2], 1.0: [1, 2, 3]}[limit], (
         "at most half of the six layers"
     )
     assert quantized.is_within_limit is fits
 
 
-def test_a_correction_of_biases_is_taken_wherever_it_brings_the_network_nearer_to_float(
-    task: QuantizationTask,
-) -> None:
+def test_bias_correction_kept_when_sqnr_improves(task: QuantizationTask) -> None:
     report = quantize_static_int8(replace(task, max_accuracy_drop=100.0)).report
     plain, corrected = report["candidates"][:12], report["candidates"][12]
     assert corrected["repairs"] == ["bias correction"]
-    best = max(
-        (one for one in plain if one["scheme"] == corrected["scheme"]),
-        key=lambda one: one["held_back"]["sqnr_db"],
-    )
+    scores = [item["held_back"] for item in plain if item["scheme"] == corrected["scheme"]]
+    best = max(scores, key=lambda score: score["sqnr_db"])
     is_better = (corrected["held_back"]["drop"], -corrected["held_back"]["sqnr_db"]) < (
-        best["held_back"]["drop"],
-        -best["held_back"]["sqnr_db"],
+        best["drop"],
+        -best["sqnr_db"],
     )
     assert (report["chosen"] == 12) is is_better
-    assert len(report["candidates"]) == 13, "nothing else had to be repaired"
+    assert len(report["candidates"]) == 13, "no other repair is needed"
 
 
-def test_operators_that_the_quantizer_does_not_know_stay_in_float() -> None:
+def test_unsupported_operators_stay_in_float() -> None:
     network = nn.Sequential(
         nn.Conv2d(3, 4, 3),
         nn.GELU(),
@@ -398,28 +393,28 @@ def test_operators_that_the_quantizer_does_not_know_stay_in_float() -> None:
     model = onnx.shape_inference.infer_shapes(
         export_network_graph(network.eval(), SIDE, CLASSES, 18).model
     )
-    quantized = quantize(model, Calibration(model, crops(20)).ranges("minmax"), CHANNEL_WISE)
+    quantized = quantize(model, Calibration(model, crops(20)).ranges("minmax"), PER_CHANNEL)
     assert "Erf" in {node.op_type for node in quantized.graph.node}
     assert all(
         _is_quantized(quantized, node) for node in quantized.graph.node if node.op_type == "Conv"
     )
     times = operator_times(quantized)
     assert times["Erf"]["nodes"] == 1
-    assert sum(found["share"] for found in times.values()) == pytest.approx(1)
+    assert sum(time["share"] for time in times.values()) == pytest.approx(1)
 
 
-def test_what_does_not_multiply_integers_is_to_blame() -> None:
+def test_slowest_operators_text_omits_int8_compute() -> None:
     shares = {"QLinearConv": 0.5, "HardSwish": 0.3, "QLinearMul": 0.19, "Softmax": 0.01}
-    said = slowest_operators_text(
-        {kind: {"nodes": 2, "share": share} for kind, share in shares.items()}
+    text = slowest_operators_text(
+        {operator: {"nodes": 2, "share": share} for operator, share in shares.items()}
     )
     assert (
-        said
+        text
         == "HardSwish (2 nodes, 30% of the time, in float), QLinearMul (2 nodes, 19% of the time)"
     )
 
 
-def test_logits_are_not_rounded_behind_a_head_that_is_a_convolution() -> None:
+def test_logits_are_not_rounded_after_convolutional_head() -> None:
     torch.manual_seed(0)
     head = (nn.Conv2d(8, CLASSES, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     nn.init.constant_(head[0].bias, 1.0)
@@ -429,51 +424,49 @@ def test_logits_are_not_rounded_behind_a_head_that_is_a_convolution() -> None:
             export_network_graph(network.eval(), SIDE, CLASSES, 18).model
         )
     )
-    quantized = quantize(model, Calibration(model, crops(20)).ranges("minmax"), CHANNEL_WISE)
+    quantized = quantize(model, Calibration(model, crops(20)).ranges("minmax"), PER_CHANNEL)
     assert all(
         _is_quantized(quantized, node) for node in quantized.graph.node if node.op_type == "Conv"
     )
     logits = compute_logits(quantized, crops(40))
-    assert len(np.unique(logits)) > 0.9 * logits.size, "8 bits would have given some of them twice"
+    assert len(np.unique(logits)) > 0.9 * logits.size, "8 bits would give equal values"
 
 
-def test_scores_are_remembered_so_that_a_second_search_chooses_alike(
-    task: QuantizationTask, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    referee = CandidateScorer(task.network, task.images.held_out)
-    first = referee.score(task.network)
+def test_score_caches_latency(task: QuantizationTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = CandidateScorer(task.network, task.images.held_out)
+    first = scorer.score(task.network)
     monkeypatch.setattr(
         "edgetl.export.quantize.scoring._measure_latency_ms", lambda session, images: 1e9
     )
-    assert referee.score(task.network) == first
+    assert scorer.score(task.network) == first
 
 
-def test_the_first_module_that_is_lost_in_noise_is_named(task: QuantizationTask) -> None:
+def test_first_noisy_module_is_named(task: QuantizationTask) -> None:
     pixels = next(crops(4).batches())
     wrong = {
         layer.node.input[1]: -layer.weight
         for layer in find_layers(task.network)
         if layer.name == list(find_layers(task.network))[1].name
     }
-    said = describe_first_noisy_module(
+    text = describe_first_noisy_module(
         task.network, with_constants(task.network, wrong), task.module_outputs, pixels
     )
-    assert said.startswith("The first module that is lost in noise is second:")
+    assert text.startswith("The first module that is lost in noise is second:")
     assert "No single module" in describe_first_noisy_module(
         task.network, task.network, task.module_outputs, pixels
     )
     half: QuantizedModel = load_from_registry(QUANTIZERS, "fp16", "variant")(task)
     assert "No single module" in describe_first_noisy_module(
         task.network, half.network, task.module_outputs, pixels
-    ), "names survive the conversion"
+    ), "the conversion must keep the names"
     quantized = quantize(
         rewrite_operators(task.network),
         Calibration(rewrite_operators(task.network), crops(20)).ranges("minmax"),
-        CHANNEL_WISE,
+        PER_CHANNEL,
     )
     assert "No single module" in describe_first_noisy_module(
         task.network, quantized, task.module_outputs, pixels
-    ), "ReLU is left to the rounding"
+    ), "the quantizer may replace ReLU by rounding"
     infinite = {
         layer.node.input[1]: np.full_like(layer.weight, 3e38)
         for layer in list(find_layers(task.network))[2:3]
@@ -483,24 +476,30 @@ def test_the_first_module_that_is_lost_in_noise_is_named(task: QuantizationTask)
     )
 
 
-def test_a_network_that_the_quantizer_refuses_is_told(
+def test_quantizer_failure_is_an_export_error(
     task: QuantizationTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         "edgetl.export.quantize.qdq.QDQQuantizer.quantize_model", lambda self: 1 / 0
     )
-    with pytest.raises(ExportError, match=r"quantizer cannot take this network .*division by zero"):
+    with pytest.raises(
+        ExportError, match=r"quantizer does not support this network .*division by zero"
+    ):
         quantize_static_int8(task)
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("flags\t\t: fpu avx2 avx512_vnni", True), ("flags\t\t: fpu avx2 avx512f", False), ("flags\t\t: avx_vnni", True),
-        ("Features\t: fp asimd asimddp", True), ("Features\t: fp asimd", False), ("", False),
+        ("flags\t\t: fpu avx2 avx512_vnni", True),
+        ("flags\t\t: fpu avx2 avx512f", False),
+        ("flags\t\t: avx_vnni", True),
+        ("Features\t: fp asimd asimddp", True),
+        ("Features\t: fp asimd", False),
+        ("", False),
     ],
-)  # fmt: skip
-def test_what_a_cpu_can(tmp_path: Path, line: str, expected: bool) -> None:
+)
+def test_int8_dot_product_is_read_from_cpuinfo(tmp_path: Path, line: str, expected: bool) -> None:
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n")
     assert has_int8_dot_product(tmp_path) is expected
     assert has_int8_dot_product(tmp_path / "nowhere") is False
@@ -511,7 +510,7 @@ def test_what_a_cpu_can(tmp_path: Path, line: str, expected: bool) -> None:
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
-def test_every_variant_is_valid_and_near_to_float(task: QuantizationTask, name: str) -> None:
+def test_every_variant_is_valid_and_accurate(task: QuantizationTask, name: str) -> None:
     quantized: QuantizedModel = load_from_registry(QUANTIZERS, name, "variant")(task)
     onnx.checker.check_model(quantized.network, full_check=True)
     assert [value.name for value in quantized.network.graph.input] == ["pixels"]
@@ -521,13 +520,13 @@ def test_every_variant_is_valid_and_near_to_float(task: QuantizationTask, name: 
         compute_logits(task.network, images), compute_logits(quantized.network, images)
     ) > {"fp16": 40}.get(name, 8)
     again: QuantizedModel = load_from_registry(QUANTIZERS, name, "variant")(task)
-    if name != "int8":  # its search looks at the clock
+    if name != "int8":  # the int8 search depends on measured latencies
         assert again.network.SerializeToString(
             deterministic=True
         ) == quantized.network.SerializeToString(deterministic=True)
 
 
-def test_weights_in_int8_are_a_quarter() -> None:
+def test_int8_variants_have_a_quarter_of_the_size() -> None:
     network = nn.Sequential(
         nn.Flatten(), nn.Linear(3 * SIDE * SIDE, 64), nn.ReLU(), nn.Linear(64, CLASSES)
     )
@@ -538,15 +537,15 @@ def test_weights_in_int8_are_a_quarter() -> None:
         model, {}, lambda: QuantizationImages(crops(20), crops(20)), 1.0, lambda *_: None
     )
     for name in ("int8-weights", "int8-dynamic", "int8"):
-        smaller: QuantizedModel = load_from_registry(QUANTIZERS, name, "variant")(task)
-        assert smaller.network.ByteSize() < model.ByteSize() / 3.5, name
+        quantized: QuantizedModel = load_from_registry(QUANTIZERS, name, "variant")(task)
+        assert quantized.network.ByteSize() < model.ByteSize() / 3.5, name
 
 
-@pytest.mark.parametrize("where", ["activation", "weight"])
-def test_what_float16_cannot_hold_is_refused(task: QuantizationTask, where: str) -> None:
+@pytest.mark.parametrize("kind", ["activation", "weight"])
+def test_fp16_refuses_overflow(task: QuantizationTask, kind: str) -> None:
     first = next(find_layers(task.network))
-    if where == "activation":
-        changed = {first.node.input[1]: first.weight * 1e5}
+    if kind == "activation":
+        constants = {first.node.input[1]: first.weight * 1e5}
         message = "fp16 would overflow: .* reaches"
     else:
         weight = first.weight.copy()
@@ -559,10 +558,11 @@ def test_what_float16_cannot_hold_is_refused(task: QuantizationTask, where: str)
             ),
         )
         task = replace(task, load_images=lambda: images)
-        changed, message = {first.node.input[1]: weight}, "fp16 would overflow: the weights"
-    huge = onnx.shape_inference.infer_shapes(with_constants(task.network, changed))
+        constants = {first.node.input[1]: weight}
+        message = "fp16 would overflow: the weights"
+    network = onnx.shape_inference.infer_shapes(with_constants(task.network, constants))
     with pytest.raises(ExportError, match=message):
-        load_from_registry(QUANTIZERS, "fp16", "variant")(replace(task, network=huge))
+        load_from_registry(QUANTIZERS, "fp16", "variant")(replace(task, network=network))
 
 
 @given(arrays(np.float64, 20, elements=st.floats(-5, 5)), st.floats(0.001, 0.5))

@@ -20,27 +20,28 @@ from tests.helpers.browser import CHROMIUM
 from tests.helpers.gpus import FakePynvml, gpu_reading
 from tests.helpers.pages import Page, seen_in_browser
 
-EVIL = "<script>alert('x')</script>\"&{{ 7 * 7 }}"
+HOSTILE_TEXT = "<script>alert('x')</script>\"&{{ 7 * 7 }}"
 
 
 @pytest.fixture(scope="module")
-def both() -> str:
+def two_results_page() -> str:
     return render_bench_report([board(), server()])
 
 
-def test_every_section_is_there_and_nothing_points_outside(both: str) -> None:
-    page = Page(both)
+def test_bench_page_is_complete_and_self_contained(two_results_page: str) -> None:
+    page = Page(two_results_page)
     assert page.sections == [
-        "summary", "table", "distributions", "rounds", "stages", "operators", "sweeps", "sustained", "ledgers", "method",
+        "summary", "table", "distributions", "rounds", "stages", "operators", "sweeps", "sustained",
+        "ledgers", "method",
     ]  # fmt: skip
     assert page.outside == []
     assert len(page.ids) == len(set(page.ids)), "drawings do not share ids"
     assert "script" not in page.tags
-    assert not re.search(r"url\(\s*['\"]?(?!#)", both)
-    assert "@import" not in both
+    assert not re.search(r"url\(\s*['\"]?(?!#)", two_results_page)
+    assert "@import" not in two_results_page
 
 
-def test_a_large_sweep_is_drawn_in_parts_of_a_screens_height() -> None:
+def test_large_sweep_is_split_into_several_drawings() -> None:
     rows = [
         bench_row(runtime, variant, 3.0, scope, batch, threads, rounds=2, runs=10)
         for runtime, variant in (
@@ -81,7 +82,7 @@ def test_a_large_sweep_is_drawn_in_parts_of_a_screens_height() -> None:
         unique=True,
     )
 )
-def test_parts_hold_every_row_once_and_leave_a_batch_whole_where_it_fits(
+def test_split_rows_keeps_batches_together_when_they_fit(
     cells: list[tuple[int, int, float | None]],
 ) -> None:
     rows = [
@@ -92,23 +93,25 @@ def test_parts_hold_every_row_once_and_leave_a_batch_whole_where_it_fits(
     assert sorted(row.id for part in parts for row in part) == sorted(row.id for row in rows)
     assert all(1 <= len(part) <= 12 for part in parts)
     for key in {(row.batch, row.rate) for row in rows}:
-        holding = [part for part in parts if any((row.batch, row.rate) == key for row in part)]
-        assert len(holding) == 1 or sum((row.batch, row.rate) == key for row in rows) > 12
-    assert len({which for which, _ in split_rows(rows)}) == len(parts), "no two have the same title"
+        parts_with_key = [
+            part for part in parts if any((row.batch, row.rate) == key for row in part)
+        ]
+        assert len(parts_with_key) == 1 or sum((row.batch, row.rate) == key for row in rows) > 12
+    assert len({suffix for suffix, _ in split_rows(rows)}) == len(parts), "the titles are unique"
 
 
-def test_the_same_results_give_the_same_page(both: str) -> None:
-    assert render_bench_report([board(), server()]) == both
+def test_bench_page_is_deterministic(two_results_page: str) -> None:
+    assert render_bench_report([board(), server()]) == two_results_page
 
 
-def test_a_result_that_was_written_and_read_gives_the_same_figures(tmp_path: Path) -> None:
+def test_bench_page_is_equal_after_saving_and_reading(tmp_path: Path) -> None:
     write_result(board(), tmp_path / "board.json")
     again = replace(read_bench_result(tmp_path / "board.json"), path=None)
     assert render_bench_report([again]) == render_bench_report([board()])
 
 
-def test_noise_interruptions_and_failed_gates_are_told_up_front(both: str) -> None:
-    summary = both.partition('<section id="table">')[0]
+def test_summary_shows_noise_interruption_and_failed_gates(two_results_page: str) -> None:
+    summary = two_results_page.partition('<section id="table">')[0]
     for word in (
         "noisy device",
         "other processes used 12% of the CPU",
@@ -120,20 +123,20 @@ def test_noise_interruptions_and_failed_gates_are_told_up_front(both: str) -> No
         assert word in summary
 
 
-def test_the_summary_names_configuration_p50_and_speedup(both: str) -> None:
+def test_summary_shows_configuration_p50_and_speedup(two_results_page: str) -> None:
     result = board()
     assert result.recommendation is not None
     row = result.get_row(result.recommendation.latency.row)
     pair = next(pair for pair in result.comparisons if pair.candidate == row.id)
-    text = Page(both).text
-    assert f"answers in {row.percentile_ms(50):.2f} ms" in text
+    text = Page(two_results_page).text
+    assert f"takes {row.percentile_ms(50):.2f} ms" in text
     assert (
-        f"{pair.speedup.ratio:.2f} [{pair.speedup.low:.2f}, {pair.speedup.high:.2f}] times as fast as pytorch fp32 (faster)"
-        in text
+        f"{pair.speedup.ratio:.2f} [{pair.speedup.low:.2f}, {pair.speedup.high:.2f}] times as fast "
+        "as pytorch fp32 (faster)" in text
     )
 
 
-def test_withheld_percentiles_are_dashes_with_the_reason() -> None:
+def test_withheld_percentiles_show_the_reason() -> None:
     html = render_bench_report(
         [
             bench_result(
@@ -144,12 +147,12 @@ def test_withheld_percentiles_are_dashes_with_the_reason() -> None:
             )
         ]
     )
-    assert "withheld: 40 runs do not support a p99" in html
+    assert "withheld: 40 runs are too few for p99" in html
     assert "p90 needs 64 runs and p99 needs 662 runs" in Page(html).text
 
 
-def test_other_models_and_inputs_are_groups_of_their_own(both: str) -> None:
-    text = Page(both).text
+def test_table_groups_rows_by_model_scope_and_input(two_results_page: str) -> None:
+    text = Page(two_results_page).text
     assert "Rows are comparable within a group only" in text
     assert "Group 3" in text
     assert "Group 4" not in text, "batches share a group: scopes model, image and file"
@@ -164,19 +167,23 @@ def test_other_models_and_inputs_are_groups_of_their_own(both: str) -> None:
     )
 
 
-def test_what_the_device_does_not_tell_is_said_to_be_so() -> None:
-    bare = dict.fromkeys(device()) | {"packages": {}}
+def test_missing_device_facts_are_marked_as_not_reported() -> None:
+    bare_device = dict.fromkeys(device()) | {"packages": {}}
     page = Page(
         render_bench_report(
-            [bench_result((bench_row("onnxruntime", "fp32", 3.0),), device=bare, noise=Noise(()))]
+            [
+                bench_result(
+                    (bench_row("onnxruntime", "fp32", 3.0),), device=bare_device, noise=Noise(())
+                )
+            ]
         )
     )
     assert "unknown device" in page.text
-    assert "not told" in page.text
+    assert "not reported" in page.text
 
 
-def test_facts_that_differ_between_devices_are_marked(both: str) -> None:
-    ledger = both.partition('<section id="ledgers">')[2]
+def test_facts_that_differ_between_devices_are_marked(two_results_page: str) -> None:
+    ledger = two_results_page.partition('<section id="ledgers">')[2]
     rows = dict(
         re.findall(
             r'<tr(?: class="(\w+)")?>\s*<th scope="row" class="lead-cell">(\w+)[ <]', ledger
@@ -187,42 +194,50 @@ def test_facts_that_differ_between_devices_are_marked(both: str) -> None:
     assert rows["python"] == ""
 
 
-def test_nothing_measured_is_a_page_as_well() -> None:
-    closed = replace(
+def test_bench_page_without_timed_rows() -> None:
+    failed_row = replace(
         bench_row("onnxruntime", "fp32", 3.0),
         rounds=(),
         gate={"checked": True, "passed": False, "reason": "logits differ"},
     )
-    page = Page(render_bench_report([bench_result((closed,), order=())]))
-    assert "no row passed its gate" in page.text
+    page = Page(render_bench_report([bench_result((failed_row,), order=())]))
+    assert "no row passed the gate" in page.text
     assert page.sections == ["summary", "table", "ledgers", "method"]
 
 
-def test_limits_are_judged_on_the_page() -> None:
+def test_bench_page_shows_limit_checks() -> None:
     rows = (bench_row("pytorch", "fp32", 9.0), bench_row("onnxruntime", "fp32", 3.0))
     text = Page(render_bench_report([bench_result(rows, limits=Limits(min_speedup=50.0))])).text
     assert "min-speedup broken" in text
     assert "limit 50" in text
 
 
-def test_text_from_a_result_is_never_markup() -> None:
+def test_text_from_result_is_escaped() -> None:
     rows = (
-        bench_row("pytorch", EVIL, 9.0, "file"),
-        bench_row("onnxruntime", EVIL, 3.0, "file", input=EVIL, provider=EVIL),
+        bench_row("pytorch", HOSTILE_TEXT, 9.0, "file"),
+        bench_row(
+            "onnxruntime", HOSTILE_TEXT, 3.0, "file", input=HOSTILE_TEXT, provider=HOSTILE_TEXT
+        ),
     )
     profile = {
         rows[1].id: {
             "runs": 3,
             "operators": [
-                {"operator": EVIL, "nodes": 1, "provider": EVIL, "us": 1.0, "share": 1.0}
+                {
+                    "operator": HOSTILE_TEXT,
+                    "nodes": 1,
+                    "provider": HOSTILE_TEXT,
+                    "us": 1.0,
+                    "share": 1.0,
+                }
             ],
         }
     }
-    html = render_bench_report([evil(EVIL, rows, profile)])
+    html = render_bench_report([hostile_result(HOSTILE_TEXT, rows, profile)])
     page = Page(html)
     assert "script" not in page.tags
     assert "{{ 7 * 7 }}" in page.text
-    assert EVIL in " ".join(page.words)
+    assert HOSTILE_TEXT in " ".join(page.words)
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
@@ -230,10 +245,10 @@ def test_text_from_a_result_is_never_markup() -> None:
     text=st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=30)
     | st.sampled_from(["</title>", "</style>", "]]>", "$x_", "-->", "'\"<a href=//x>"])
 )
-def test_no_name_breaks_out_of_its_place(text: str) -> None:
+def test_names_do_not_change_the_page_structure(text: str) -> None:
     plain, rows = ROWS, ROWS
-    assert Page(render_bench_report([evil(text, rows, {})])).tags.count("td") == Page(
-        render_bench_report([evil("x", plain, {})])
+    assert Page(render_bench_report([hostile_result(text, rows, {})])).tags.count("td") == Page(
+        render_bench_report([hostile_result("x", plain, {})])
     ).tags.count("td")
 
 
@@ -243,7 +258,7 @@ ROWS = (
 )
 
 
-def evil(text: str, rows: tuple, profiles: dict) -> BenchResult:  # type: ignore[type-arg]
+def hostile_result(text: str, rows: tuple, profiles: dict) -> BenchResult:  # type: ignore[type-arg]
     return bench_result(
         rows,
         model={"name": text, "run_id": "0123"},
@@ -255,20 +270,20 @@ def evil(text: str, rows: tuple, profiles: dict) -> BenchResult:  # type: ignore
     )
 
 
-def test_a_page_knows_its_own(tmp_path: Path) -> None:
-    (tmp_path / "own.html").write_text(
+def test_is_edgetl_page(tmp_path: Path) -> None:
+    (tmp_path / "page.html").write_text(
         render_page("A page", "", [Section("a", "A", (paragraph("text"),)), Section("b", "B", ())])
     )
     (tmp_path / "other.html").write_text("<html></html>")
-    assert is_edgetl_page(tmp_path / "own.html")
+    assert is_edgetl_page(tmp_path / "page.html")
     assert not is_edgetl_page(tmp_path / "other.html")
     assert not is_edgetl_page(tmp_path / "missing.html")
-    assert Page((tmp_path / "own.html").read_text()).sections == ["a"]
+    assert Page((tmp_path / "page.html").read_text()).sections == ["a"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-def test_in_a_browser_it_is_quiet_and_fits_a_phone(both: str) -> None:
-    assert seen_in_browser(both) > 8
+def test_bench_page_fits_a_phone_without_console_errors(two_results_page: str) -> None:
+    assert seen_in_browser(two_results_page) > 8
 
 
 def gpu_result() -> BenchResult:
@@ -291,7 +306,7 @@ def gpu_result() -> BenchResult:
     return bench_result((replace(measured, rounds=rounds),), device=about, noise=noise)
 
 
-def test_page_shows_the_state_of_the_gpu(tmp_path: Path) -> None:
+def test_bench_page_shows_gpu_state(tmp_path: Path) -> None:
     html = render_bench_report([gpu_result()])
     for words in (
         "SM 1755 to 1980 MHz of 1980, 71 °C, 300 W, 1024 MiB, throttle reasons: sw power cap",
@@ -310,7 +325,7 @@ def test_page_shows_the_state_of_the_gpu(tmp_path: Path) -> None:
     )
 
 
-def test_page_names_the_fastest_pytorch_baseline() -> None:
+def test_summary_names_the_fastest_pytorch_baseline() -> None:
     eager, graph = bench_row("pytorch", "fp32", 9.0), bench_row("pytorch", "cuda-graph", 4.0)
     onnx = bench_row("onnxruntime", "fp32", 3.0)
     text = Page(render_bench_report([bench_result((eager, graph, onnx))])).text
@@ -318,7 +333,7 @@ def test_page_names_the_fastest_pytorch_baseline() -> None:
         r"Fastest PyTorch baseline: cuda-graph, p50 [34]\.\d\d ms; the recommended row is 1\.\d\d",
         text,
     )
-    assert "against pytorch fp32" in text, "the speed-up itself stands against eager"
+    assert "against pytorch fp32" in text, "the speed-up is relative to eager mode"
     assert (
         "Fastest PyTorch baseline"
         not in Page(render_bench_report([bench_result((eager, onnx))])).text
@@ -332,7 +347,7 @@ def test_page_names_the_fastest_pytorch_baseline() -> None:
         ("host dispatch", "Times are host dispatch: time to launch"),
     ],
 )
-def test_page_says_which_clock_a_profile_is(clock: str, words: str) -> None:
+def test_operators_section_names_the_profile_clock(clock: str, words: str) -> None:
     row = bench_row("onnxruntime", "fp32", 3.0)
     operators = [
         {
@@ -352,12 +367,12 @@ def test_page_says_which_clock_a_profile_is(clock: str, words: str) -> None:
             )
         ).text
     )
-    # Results of before don't say.
+    # Older results do not have a clock.
     assert (
         "Times are"
         not in Page(render_bench_report([bench_result((row,), profiles={row.id: profile})])).text
     )
 
 
-def test_page_has_no_gpu_column_without_readings(both: str) -> None:
-    assert "throttle reasons" not in both
+def test_table_has_no_gpu_column_without_readings(two_results_page: str) -> None:
+    assert "throttle reasons" not in two_results_page

@@ -14,18 +14,18 @@ from tests.helpers.pages import Page, seen_in_browser
 from tests.helpers.runs import write_bundle
 
 
-def report(path: Path) -> Page:
+def bundle_page(path: Path) -> Page:
     return Page(render_bundle_report(read_bundle_manifest(path)))
 
 
-def altered(path: Path, **changes: Any) -> Path:
+def alter_manifest(path: Path, **changes: Any) -> Path:
     manifest = path / "bundle.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | changes), encoding="utf-8")
     return path
 
 
-def test_a_bundle_shows_what_it_answers_and_what_was_proven(tmp_path: Path) -> None:
-    page = report(
+def test_bundle_page_shows_variants_and_parity(tmp_path: Path) -> None:
+    page = bundle_page(
         write_bundle(
             tmp_path / "bundle", not_recommended={"fp32": "takes 5.00 ms, 3 are allowed"}
         ).path
@@ -43,7 +43,7 @@ def test_a_bundle_shows_what_it_answers_and_what_was_proven(tmp_path: Path) -> N
     assert page.tags.count("img") == 2
     for words in (
         "Recommended: int8 (int8.onnx, 2.5 MB), of 2 variants.",
-        "80.0% of 30 validation images (95% interval 66.0% to 93.0%), 3.3 points less than PyTorch.",
+        "80.0% of 30 validation images (95% interval 66.0% to 93.0%), 3.3 points below PyTorch.",
         "2.00 times as fast as fp32 (faster)",
         "fp32 takes 5.00 ms, 3 are allowed.",
         "fp32 identical tensors 30 validation 8e-06 0.001",
@@ -52,53 +52,56 @@ def test_a_bundle_shows_what_it_answers_and_what_was_proven(tmp_path: Path) -> N
     ):
         assert words in page.text, words
     assert page.text.count(" as proven") == 7
-    assert "Not as it was proven" not in page.text
+    assert "Files do not match the export" not in page.text
 
 
-def test_none_recommended_and_nothing_timed(tmp_path: Path) -> None:
-    text = report(write_bundle(tmp_path / "bundle", timed=False, recommended=None).path).text
+def test_bundle_page_without_recommendation_or_latencies(tmp_path: Path) -> None:
+    text = bundle_page(write_bundle(tmp_path / "bundle", timed=False, recommended=None).path).text
     assert "no variant met the limits" in text
     assert "Accuracy of fp32: 83.3%" in text
     assert "Latencies were not measured at export" in text
     assert "p50 ms" not in text
 
 
-def test_no_labelled_images_is_no_accuracy(tmp_path: Path) -> None:
+def test_bundle_page_without_accuracy(tmp_path: Path) -> None:
     path = write_bundle(tmp_path / "bundle").path
     variants = [
         {**variant, "accuracy": {}}
         for variant in json.loads((path / "bundle.json").read_text())["variants"]
     ]
-    assert "Accuracy of int8: not measured" in report(altered(path, variants=variants)).text
+    assert (
+        "Accuracy of int8: not measured"
+        in bundle_page(alter_manifest(path, variants=variants)).text
+    )
 
 
-def test_altered_and_missing_files_are_told(tmp_path: Path) -> None:
+def test_bundle_page_reports_altered_and_missing_files(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     bundle.variant("int8").write_bytes(b"another")
     bundle.client.unlink()
-    text = report(bundle.path).text
+    text = bundle_page(bundle.path).text
     assert (
-        "Not as it was proven: int8.onnx is altered and predict.py is missing. Copy or export the bundle again."
-        in text
+        "Files do not match the export: int8.onnx is altered and predict.py is missing. "
+        "Copy or export the bundle again." in text
     )
     assert text.count(" as proven") == 1 + 5
 
 
-def test_large_golden_photos_are_named_only(tmp_path: Path) -> None:
+def test_large_golden_images_are_not_embedded(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     (bundle.golden / "0_photo.jpg").write_bytes(b"x" * 400_000)
-    page = report(bundle.path)
+    page = bundle_page(bundle.path)
     assert page.tags.count("img") == 1
-    assert "1 image not shown here" in page.text
+    assert "1 image not shown" in page.text
 
 
-def test_a_file_outside_the_bundle_is_not_read(tmp_path: Path) -> None:
+def test_file_outside_the_bundle_is_refused(tmp_path: Path) -> None:
     path = write_bundle(tmp_path / "bundle").path
     (tmp_path / "secret.png").write_bytes(b"secret")
     golden = json.loads((path / "bundle.json").read_text())["golden"]
     golden["images"][0]["file"] = "../secret.png"
     with pytest.raises(BundleError, match="outside the bundle"):
-        report(altered(path, golden=golden))
+        bundle_page(alter_manifest(path, golden=golden))
 
 
 @pytest.mark.parametrize(
@@ -113,19 +116,21 @@ def test_a_file_outside_the_bundle_is_not_read(tmp_path: Path) -> None:
         {"labels": []},
     ],
 )
-def test_broken_manifests_are_one_sentence(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_broken_manifest_is_refused_in_one_sentence(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
     with pytest.raises(BundleError, match=r"bundle\.json .* Export the bundle again"):
-        read_bundle_manifest(altered(write_bundle(tmp_path / "bundle").path, **changes))
+        read_bundle_manifest(alter_manifest(write_bundle(tmp_path / "bundle").path, **changes))
 
 
-def test_labels_are_never_markup(tmp_path: Path) -> None:
-    page = report(write_bundle(tmp_path / "bundle", labels=["<script>", "b"]).path)
+def test_labels_are_escaped(tmp_path: Path) -> None:
+    page = bundle_page(write_bundle(tmp_path / "bundle", labels=["<script>", "b"]).path)
     assert "script" not in page.tags
     assert "<script>, b" in page.text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-def test_in_a_browser_it_is_quiet_and_fits_a_phone(tmp_path: Path) -> None:
+def test_bundle_page_fits_a_phone_without_console_errors(tmp_path: Path) -> None:
     labels = [f"a label that is rather long {number}" for number in range(200)]
     assert (
         seen_in_browser(

@@ -12,10 +12,10 @@ from edgetl.report.plots.run_plots import save_confusion_matrix, save_training_c
 from edgetl.report.plots.style import shorten_middle
 
 
-def ink(path: Path) -> float:
-    """Share of pixels that are not white."""
-    with Image.open(path) as picture:
-        return float((np.asarray(picture.convert("L")) < 250).mean())
+def ink_share(path: Path) -> float:
+    """Return the share of pixels that are not white."""
+    with Image.open(path) as image:
+        return float((np.asarray(image.convert("L")) < 250).mean())
 
 
 def epoch(number: int, phase: int = 1, val: float | None = 0.5) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def mistake(true: str = "cat", predicted: str = "dog") -> Mistake:
 
 
 @pytest.mark.parametrize(
-    ("history", "best"),
+    ("history", "best_epoch"),
     [
         ([epoch(1)], 1),
         ([epoch(1), epoch(2), epoch(3, 2)], 2),
@@ -42,55 +42,55 @@ def mistake(true: str = "cat", predicted: str = "dog") -> Mistake:
         ([epoch(1, 2)], None),
     ],
 )
-def test_curves_of_every_kind_of_run(
-    tmp_path: Path, history: list[dict[str, Any]], best: int | None
+def test_training_curves_of_each_kind_of_run(
+    tmp_path: Path, history: list[dict[str, Any]], best_epoch: int | None
 ) -> None:
-    save_training_curves(tmp_path / "curves.png", history, best)
-    assert ink(tmp_path / "curves.png") > 0.01
+    save_training_curves(tmp_path / "curves.png", history, best_epoch)
+    assert ink_share(tmp_path / "curves.png") > 0.01
 
 
 @pytest.mark.parametrize("classes", [2, 12, 40, 300])
-def test_confusion_of_few_and_many_classes(tmp_path: Path, classes: int) -> None:
+def test_confusion_matrix_of_few_and_many_classes(tmp_path: Path, classes: int) -> None:
     labels = [f"class $_{index} with a name that is rather long" for index in range(classes)]
     confusion = np.eye(classes, dtype=int) * 5
     confusion[0, 1] = 3
     save_confusion_matrix(tmp_path / "confusion.png", confusion.tolist(), labels)
-    assert ink(tmp_path / "confusion.png") > 0.02
-    with Image.open(tmp_path / "confusion.png") as picture:
-        assert max(picture.size) < 5000
+    assert ink_share(tmp_path / "confusion.png") > 0.02
+    with Image.open(tmp_path / "confusion.png") as image:
+        assert max(image.size) < 5000
 
 
-def test_a_class_without_validation_images_is_drawn(tmp_path: Path) -> None:
+def test_confusion_matrix_with_empty_class(tmp_path: Path) -> None:
     save_confusion_matrix(tmp_path / "confusion.png", [[2, 0], [0, 0]], ["a", "b"])
-    assert ink(tmp_path / "confusion.png") > 0.05
+    assert ink_share(tmp_path / "confusion.png") > 0.05
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, MAX_TILES])
-def test_a_sheet_of_mistakes(tmp_path: Path, count: int) -> None:
+def test_mistakes_sheet(tmp_path: Path, count: int) -> None:
     save_mistakes_sheet(
         tmp_path / "mistakes.png", [mistake("a $1$ note", "x" * 60)] * count, count, 100
     )
-    assert ink(tmp_path / "mistakes.png") > 0.1
+    assert ink_share(tmp_path / "mistakes.png") > 0.1
 
 
-def test_pictures_say_when_there_is_nothing_to_show(tmp_path: Path) -> None:
+def test_plots_without_data_show_a_message(tmp_path: Path) -> None:
     save_mistakes_sheet(tmp_path / "none wrong.png", [], 0, 20)
     save_mistakes_sheet(tmp_path / "none known.png", [], 0, 0)
     save_confusion_matrix(tmp_path / "no matrix.png", None, ["a", "b"])
-    pictures = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert len(set(pictures.values())) == 3, "each says its own reason"
-    assert all(ink(tmp_path / name) > 0.005 for name in pictures)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(set(files.values())) == 3, "each has its own message"
+    assert all(ink_share(tmp_path / name) > 0.005 for name in files)
 
 
 @pytest.mark.parametrize(
     ("name", "length", "expected"),
     [("short", 10, "short"), ("abcdefghij", 5, "ab…ij"), ("abcdefghij", 10, "abcdefghij")],
 )
-def test_long_names_lose_their_middle(name: str, length: int, expected: str) -> None:
+def test_shorten_middle(name: str, length: int, expected: str) -> None:
     assert shorten_middle(name, length) == expected
 
 
-def test_confusion_of_very_many_classes_is_not_drawn(tmp_path: Path) -> None:
+def test_confusion_matrix_above_1000_classes_is_a_message(tmp_path: Path) -> None:
     classes = 1001
     save_confusion_matrix(
         tmp_path / "confusion.png",

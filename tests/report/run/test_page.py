@@ -13,8 +13,17 @@ from tests.helpers.browser import CHROMIUM
 from tests.helpers.pages import Page, seen_in_browser
 from tests.helpers.runs import write_bundle, write_run
 
-EVIL = "<script>alert('x')</script>\"&{{ 7 * 7 }}$"
-OWN = ["result", "training", "classes", "confusion", "mistakes", "data", "recipe", "versions"]
+HOSTILE_TEXT = "<script>alert('x')</script>\"&{{ 7 * 7 }}$"
+RUN_SECTIONS = [
+    "result",
+    "training",
+    "classes",
+    "confusion",
+    "mistakes",
+    "data",
+    "recipe",
+    "versions",
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +40,10 @@ def section(html: str, anchor: str) -> str:
     return Page(html.partition(f'<section id="{anchor}">')[2].partition("</section>")[0]).text
 
 
-def test_every_section_is_there_and_nothing_points_outside(html: str) -> None:
+def test_run_page_is_complete_and_self_contained(html: str) -> None:
     page = Page(html)
     assert page.sections == [
-        *OWN,
+        *RUN_SECTIONS,
         "variants",
         "summary",
         "table",
@@ -49,58 +58,58 @@ def test_every_section_is_there_and_nothing_points_outside(html: str) -> None:
     assert page.tags.count("img") == 1
 
 
-def test_the_result_is_told_in_words(html: str) -> None:
+def test_result_section_summarizes_the_run(html: str) -> None:
     text = section(html, "result")
     for words in (
         "83.3% of 30 images (95% interval",
-        "97.5% of 120 images, +14.2 points against validation: the overfitting gap",
-        "epoch 6 of 7",
+        "97.5% of 120 images, +14.2 points against validation (overfitting gap)",
+        "Best epoch: 6 of 7",
         "22 s on cpu in bf16: reading 2.0 s, frozen blocks 3.0 s, phase 1 8.0 s",
-        "500,000 of 2,000,000 parameters (25%); the weights came from net.safetensors",
+        "500,000 of 2,000,000 parameters (25%); pretrained weights: net.safetensors",
         "900 MiB",
     ):
         assert words in text, words
 
 
-def test_curves_mark_phases_and_the_kept_epoch(html: str) -> None:
+def test_curves_mark_phases_and_best_epoch(html: str) -> None:
     text = section(html, "training")
-    assert text.count("kept: epoch 6") == 3, "over epochs twice, over time once"
+    assert text.count("best: epoch 6") == 3, "over epochs twice, over time once"
     assert text.count("phase 2") == 3
     assert "before the first epoch, 5.0 s" in text
 
 
-def test_confusion_mistakes_data_and_recipe(html: str) -> None:
-    assert "25 of 30 validation images right" in section(html, "confusion")
-    assert "Surest wrong answers: 5 wrong answers" in section(html, "mistakes")
+def test_confusion_mistakes_data_and_recipe_sections(html: str) -> None:
+    assert "25 of 30 validation images correct" in section(html, "confusion")
+    assert "Most confident mistakes: 5 mistakes" in section(html, "mistakes")
     assert "train/roses/broken.jpg cannot be decoded." in section(html, "data")
     assert "2 images are in both parts." in section(html, "data")
     assert re.search(r"dropout 0\.4 0\.2", section(html, "recipe"))
     assert "2.00× faster [1.60, 2.40]" in section(html, "variants")
 
 
-def test_an_older_run_shows_what_it_has(tmp_path: Path) -> None:
+def test_run_page_of_older_run_omits_missing_data(tmp_path: Path) -> None:
     page = Page(
         render_run_report(read_run_record(write_run(tmp_path / "run", older=True).path), [])
     )
-    assert page.sections == OWN
-    assert page.tags.count("img") == 2, "the matrix and the mistakes as they were drawn"
-    assert "did not record when its epochs ended" in page.text
-    assert "did not keep its predictions" in page.text
+    assert page.sections == RUN_SECTIONS
+    assert page.tags.count("img") == 2, "the plots of the matrix and of the mistakes"
+    assert "did not record the time of each epoch" in page.text
+    assert "did not save its predictions" in page.text
 
 
-def test_an_unfinished_run_says_so(tmp_path: Path) -> None:
+def test_run_page_of_unfinished_run(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", finished=False)
     page = Page(render_run_report(read_run_record(run.path), []))
     assert page.sections == ["result", "training", "data", "recipe", "versions"]
     assert "Not finished" in page.text
-    assert "Epoch 6 is the best of the 7 epochs that ended so far" in page.text
+    assert "Best epoch so far: 6 of 7" in page.text
     run.history.unlink()
     page = Page(render_run_report(read_run_record(run.path), []))
     assert page.sections == ["result", "data", "recipe", "versions"]
-    assert "no epoch has ended yet" in page.text
+    assert "no epoch is complete yet" in page.text
 
 
-def test_a_run_without_validation(tmp_path: Path) -> None:
+def test_run_page_without_validation_images(tmp_path: Path) -> None:
     page = Page(
         render_run_report(read_run_record(write_run(tmp_path / "run", validated=False).path), [])
     )
@@ -108,14 +117,14 @@ def test_a_run_without_validation(tmp_path: Path) -> None:
     assert "unknown, there were no validation images" in page.text
 
 
-def test_a_run_without_mistakes(tmp_path: Path) -> None:
+def test_run_page_without_mistakes(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ("a", "b"), ((3, 0), (0, 3)))
     page = Page(render_run_report(read_run_record(run.path), []))
-    assert "All 6 validation images were recognised." in page.text
-    assert "No class was taken for another." in page.text
+    assert "All 6 validation images were classified correctly." in page.text
+    assert "No classes were confused." in page.text
 
 
-def test_many_classes_are_pairs_instead_of_a_matrix(tmp_path: Path) -> None:
+def test_many_classes_are_listed_as_confused_pairs(tmp_path: Path) -> None:
     classes = [f"class{number}" for number in range(50)]
     confusion = [
         [2 if true == predicted else int(predicted == (true + 1) % 50) for predicted in range(50)]
@@ -126,21 +135,21 @@ def test_many_classes_are_pairs_instead_of_a_matrix(tmp_path: Path) -> None:
         read_run_record(write_run(tmp_path / "run", classes, confusion).path), []
     )
     text = section(html, "confusion")
-    assert text.startswith("Confusion Confused most: 20 of 50 pairs")
+    assert text.startswith("Confusion Most confused classes: 20 of 50 pairs")
     assert "images of the true class class7 class8 5 71%" in text
     assert "The 20 classes with the lowest F1" in section(html, "classes")
 
 
-def test_text_from_a_run_is_never_markup(tmp_path: Path) -> None:
+def test_text_from_run_is_escaped(tmp_path: Path) -> None:
     html = render_run_report(
-        read_run_record(write_run(tmp_path / "run", (EVIL, "b"), ((3, 2), (0, 3))).path), []
+        read_run_record(write_run(tmp_path / "run", (HOSTILE_TEXT, "b"), ((3, 2), (0, 3))).path), []
     )
     page = Page(html)
     assert "script" not in page.tags
-    assert EVIL in " ".join(page.words)
+    assert HOSTILE_TEXT in " ".join(page.words)
 
 
-def test_a_missing_or_broken_sheet_is_left_out(tmp_path: Path) -> None:
+def test_broken_mistakes_sheet_is_omitted(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run.plots / "mistakes.png").write_bytes(b"\x89PNG" + b"x" * 400_000)
     page = Page(render_run_report(read_run_record(run.path), []))
@@ -148,7 +157,7 @@ def test_a_missing_or_broken_sheet_is_left_out(tmp_path: Path) -> None:
     assert "mistakes" in page.sections
 
 
-def test_a_broken_bundle_is_told(tmp_path: Path) -> None:
+def test_broken_bundle_raises_bundle_error(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     write_bundle(run.bundle, labels=[])
     with pytest.raises(BundleError, match="no labels"):
@@ -156,5 +165,5 @@ def test_a_broken_bundle_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-def test_in_a_browser_it_is_quiet_and_fits_a_phone(html: str) -> None:
+def test_run_page_fits_a_phone_without_console_errors(html: str) -> None:
     assert seen_in_browser(html) == 6

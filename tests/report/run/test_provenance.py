@@ -7,7 +7,7 @@ from edgetl.core.config.presets import resolve_config
 from edgetl.report.run.provenance import find_preset_differences
 
 
-def test_only_what_departs_from_the_preset() -> None:
+def test_preset_differences_ignore_per_run_options() -> None:
     assert (
         find_preset_differences(resolve_config(Path("photos"), "classic", None, {}).to_json()) == {}
     )
@@ -20,13 +20,13 @@ def test_only_what_departs_from_the_preset() -> None:
     assert find_preset_differences(changed.to_json()) == {"epochs": (7, 5), "seed": (3, 0)}
 
 
-def test_settings_that_edgetl_chose_stand_beside_auto() -> None:
+def test_preset_difference_from_automatic_value_is_none() -> None:
     assert find_preset_differences(FinetuneConfig(Path("photos"), batch_size=16).to_json()) == {
         "batch_size": (16, None)
     }
 
 
-def test_configurations_of_other_versions_are_read() -> None:
+def test_preset_differences_of_other_versions() -> None:
     assert find_preset_differences(
-        {"preset": "one that was", "lr": 0.1, "of another version": 1}
+        {"preset": "removed preset", "lr": 0.1, "unknown setting": 1}
     ) == {"lr": (0.1, 0.002)}

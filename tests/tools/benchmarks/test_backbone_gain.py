@@ -134,6 +134,8 @@ def test_a_failed_run_ends_the_tool_with_its_reason(
     failed = StrategyRun(
         "net-head-s0", "net-head", "net", 32, "head", 0, "", failed="out of memory"
     )
-    monkeypatch.setattr(comparing, "compare", lambda *_: SimpleNamespace(rows=[], failed_runs=[failed]))
+    monkeypatch.setattr(
+        comparing, "compare", lambda *_: SimpleNamespace(rows=[], failed_runs=[failed])
+    )
     with pytest.raises(SystemExit, match="net-head-s0 failed: out of memory"):
         main([str(tmp_path), "--row", "net=builtin", "-o", str(tmp_path / "out")])

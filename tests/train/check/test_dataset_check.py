@@ -89,7 +89,7 @@ def test_clean_set_has_no_findings(clean: Path, forked: Run, tmp_path: Path) -> 
     assert report.shorter_sides == (96, 96, 96)
     result = forked("check", clean, "--sheet", tmp_path / "sheet.png")
     assert result.returncode == 0
-    assert "Nothing is wrong with any of them." in result.stdout
+    assert "No problems found." in result.stdout
     assert Image.open(tmp_path / "sheet.png").format == "PNG"
     assert {
         path: (sha256_file(path), path.stat().st_mtime_ns) for path in clean.rglob("*.jpg")

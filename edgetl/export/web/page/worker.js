@@ -1,22 +1,22 @@
-// The model, beside the page's own thread, so that the page stays alive while it answers.
+// Run the model in a worker thread, so that the page stays responsive.
 import * as ort from "./ort.wasm.bundle.min.mjs";
 
-// More threads would need headers that a plain web server does not send.
+// More threads need HTTP headers that a plain web server does not send.
 ort.env.wasm.numThreads = 1;
 
 let session;
 
 async function run(pixels, width, height) {
   const image = new ort.Tensor("uint8", pixels, [1, height, width, 3]);
-  const began = performance.now();
+  const start = performance.now();
   const { probabilities } = await session.run({ image }, ["probabilities"]);
-  return { probabilities: Array.from(probabilities.data), ms: performance.now() - began };
+  return { probabilities: Array.from(probabilities.data), ms: performance.now() - start };
 }
 
-async function answer({ kind, id, file, side, pixels, width, height }) {
+async function handle({ kind, id, file, side, pixels, width, height }) {
   if (kind === "open") {
     session = await ort.InferenceSession.create(file, { executionProviders: ["wasm"] });
-    // The first run is slower than any later one, and is not what the page shows.
+    // Warm up: the first inference is slower, and its time must not be shown.
     await run(new Uint8Array(3 * side * side), side, side);
     return { id };
   }
@@ -25,7 +25,7 @@ async function answer({ kind, id, file, side, pixels, width, height }) {
 
 addEventListener("message", async ({ data }) => {
   try {
-    postMessage(await answer(data));
+    postMessage(await handle(data));
   } catch (cause) {
     postMessage({ id: data.id, error: String(cause?.message ?? cause) });
   }
