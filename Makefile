@@ -53,11 +53,12 @@ gpu-check: $(STAMP)  ## twelve checks on a machine with a GPU, under nine minute
 fuzz: $(STAMP)  ## ten thousand mutated images, runs, checkpoints, weights, presets, caches, results and bundles; ARGS="--seed 1 --target runs"
 	$(BIN)/python -m tools.checks.fuzz $(ARGS)
 
-check: $(STAMP)  ## lint, types, import contracts, docs
+check: $(STAMP)  ## format, lint, types, import contracts, style, documents
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python -m tools.repo.style
 	$(BIN)/python -m tools.repo.docs --check
 
 format: $(STAMP)  ## format the code and regenerate what is generated

@@ -161,4 +161,4 @@ def test_command_prints_a_table_or_json() -> None:
     assert content["packages"]["numpy"] in table.stdout
     assert content["cores"]["available"] >= 1
     assert "provider: works" in table.stdout
-    assert "No problems environment" in table.stdout
+    assert "No problems found" in table.stdout

@@ -94,7 +94,7 @@ def test_accuracy_outside_the_interval_is_rejected(run: Path) -> None:
     """Detect changed weights by accuracy if the hashes are missing or were changed as well."""
     flip_head(run)
     edit(run / "metrics.json", lambda content: content.pop("final"))
-    with pytest.raises(ExportError, match=r"metrics\.json says 100\.0%"):
+    with pytest.raises(ExportError, match=r"metrics\.json has 100\.0%"):
         export_run(RunDirectory(run), ExportConfig())
     assert not (run / "bundle").exists()
 

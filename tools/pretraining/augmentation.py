@@ -1,4 +1,4 @@
-"""Random views of a batch, on whatever device it lies: crops, flips, small turns, light and colour."""
+"""Random augmentation of a batch on its device: crop, flip, rotation, brightness and color."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgetl.core.preprocessing import Preprocessing
 
-_GREY = (0.299, 0.587, 0.114)
+_GRAY = (0.299, 0.587, 0.114)
 
 
 def random_views(
@@ -20,23 +20,32 @@ def random_views(
     preprocessing: Preprocessing,
     generator: torch.Generator,
 ) -> Tensor:
-    """A view of each image, normalised float32 [batch, 3, side, side].
+    """Return a random view of each image, normalized float32 [batch, 3, side, side].
 
-    Crops as in Szegedy et al. (2015), flips, turns of up to 15 degrees, brightness, contrast, saturation; a tenth has no colour at all.
+    Crops as in Szegedy et al. (2015), flips, rotations of up to 15 degrees, and changes of
+    brightness, contrast and saturation; a tenth of the views is gray.
 
     Args:
         images: uint8 [batch, height, width, 3].
-        generator: on the CPU, so that the views are the same on every device.
+        side: side of the views, pixels.
+        least_crop: smallest share of an image's area in a view.
+        preprocessing: mean and standard deviation of the model's input.
+        generator: generator on the CPU, so that the views are the same on every device.
     """
     count, device = len(images), images.device
 
-    def each(low: float, high: float) -> Tensor:
+    def uniform(low: float, high: float) -> Tensor:
         return torch.empty(count).uniform_(low, high, generator=generator)
 
-    area, ratio = each(least_crop, 1), torch.exp(0.5 * each(math.log(3 / 4), math.log(4 / 3)))
-    width, height = (area.sqrt() * ratio).clamp(max=1), (area.sqrt() / ratio).clamp(max=1)
-    x, y = each(-1, 1) * (1 - width), each(-1, 1) * (1 - height)
-    angle, flip = each(-math.pi / 12, math.pi / 12), torch.where(each(0, 1) < 0.5, -1.0, 1.0)
+    # The order of the draws is fixed: another order gives other views for the same seed.
+    area = uniform(least_crop, 1)
+    ratio = torch.exp(0.5 * uniform(math.log(3 / 4), math.log(4 / 3)))
+    width = (area.sqrt() * ratio).clamp(max=1)
+    height = (area.sqrt() / ratio).clamp(max=1)
+    x = uniform(-1, 1) * (1 - width)
+    y = uniform(-1, 1) * (1 - height)
+    angle = uniform(-math.pi / 12, math.pi / 12)
+    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
     rows = [
         width * angle.cos() * flip,
         -height * angle.sin(),
@@ -45,25 +54,25 @@ def random_views(
         height * angle.cos(),
         y,
     ]
-    boxes = torch.stack(rows, 1).view(count, 2, 3).to(device)
+    transforms = torch.stack(rows, 1).view(count, 2, 3).to(device)
     pixels = images.permute(0, 3, 1, 2).float().div_(255)
-    grid = F.affine_grid(boxes, [count, 3, side, side], align_corners=False)
-    seen = F.grid_sample(
+    grid = F.affine_grid(transforms, [count, 3, side, side], align_corners=False)
+    views = F.grid_sample(
         pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
     brightness, contrast, saturation = (
-        each(0.6, 1.4).view(-1, 1, 1, 1).to(device) for _ in range(3)
+        uniform(0.6, 1.4).view(-1, 1, 1, 1).to(device) for _ in range(3)
     )
-    saturation = torch.where(each(0, 1).view(-1, 1, 1, 1).to(device) < 0.1, 0.0, saturation)
-    grey = (seen * torch.tensor(_GREY, device=device).view(1, 3, 1, 1)).sum(1, keepdim=True)
-    seen = grey + (seen - grey) * saturation
-    middle = grey.mean((1, 2, 3), keepdim=True)
-    seen = ((middle + (seen - middle) * contrast) * brightness).clamp_(0, 1)
-    return normalised(seen, preprocessing)
+    saturation = torch.where(uniform(0, 1).view(-1, 1, 1, 1).to(device) < 0.1, 0.0, saturation)
+    gray = (views * torch.tensor(_GRAY, device=device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    views = gray + (views - gray) * saturation
+    mean_gray = gray.mean((1, 2, 3), keepdim=True)
+    views = ((mean_gray + (views - mean_gray) * contrast) * brightness).clamp_(0, 1)
+    return normalize(views, preprocessing)
 
 
-def normalised(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """[batch, 3, side, side] in [0, 1] as the network takes it, channels last."""
+def normalize(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Normalize [batch, 3, side, side] in [0, 1] by mean and standard deviation, channels last."""
     mean, std = (
         torch.tensor(values, device=pixels.device).view(1, 3, 1, 1)
         for values in (preprocessing.mean, preprocessing.std)

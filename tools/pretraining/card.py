@@ -1,4 +1,4 @@
-"""A shipped backbone's card, written from its recipe and results alone."""
+"""Card of a released backbone, rendered from its recipe and results."""
 
 from __future__ import annotations
 
@@ -48,30 +48,27 @@ The figures above are all that is known of it.
 """)
 
 
-def card(results: Mapping[str, Any], recipe: str, weights_bytes: int) -> str:
-    """card.md.
+def render_card(results: Mapping[str, Any], recipe: str, weights_bytes: int) -> str:
+    """Render card.md.
 
     Args:
-        results: of `shipping.ship`, and of tools/benchmarks/backbone_gain.py under `worth`: Markdown by data set.
-        recipe: the text of recipe.toml.
+        results: results of `release.write_release`, and under `worth` those of
+            tools/benchmarks/backbone_gain.py: Markdown by dataset.
+        recipe: text of recipe.toml.
+        weights_bytes: size of the weights file.
     """
     hours = results["seconds"] / 3600
-    busy = (
-        f", {results['core_seconds'] / 3600:.2f} core hours of training"
-        if "core_seconds" in results
-        else ""
-    )
+    core_hours = ""
+    if "core_seconds" in results:
+        core_hours = f", {results['core_seconds'] / 3600:.2f} core hours of training"
+    cost = f"{hours:.2f} hours on {results['device']} in {results['precision']}{core_hours}"
+    versions = [f"{name} {version}" for name, version in results["versions"].items() if version]
     facts = [
         ("images seen", f"{results['images_seen']:,} in {results['steps']:,} steps"),
-        ("cost", f"{hours:.2f} hours on {results['device']} in {results['precision']}{busy}"),
-        (
-            "made with",
-            ", ".join(
-                f"{name} {version}" for name, version in results["versions"].items() if version
-            ),
-        ),
+        ("cost", cost),
+        ("made with", ", ".join(versions)),
     ]
-    told = [
+    accuracies = [
         f"{100 * accuracy:.1f}% of new ones right at {side} px"
         for side, accuracy in results["unseen_accuracy"].items()
     ]
@@ -81,7 +78,7 @@ def card(results: Mapping[str, Any], recipe: str, weights_bytes: int) -> str:
         drawn=f"{results['images_drawn']:,}",
         classes=results["classes"],
         facts="\n".join(f"| {name} | {value} |" for name, value in facts),
-        unseen=", ".join(told),
+        unseen=", ".join(accuracies),
         chance=f"{100 / results['classes']:.2g}",
         worth="\n\n".join(results["worth"].values())
         or "Not measured: `python -m tools.benchmarks.backbone_gain` does.",
@@ -92,7 +89,8 @@ def card(results: Mapping[str, Any], recipe: str, weights_bytes: int) -> str:
 
 def _curve(lines: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        f"| {line['step']:,} | {line['seconds'] / 60:.1f} | {line['side']} | {line['loss']:.3f} | {100 * line['accuracy']:.1f}% |"
+        f"| {line['step']:,} | {line['seconds'] / 60:.1f} | {line['side']} "
+        f"| {line['loss']:.3f} | {100 * line['accuracy']:.1f}% |"
         for line in lines
     ]
     return "\n".join(

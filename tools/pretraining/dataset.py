@@ -1,4 +1,4 @@
-"""Which class is drawn by what: one numbering over all families of generators, and one function that draws an image of a class."""
+"""Numbering of the classes over all families of generators, and drawing of their images."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from tools.pretraining.fractals import draw_fractal, random_fractal
 from tools.pretraining.shapes import draw_body, draw_solid, random_body, random_solid
 from tools.pretraining.textures import Image, draw_texture, random_texture
 
-Make = Callable[[np.random.Generator], Any]
-Draw = Callable[[Any, np.random.Generator, int], Image]
+ClassFactory = Callable[[np.random.Generator], Any]
+"""Function that returns the random parameters of a class."""
+DrawFunction = Callable[[Any, np.random.Generator, int], Image]
+"""Function from parameters, generator and side to an image."""
 
-FAMILIES: Mapping[str, tuple[Make, Draw]] = {
+FAMILIES: Mapping[str, tuple[ClassFactory, DrawFunction]] = {
     "fractals": (random_fractal, draw_fractal),
     "textures": (random_texture, draw_texture),
     "solids": (random_solid, draw_solid),
@@ -26,37 +28,43 @@ FAMILIES: Mapping[str, tuple[Make, Draw]] = {
 
 @dataclass(frozen=True)
 class Classes:
-    """How many classes each family has; they are numbered family by family, in the order of FAMILIES."""
+    """Classes of all families, numbered family by family in the order of FAMILIES."""
 
     seed: int
     counts: tuple[int, ...]
+    """Number of classes of each family."""
 
     @property
     def total(self) -> int:
-        """Of all families."""
+        """Number of classes of all families."""
         return sum(self.counts)
 
     def family(self, number: int) -> tuple[str, int]:
-        """The family of a class and the class's number within it."""
+        """Return the family of a class and the number of the class within it.
+
+        Raises:
+            IndexError: there is no such class.
+        """
         for name, count in zip(FAMILIES, self.counts, strict=True):
             if number < count:
                 return name, number
             number -= count
-        raise IndexError(f"there is no class {number + self.total}")
+        raise IndexError(f"no class {number + self.total}, there are {self.total}")
 
     def draw(self, number: int, instance: int, side: int) -> Image:
-        """Image `instance` of a class, uint8 [side, side, 3]; equal arguments give equal pixels."""
-        name, within = self.family(number)
-        return FAMILIES[name][1](
-            _parameters(self.seed, name, within),
-            np.random.default_rng([self.seed, number, instance, 1]),
-            side,
-        )
+        """Draw image `instance` of a class, uint8 [side, side, 3].
+
+        Equal arguments give equal pixels.
+        """
+        name, number_in_family = self.family(number)
+        _, draw = FAMILIES[name]
+        generator = np.random.default_rng([self.seed, number, instance, 1])
+        return draw(_class_parameters(self.seed, name, number_in_family), generator, side)
 
 
 @lru_cache(maxsize=8192)
-def _parameters(seed: int, family: str, number: int) -> Any:
-    # Keyed within the family: more classes of one family leave the others' as they are.
-    return FAMILIES[family][0](
-        np.random.default_rng([seed, list(FAMILIES).index(family), number, 0])
-    )
+def _class_parameters(seed: int, family: str, number: int) -> Any:
+    # The seed uses the number within the family, so that adding classes to one family does not
+    # change the others.
+    make_class, _ = FAMILIES[family]
+    return make_class(np.random.default_rng([seed, list(FAMILIES).index(family), number, 0]))

@@ -1,7 +1,8 @@
-"""Fractals by iterated function systems: a class is a random system, an image its attractor drawn point by point.
+"""Fractals of iterated function systems: a class is a random system, an image shows its attractor.
 
-FractalDB (Kataoka et al., 2020, arXiv:2101.08515): instances vary the system's parameters a little. Systems are sampled as in
-Anderson and Farrell (2022, arXiv:2110.03091), by singular values, so that nearly every one of them is worth looking at.
+As in FractalDB (Kataoka et al., 2020, arXiv:2101.08515), the images of a class vary the system's
+parameters slightly. Systems are sampled by their singular values (Anderson and Farrell, 2022,
+arXiv:2110.03091), so that nearly all of them have a recognizable shape.
 """
 
 from __future__ import annotations
@@ -12,36 +13,45 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from tools.pretraining.noise import Field
 from tools.pretraining.textures import (
     Image,
     Palette,
-    coloured,
+    colorize,
     draw_background,
-    jittered,
+    jitter_palette,
     random_palette,
 )
 
-_CHAINS, _SETTLING, _DRAWN = 768, 8, 20
-"""Points that wander at the same time, steps until they are on the attractor, steps that are drawn."""
+_CHAINS = 768
+"""Points that are iterated in parallel."""
+_BURN_IN_STEPS = 8
+"""Steps until the points are on the attractor."""
+_DRAWN_STEPS = 20
+"""Steps whose points are drawn."""
 
 
 @dataclass(frozen=True)
 class Fractal:
-    """A class."""
+    """Class of fractals: an iterated function system and its colors."""
 
     linear: NDArray[np.float32]
-    """[maps, 2, 2], contracting."""
+    """Linear parts of the contractions, [maps, 2, 2]."""
     shift: NDArray[np.float32]
-    """[maps, 2]."""
-    chances: NDArray[np.float64]
-    """Of each map at a step, by the area that it leaves."""
-    colours: Palette
+    """Translations, [maps, 2]."""
+    probabilities: NDArray[np.float64]
+    """Probability of each map at a step, [maps], proportional to its area scale."""
+    colors: Palette
     by_map: bool
-    """Coloured by the map that led to a point; by density otherwise."""
+    """True to color points by their last map, False to color them by density."""
 
 
 def random_fractal(generator: np.random.Generator) -> Fractal:
-    """A system of 2 to 6 contractions whose singular values add up to what gives neither dust nor a blot."""
+    """Return a system of 2 to 6 contractions.
+
+    The weighted sum of the singular values is limited, so that the attractor is neither scattered
+    dust nor a solid blot.
+    """
     maps = int(generator.integers(2, 7))
     for _ in range(200):
         values = np.sort(generator.uniform(0.05, 1, (maps, 2)), axis=1)[:, ::-1]
@@ -52,18 +62,16 @@ def random_fractal(generator: np.random.Generator) -> Fractal:
             break
     else:
         values = np.minimum(values, 0.97)
-    left, right = (
-        _rotations(generator.uniform(0, 2 * np.pi, maps)),
-        _rotations(generator.uniform(0, 2 * np.pi, maps)),
-    )
+    left = _rotations(generator.uniform(0, 2 * np.pi, maps))
+    right = _rotations(generator.uniform(0, 2 * np.pi, maps))
     signs = generator.choice([-1.0, 1.0], (maps, 1, 2))
     linear = left @ (values[:, :, None] * right) * signs
     areas = np.maximum(np.abs(np.linalg.det(linear)), 0.02)
     return Fractal(
         linear=linear.astype(np.float32),
         shift=generator.uniform(-1, 1, (maps, 2)).astype(np.float32),
-        chances=areas / areas.sum(),
-        colours=random_palette(generator),
+        probabilities=areas / areas.sum(),
+        colors=random_palette(generator),
         by_map=bool(generator.random() < 0.5),
     )
 
@@ -75,67 +83,75 @@ def _rotations(angles: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def draw_fractal(fractal: Fractal, generator: np.random.Generator, side: int) -> Image:
-    """One image of a class, uint8 [side, side, 3]: the system a little changed, turned and moved, over some background."""
+    """Draw an image of a class, uint8 [side, side, 3].
+
+    The system is slightly changed, rotated and moved, and drawn over a background.
+    """
     scale = generator.uniform(0.85, 1.08, fractal.linear.shape).astype(np.float32)
-    points, last = _wander(
-        np.clip(fractal.linear * scale, -0.98, 0.98), fractal.shift, fractal.chances, generator
+    points, last_maps = _run_chaos_game(
+        np.clip(fractal.linear * scale, -0.98, 0.98),
+        fractal.shift,
+        fractal.probabilities,
+        generator,
     )
-    at = _placed(points, generator, side)
-    inside = ((at >= 0) & (at < side)).all(1)
-    flat = at[inside] @ np.array([1, side])
-    counts = np.bincount(flat, minlength=side * side).astype(np.float32).reshape(side, side)
+    pixels = _to_pixels(points, generator, side)
+    inside = ((pixels >= 0) & (pixels < side)).all(1)
+    indices = pixels[inside] @ np.array([1, side])
+    counts = np.bincount(indices, minlength=side * side).astype(np.float32).reshape(side, side)
     density = np.log1p(counts)
     density /= max(float(density.max()), 1e-6)
     if fractal.by_map:
-        summed = np.bincount(flat, weights=last[inside], minlength=side * side).reshape(side, side)
-        tone = (summed / np.maximum(counts, 1)).astype(np.float32) / max(1, len(fractal.shift) - 1)
+        sums = np.bincount(indices, weights=last_maps[inside], minlength=side * side)
+        mean_maps = sums.reshape(side, side) / np.maximum(counts, 1)
+        tone = mean_maps.astype(np.float32) / max(1, len(fractal.shift) - 1)
     else:
         tone = density
-    image = coloured(tone, jittered(fractal.colours, generator))
-    cover = (
-        np.minimum(1, density * 6)
-        if generator.random() < 0.7
-        else cv2.GaussianBlur(np.minimum(1, density * 6), (3, 3), 0)
-    )
+    image = colorize(tone, jitter_palette(fractal.colors, generator))
+    opacity: Field = np.minimum(1, density * 6)
+    if generator.random() >= 0.7:
+        opacity = cv2.GaussianBlur(opacity, (3, 3), 0)
     if generator.random() < 0.35:
-        behind = np.full_like(image, generator.integers(0, 256, 3, dtype=np.uint8))
+        background = np.full_like(image, generator.integers(0, 256, 3, dtype=np.uint8))
     else:
-        behind = draw_background(generator, side)
-    return cv2.blendLinear(image, behind, cover, 1 - cover)
+        background = draw_background(generator, side)
+    return cv2.blendLinear(image, background, opacity, 1 - opacity)
 
 
-def _wander(
+def _run_chaos_game(
     linear: NDArray[np.float32],
     shift: NDArray[np.float32],
-    chances: NDArray[np.float64],
+    probabilities: NDArray[np.float64],
     generator: np.random.Generator,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    # The chaos game with many short chains instead of a long one: NumPy has one Python step for all of them.
+    # Run many short chains of the chaos game instead of a long one, to vectorize over the chains.
     choices = np.searchsorted(
-        np.cumsum(chances)[:-1], generator.random((_SETTLING + _DRAWN, _CHAINS))
+        np.cumsum(probabilities)[:-1], generator.random((_BURN_IN_STEPS + _DRAWN_STEPS, _CHAINS))
     )
     x, y = generator.uniform(-1, 1, (2, _CHAINS)).astype(np.float32)
-    kept = np.empty((_DRAWN, 2, _CHAINS), np.float32)
-    for step, chosen in enumerate(choices):
-        a, b = linear[chosen], shift[chosen]
+    points = np.empty((_DRAWN_STEPS, 2, _CHAINS), np.float32)
+    for step, maps in enumerate(choices):
+        a, b = linear[maps], shift[maps]
         x, y = a[:, 0, 0] * x + a[:, 0, 1] * y + b[:, 0], a[:, 1, 0] * x + a[:, 1, 1] * y + b[:, 1]
-        if step >= _SETTLING:
-            kept[step - _SETTLING] = x, y
-    return kept.transpose(0, 2, 1).reshape(-1, 2), choices[_SETTLING:].reshape(-1)
+        if step >= _BURN_IN_STEPS:
+            points[step - _BURN_IN_STEPS] = x, y
+    return points.transpose(0, 2, 1).reshape(-1, 2), choices[_BURN_IN_STEPS:].reshape(-1)
 
 
-def _placed(
+def _to_pixels(
     points: NDArray[np.float32], generator: np.random.Generator, side: int
 ) -> NDArray[np.int64]:
-    # The middle 96% fill 60 to 110% of the frame, turned by any angle; a few points far out would shrink the rest to a dot.
+    # Scale the middle 96% of the points to 60 to 110% of the frame, rotated by a random angle:
+    # scaling all of them would shrink the shape to a dot if a few points are far out.
     angle = generator.uniform(0, 2 * np.pi)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], np.float32)
-    turned = np.nan_to_num(points @ turn.T, nan=0.0, posinf=0.0, neginf=0.0)
-    ordered = np.sort(turned[::8], axis=0)
-    cut = max(1, len(ordered) // 50)
-    low, high = ordered[cut], ordered[-cut]
+    rotation = np.array(
+        [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], np.float32
+    )
+    rotated = np.nan_to_num(points @ rotation.T, nan=0.0, posinf=0.0, neginf=0.0)
+    ordered = np.sort(rotated[::8], axis=0)
+    margin = max(1, len(ordered) // 50)
+    low, high = ordered[margin], ordered[-margin]
     extent = np.maximum(high - low, 1e-3)
     size = generator.uniform(0.6, 1.1) * side / max(float(extent.max()), 1e-3)
     offset = side / 2 + generator.uniform(-0.12, 0.12, 2) * side
-    moved = np.clip((turned - (low + high) / 2) * size + offset, -1, side)
+    moved = np.clip((rotated - (low + high) / 2) * size + offset, -1, side)
     return np.floor(moved).astype(np.int64)

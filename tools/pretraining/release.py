@@ -1,4 +1,4 @@
-"""From a pretrained network to the folder that ships: BatchNorm's statistics, fp16 weights without the head, recipe, card, checksums."""
+"""Release folder of a pretrained model: fp16 weights without the head, recipe, card, checksums."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from edgetl.core.errors import ConfigError
 from edgetl.core.files import atomic_path, read_json, write_json, write_text
 from edgetl.train.model.torchvision_models import get_architecture, preprocessing_for
 from edgetl.train.results import package_versions
-from tools.pretraining.augmentation import normalised
-from tools.pretraining.card import card
+from tools.pretraining.augmentation import normalize
+from tools.pretraining.card import render_card
 from tools.pretraining.recipe import Recipe, write_recipe
-from tools.pretraining.training import Pretrained
+from tools.pretraining.training import PretrainingResult
 
 RESULTS = "results.json"
 _BATCH = 32
 _UNSEEN = 10**9
-"""First number of images that no training has seen."""
+"""First number of the images that no training uses."""
 
 
-def ship(folder: Path, recipe: Recipe, pretrained: Pretrained) -> dict[str, Any]:
-    """Write the folder of a backbone; returns what results.json holds.
+def write_release(folder: Path, recipe: Recipe, pretrained: PretrainingResult) -> dict[str, Any]:
+    """Write the release folder of a backbone and return the content of results.json.
 
     Args:
-        folder: `models/<architecture>-builtin`, or anywhere else.
+        folder: `models/<architecture>-builtin`, or any other folder.
+        recipe: recipe of the pretraining.
+        pretrained: result of the pretraining.
     """
-    network = pretrained.network.to("cpu").float().eval()
-    take_statistics(network, recipe)
-    own_side = preprocessing_for(recipe.model, None).crop
+    model = pretrained.model.to("cpu").float().eval()
+    update_batch_norm(model, recipe)
+    default_side = preprocessing_for(recipe.model, None).crop
+    images_seen = pretrained.steps * recipe.batch_size
+    shards_drawn = recipe.first_shards + images_seen // (recipe.shard_images * recipe.reuse)
     results = {
         "model": recipe.model,
         "steps": pretrained.steps,
-        "images_seen": pretrained.steps * recipe.batch_size,
-        "images_drawn": recipe.shard_images
-        * (
-            recipe.first_shards
-            + pretrained.steps * recipe.batch_size // (recipe.shard_images * recipe.reuse)
-        ),
+        "images_seen": images_seen,
+        "images_drawn": recipe.shard_images * shards_drawn,
         "classes": recipe.classes.total,
         "seconds": round(pretrained.seconds, 1),
         "core_seconds": round(pretrained.core_seconds, 1),
@@ -52,14 +52,14 @@ def ship(folder: Path, recipe: Recipe, pretrained: Pretrained) -> dict[str, Any]
         "precision": pretrained.precision,
         "versions": package_versions(),
         "unseen_accuracy": {
-            str(side): round(unseen_accuracy(network, recipe, side), 4)
-            for side in (recipe.sides[-1], own_side)
+            str(side): round(unseen_accuracy(model, recipe, side), 4)
+            for side in (recipe.sides[-1], default_side)
         },
-        "curve": thinned(pretrained.curve),
+        "curve": thin_curve(pretrained.curve),
         "worth": {},
     }
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = shipped_tensors(network, get_architecture(recipe.model).head)
+    tensors = release_tensors(model, get_architecture(recipe.model).head)
     with atomic_path(folder / WEIGHTS_FILE) as temporary:
         save_file(tensors, temporary, {"model": recipe.model})
     write_recipe(folder / RECIPE_FILE, recipe, pretrained.steps)
@@ -69,96 +69,95 @@ def ship(folder: Path, recipe: Recipe, pretrained: Pretrained) -> dict[str, Any]
 
 
 def write_card(folder: Path, **more: Any) -> None:
-    """Write card.md anew from recipe and results, with `more` among the results, and the checksums with it.
+    """Write card.md from the recipe and the results, and update the checksums.
+
+    Args:
+        folder: release folder.
+        more: values to add to the results.
 
     Raises:
-        ConfigError: the folder is no backbone's.
+        ConfigError: the folder has no valid results.json.
     """
     results = {**read_json(folder / RESULTS, ConfigError, "The backbone's results"), **more}
     write_json(folder / RESULTS, results)
-    write_text(
-        folder / CARD_FILE,
-        card(
-            results,
-            (folder / RECIPE_FILE).read_text(encoding="utf-8"),
-            (folder / WEIGHTS_FILE).stat().st_size,
-        ),
-    )
+    recipe_text = (folder / RECIPE_FILE).read_text(encoding="utf-8")
+    weights_bytes = (folder / WEIGHTS_FILE).stat().st_size
+    write_text(folder / CARD_FILE, render_card(results, recipe_text, weights_bytes))
     write_checksums(folder)
 
 
-def shipped_tensors(network: nn.Module, head: str) -> dict[str, Tensor]:
-    """Matrices and kernels in fp16, vectors in float32, without the classification layer at `head` and without counters.
+def release_tensors(model: nn.Module, head: str) -> dict[str, Tensor]:
+    """Return the weights to release, without the classification layer `head` and without counters.
 
-    Statistics of BatchNorm spread over more powers of ten than fp16 has, and all vectors together are a hundredth of the file.
+    Matrices and kernels are fp16. Vectors are float32: BatchNorm statistics exceed the range of
+    fp16, and all vectors together take only 1% of the file.
     """
-    kept = {
+    tensors = {
         name: tensor
-        for name, tensor in network.state_dict().items()
+        for name, tensor in model.state_dict().items()
         if not name.startswith(f"{head}.") and tensor.is_floating_point()
     }
     return {
         name: (tensor.half() if tensor.dim() > 1 else tensor.float()).contiguous()
-        for name, tensor in kept.items()
+        for name, tensor in tensors.items()
     }
 
 
 @torch.no_grad()
-def take_statistics(network: nn.Module, recipe: Recipe) -> None:
-    """BatchNorm's statistics as plain averages over generated images at the size that fine-tuning uses.
+def update_batch_norm(model: nn.Module, recipe: Recipe) -> None:
+    """Recompute the BatchNorm statistics as plain averages over images of the fine-tuning size.
 
-    Training saw small images; what a layer gives depends on their size (Touvron et al., 2019, arXiv:1906.06423).
+    Pretraining uses smaller images, and activations depend on the image size (Touvron et al., 2019,
+    arXiv:1906.06423).
     """
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None
         norm.train()
-    for values, _ in _fresh(
-        recipe, preprocessing_for(recipe.model, None).crop, recipe.statistics_images, _UNSEEN
-    ):
-        network(values)
+    side = preprocessing_for(recipe.model, None).crop
+    for values, _ in _unseen_batches(recipe, side, recipe.statistics_images, _UNSEEN):
+        model(values)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
 
 
 @torch.no_grad()
-def unseen_accuracy(network: nn.Module, recipe: Recipe, side: int) -> float:
-    """Share of new images of the generators that are told right, at this size of input."""
-    right = count = 0
-    for values, labels in _fresh(recipe, side, recipe.statistics_images, 2 * _UNSEEN):
-        right += int((network(values).argmax(1) == labels).sum())
+def unseen_accuracy(model: nn.Module, recipe: Recipe, side: int) -> float:
+    """Return the top-1 accuracy on new generated images of this side, in [0, 1]."""
+    correct = count = 0
+    for values, labels in _unseen_batches(recipe, side, recipe.statistics_images, 2 * _UNSEEN):
+        correct += int((model(values).argmax(1) == labels).sum())
         count += len(labels)
-    return right / count
+    return correct / count
 
 
-def _fresh(recipe: Recipe, side: int, count: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _unseen_batches(
+    recipe: Recipe, side: int, count: int, first: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     preprocessing = preprocessing_for(recipe.model, None)
-    chosen = np.random.default_rng([recipe.seed, first]).integers(0, recipe.classes.total, count)
+    generator = np.random.default_rng([recipe.seed, first])
+    all_labels = generator.integers(0, recipe.classes.total, count)
     for start in range(0, count, _BATCH):
-        labels = chosen[start : start + _BATCH]
-        images = np.stack(
-            [
-                recipe.classes.draw(int(label), first + start + at, side)
-                for at, label in enumerate(labels)
-            ]
-        )
-        yield (
-            normalised(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255, preprocessing),
-            torch.from_numpy(labels),
-        )
+        labels = all_labels[start : start + _BATCH]
+        images = [
+            recipe.classes.draw(int(label), first + start + index, side)
+            for index, label in enumerate(labels)
+        ]
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+        yield normalize(pixels, preprocessing), torch.from_numpy(labels)
 
 
-def thinned(curve: Sequence[Mapping[str, Any]], points: int = 40) -> list[dict[str, Any]]:
-    """About so many lines of a loss curve, evenly, its last one among them."""
+def thin_curve(curve: Sequence[Mapping[str, Any]], points: int = 40) -> list[dict[str, Any]]:
+    """Return about `points` evenly spaced lines of a loss curve, including the last one."""
     step = max(1, len(curve) // points)
-    kept = [*curve[:-1][::step], *curve[-1:]]
+    lines = [*curve[:-1][::step], *curve[-1:]]
     return [
         {
             name: round(value, 5) if isinstance(value, float) else value
             for name, value in line.items()
         }
-        for line in kept
+        for line in lines
     ]

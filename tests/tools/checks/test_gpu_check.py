@@ -1,4 +1,4 @@
-"""The runner of the GPU check, on steps in real processes whose ends are known."""
+"""Runner of the GPU check, with fake steps in real processes."""
 
 from __future__ import annotations
 
@@ -14,36 +14,35 @@ import pytest
 
 from tools.checks.gpu_check import __main__ as command
 from tools.checks.gpu_check.report import write_report
-from tools.checks.gpu_check.runner import Outcome, Step, run_steps
+from tools.checks.gpu_check.runner import Step, StepResult, run_steps
 from tools.checks.gpu_check.settings import Settings
 from tools.checks.gpu_check.steps import BUDGET_S, LIMIT_SUM_S, STEPS, choose_steps
 from tools.checks.gpu_check.wheels import ROOT, install_wheels, step_variables
 
 
 def fake(name: str, limit_s: float = 30, needs: tuple[str, ...] = ()) -> Step:
-    return Step(
-        name, f"a step that is {name}", limit_s, f"tests.helpers.gpu_check_fakes:{name}", needs
-    )
+    function = f"tests.helpers.gpu_check_fakes:{name}"
+    return Step(name, f"a step that is {name}", limit_s, function, needs)
 
 
-def run(tmp_path: Path, *steps: Step, budget_s: float = 100) -> list[Outcome]:
+def run(tmp_path: Path, *steps: Step, budget_s: float = 100) -> list[StepResult]:
     Settings(tmp_path).write(tmp_path / "settings.json")
     variables = step_variables(tmp_path, None)
     deadline = time.monotonic() + budget_s
 
-    def report(outcomes: Any) -> None:
+    def report(results: Any) -> None:
         write_report(
             tmp_path,
             {name: name for name in ("created", "edgetl", "device", "note")},
             steps,
-            outcomes,
+            results,
         )
 
     return run_steps(steps, tmp_path / "settings.json", tmp_path, deadline, variables, report)
 
 
-def gone(pid_file: Path) -> bool:
-    """True once the process is dead; a zombie that its new parent has not fetched yet is dead too."""
+def has_exited(pid_file: Path) -> bool:
+    """Return whether the process is dead or a zombie, after waiting for up to 5 s."""
     stat = Path(f"/proc/{pid_file.read_text()}/stat")
     for _ in range(50):
         if not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] == "Z":
@@ -53,41 +52,41 @@ def gone(pid_file: Path) -> bool:
 
 
 def test_step_passes_with_its_figures(tmp_path: Path) -> None:
-    (outcome,) = run(tmp_path, fake("passing"))
-    assert (outcome.status, outcome.figures, outcome.reason) == ("passed", {"answer": 42}, "")
-    assert outcome.requirements == [{"text": "the answer is 42", "passed": True, "detail": "42"}]
+    (result,) = run(tmp_path, fake("passing"))
+    assert (result.status, result.figures, result.reason) == ("passed", {"answer": 42}, "")
+    assert result.requirements == [{"text": "the answer is 42", "passed": True, "detail": "42"}]
 
 
-def test_step_fails_by_a_requirement_and_the_next_runs(tmp_path: Path) -> None:
+def test_next_step_runs_after_failed_requirement(tmp_path: Path) -> None:
     first, second = run(tmp_path, fake("failing"), fake("passing"))
     assert (first.status, first.reason) == ("failed", "the answer is 42")
     assert [entry["passed"] for entry in first.requirements] == [False, True]
     assert second.status == "passed"
 
 
-def test_step_that_raises_keeps_its_last_words(tmp_path: Path) -> None:
-    (outcome,) = run(tmp_path, fake("raising"))
-    assert outcome.status == "error"
-    assert outcome.log[-1] == "RuntimeError: no such kernel"
+def test_step_that_raises_keeps_its_last_output_lines(tmp_path: Path) -> None:
+    (result,) = run(tmp_path, fake("raising"))
+    assert result.status == "error"
+    assert result.log[-1] == "RuntimeError: no such kernel"
 
 
 def test_step_that_checks_nothing_does_not_pass(tmp_path: Path) -> None:
-    (outcome,) = run(tmp_path, fake("silent"))
-    assert (outcome.status, outcome.reason) == ("error", "it ended without checking anything")
+    (result,) = run(tmp_path, fake("silent"))
+    assert (result.status, result.reason) == ("error", "it checked nothing")
 
 
-def test_late_step_is_killed_with_its_children(tmp_path: Path) -> None:
+def test_step_is_killed_with_children_at_its_limit(tmp_path: Path) -> None:
     first, second = run(tmp_path, fake("hanging", limit_s=4), fake("passing"))
     assert (first.status, first.figures) == ("timed out", {"answer": 42})
     assert 4 <= first.seconds < 8
-    assert gone(tmp_path / "child")
+    assert has_exited(tmp_path / "child")
     assert second.status == "passed"
 
 
-def test_children_left_behind_are_killed(tmp_path: Path) -> None:
-    (outcome,) = run(tmp_path, fake("leaving"))
-    assert outcome.status == "passed"
-    assert gone(tmp_path / "child")
+def test_leftover_children_are_killed(tmp_path: Path) -> None:
+    (result,) = run(tmp_path, fake("leaving"))
+    assert result.status == "passed"
+    assert has_exited(tmp_path / "child")
 
 
 def test_step_is_skipped_when_its_limit_does_not_fit(tmp_path: Path) -> None:
@@ -98,46 +97,46 @@ def test_step_is_skipped_when_its_limit_does_not_fit(tmp_path: Path) -> None:
     assert second.reason.startswith("its limit of 25 s does not fit into the")
 
 
-def test_step_is_skipped_without_what_it_needs(tmp_path: Path) -> None:
+def test_step_is_skipped_when_needed_step_errors(tmp_path: Path) -> None:
     _, second = run(tmp_path, fake("raising"), fake("passing", needs=("raising",)))
-    assert (second.status, second.reason) == ("skipped", "it needs raising, which did not end")
+    assert (second.status, second.reason) == ("skipped", "it needs raising, which did not finish")
 
 
-def test_step_runs_after_a_failed_one_whose_files_are_there(tmp_path: Path) -> None:
+def test_step_runs_when_needed_step_failed_a_requirement(tmp_path: Path) -> None:
     first, second = run(tmp_path, fake("failing"), fake("passing", needs=("failing",)))
     assert (first.status, second.status) == ("failed", "passed")
 
 
 def test_results_are_written_after_each_step(tmp_path: Path) -> None:
-    seen: list[tuple[int, list[str]]] = []
+    reports: list[tuple[int, list[str]]] = []
     steps = (fake("passing"), fake("failing"))
     Settings(tmp_path).write(tmp_path / "settings.json")
-    facts = {name: name for name in ("created", "edgetl", "device", "note")}
+    metadata = {name: name for name in ("created", "edgetl", "device", "note")}
 
-    def report(outcomes: Any) -> None:
-        write_report(tmp_path, facts, steps, outcomes)
+    def report(results: Any) -> None:
+        write_report(tmp_path, metadata, steps, results)
         content = json.loads((tmp_path / "result.json").read_text())
-        seen.append((len(content["steps"]), content["not_run"]))
+        reports.append((len(content["steps"]), content["not_run"]))
 
     variables = step_variables(tmp_path, None)
     run_steps(
         steps, tmp_path / "settings.json", tmp_path, time.monotonic() + 100, variables, report
     )
-    assert seen == [(0, ["passing", "failing"]), (1, ["failing"]), (2, [])]
+    assert reports == [(0, ["passing", "failing"]), (1, ["failing"]), (2, [])]
     page = (tmp_path / "result.md").read_text()
     assert "| passing | passed |" in page
     assert "- FAILED: the answer is 42 (41)" in page
     assert "| answer | 41 |" in page
 
 
-def test_limits_fit_into_nine_minutes() -> None:
+def test_step_limits_fit_into_nine_minutes() -> None:
     assert sum(step.limit_s for step in STEPS) <= LIMIT_SUM_S == 8.5 * 60
     assert BUDGET_S < 9 * 60
 
 
-def test_only_takes_what_a_step_needs_along() -> None:
+def test_only_includes_needed_steps() -> None:
     assert [step.name for step in choose_steps(["placement"])] == ["photos", "bundles", "placement"]
-    with pytest.raises(ValueError, match=r"Unknown step speed\. Known: environment, "):
+    with pytest.raises(ValueError, match=r"Unknown step: speed\. Choose from environment, "):
         choose_steps(["speed"])
 
 
@@ -145,23 +144,21 @@ def test_list_shows_every_step_with_its_limit(capsys: pytest.CaptureFixture[str]
     assert command.main(["--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:3] for line in lines[:-1]] == [
-        [s.name, f"{s.limit_s:g}", "s"] for s in STEPS
+        [step.name, f"{step.limit_s:g}", "s"] for step in STEPS
     ]
 
 
-def test_machine_without_a_gpu_is_told_so(tmp_path: Path) -> None:
+def test_check_reports_missing_gpu(tmp_path: Path) -> None:
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
     check = [sys.executable, "-m", "tools.checks.gpu_check", "-o", str(tmp_path / "out")]
-    done = subprocess.run(check, capture_output=True, text=True, env=variables, cwd=ROOT)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert (
-        done.stdout
-        == "There is no GPU here: PyTorch sees no CUDA device, so nothing was checked.\n"
-    )
+    process = subprocess.run(check, capture_output=True, text=True, env=variables, cwd=ROOT)
+    assert (process.returncode, process.stderr) == (1, "")
+    message = "No GPU found: PyTorch sees no CUDA device. Nothing was checked.\n"
+    assert process.stdout == message
     assert not (tmp_path / "out").exists()
 
 
-def test_exit_status_tells_whether_all_passed(
+def test_exit_status_is_1_when_a_step_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for steps, status in (([fake("passing")], 0), ([fake("passing"), fake("failing")], 1)):
@@ -170,10 +167,10 @@ def test_exit_status_tells_whether_all_passed(
 
 
 def test_wheels_are_installed_without_an_index(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=r"there is no \.whl file"):
+    with pytest.raises(SystemExit, match=r"no \.whl file found"):
         install_wheels(tmp_path, tmp_path / "site")
     (tmp_path / "broken-1-py3-none-any.whl").write_bytes(b"no archive")
-    with pytest.raises(SystemExit, match="pip could not install them"):
+    with pytest.raises(SystemExit, match="pip cannot install them"):
         install_wheels(tmp_path, tmp_path / "site")
     variables = step_variables(tmp_path, tmp_path / "site")
     assert variables["PYTHONPATH"].split(os.pathsep)[:2] == [str(tmp_path / "site"), str(ROOT)]
@@ -182,17 +179,12 @@ def test_wheels_are_installed_without_an_index(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_rehearsal_passes_every_step(tmp_path: Path) -> None:
-    check = [
-        sys.executable,
-        "-m",
-        "tools.checks.gpu_check",
-        "--rehearsal",
-        "-o",
-        str(tmp_path / "out"),
-    ]
-    done = subprocess.run(check, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT)
+    check = [sys.executable, "-m", "tools.checks.gpu_check"]
+    check += ["--rehearsal", "-o", str(tmp_path / "out")]
+    process = subprocess.run(check, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT)
     content = json.loads((tmp_path / "out/result.json").read_text())
-    assert {
+    reasons = {
         entry["step"]: entry["reason"] for entry in content["steps"] if entry["status"] != "passed"
-    } == {}
-    assert done.returncode == 0
+    }
+    assert reasons == {}
+    assert process.returncode == 0

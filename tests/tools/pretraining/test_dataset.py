@@ -1,4 +1,4 @@
-"""The generators: the same image at every call, and classes that differ more than their images do."""
+"""Image generators: reproducible images, and classes that differ more than their images do."""
 
 from __future__ import annotations
 
@@ -9,69 +9,83 @@ import pytest
 from numpy.typing import NDArray
 
 from tools.pretraining.dataset import FAMILIES, Classes
-from tools.pretraining.prefetch import Pool, draw_shard, pool_name, shard_labels, shard_path
+from tools.pretraining.prefetch import ImagePool, draw_shard, pool_name, shard_labels, shard_path
 from tools.pretraining.recipe import Recipe
 from tools.pretraining.textures import Image
 
-EACH = 6
-CLASSES = Classes(3, (EACH,) * len(FAMILIES))
+CLASSES_PER_FAMILY = 6
+CLASSES = Classes(3, (CLASSES_PER_FAMILY,) * len(FAMILIES))
 
 
 @pytest.mark.parametrize("number", range(0, CLASSES.total, 5))
 @pytest.mark.parametrize("side", [40, 96])
-def test_equal_arguments_give_equal_images_and_others_do_not(number: int, side: int) -> None:
+def test_draw_is_reproducible_and_depends_on_arguments(number: int, side: int) -> None:
     image = CLASSES.draw(number, 7, side)
     assert (image.shape, image.dtype) == ((side, side, 3), np.uint8)
     assert np.array_equal(image, CLASSES.draw(number, 7, side))
     for other in (CLASSES.draw(number, 8, side), Classes(4, CLASSES.counts).draw(number, 7, side)):
         assert not np.array_equal(image, other)
-    assert image.std() > 2, "an empty image teaches nothing"
+    assert image.std() > 2, "the image is empty"
 
 
 def test_every_number_belongs_to_one_family() -> None:
-    places = [CLASSES.family(number) for number in range(CLASSES.total)]
-    assert [name for name, _ in places] == [name for name in FAMILIES for _ in range(EACH)]
-    assert len(set(places)) == CLASSES.total
+    families = [CLASSES.family(number) for number in range(CLASSES.total)]
+    assert [name for name, _ in families] == [
+        name for name in FAMILIES for _ in range(CLASSES_PER_FAMILY)
+    ]
+    assert len(set(families)) == CLASSES.total
     with pytest.raises(IndexError, match=f"no class {CLASSES.total}"):
         CLASSES.family(CLASSES.total)
 
 
-def test_more_classes_of_a_family_leave_the_others_as_they_are() -> None:
-    more = Classes(3, (EACH, EACH + 2, EACH, EACH))
-    assert more.family(2 * EACH + 2) == ("solids", 0)
-    one, other = CLASSES.draw(0, 5, 48), more.draw(0, 5, 48)
-    assert np.array_equal(one, other)
+def test_more_classes_of_a_family_keep_the_others_unchanged() -> None:
+    more = Classes(
+        3, (CLASSES_PER_FAMILY, CLASSES_PER_FAMILY + 2, CLASSES_PER_FAMILY, CLASSES_PER_FAMILY)
+    )
+    assert more.family(2 * CLASSES_PER_FAMILY + 2) == ("solids", 0)
+    assert np.array_equal(CLASSES.draw(0, 5, 48), more.draw(0, 5, 48))
 
 
-def described(image: Image) -> NDArray[np.float64]:
-    """Colours and fineness: what survives turning and moving."""
-    colours = (
+def describe(image: Image) -> NDArray[np.float64]:
+    """Return features of color and fineness, which do not depend on rotation and position."""
+    colors = (
         np.bincount((image // 64).reshape(-1, 3) @ np.array([16, 4, 1]), minlength=64)
         / image[..., 0].size
     )
     spectrum = np.abs(np.fft.rfft2(image.mean(2) - image.mean()))[:24, :24]
-    fineness = [np.log1p(spectrum[:at, :at].mean()) / 10 for at in (2, 4, 8, 16, 24)]
-    return np.concatenate([np.sqrt(colours), fineness])
+    fineness = [np.log1p(spectrum[:size, :size].mean()) / 10 for size in (2, 4, 8, 16, 24)]
+    return np.concatenate([np.sqrt(colors), fineness])
 
 
 @pytest.mark.parametrize("family", range(len(FAMILIES)))
-def test_classes_of_a_family_can_be_told_apart(family: int) -> None:
-    numbers = range(family * EACH, (family + 1) * EACH)
-    seen, new = (np.array([[described(CLASSES.draw(number, at, 64)) for at in instances] for number in numbers])
-                 for instances in (range(30), range(30, 50)))  # fmt: skip
-    distances = np.linalg.norm(new[:, :, None] - seen.mean(1), axis=-1)
-    accuracy = (distances.argmin(2) == np.arange(EACH)[:, None]).mean()
-    assert accuracy > 1.7 / EACH
+def test_classes_of_a_family_are_distinguishable(family: int) -> None:
+    numbers = range(family * CLASSES_PER_FAMILY, (family + 1) * CLASSES_PER_FAMILY)
+
+    def features(instances: range) -> NDArray[np.float64]:
+        return np.array(
+            [
+                [describe(CLASSES.draw(number, index, 64)) for index in instances]
+                for number in numbers
+            ]
+        )
+
+    train, test = features(range(30)), features(range(30, 50))
+    distances = np.linalg.norm(test[:, :, None] - train.mean(1), axis=-1)
+    accuracy = (distances.argmin(2) == np.arange(CLASSES_PER_FAMILY)[:, None]).mean()
+    assert accuracy > 1.7 / CLASSES_PER_FAMILY
 
 
-def small(**given: object) -> Recipe:
-    fields = {"fractals": 2, "textures": 2, "solids": 2, "bodies": 2, "image_side": 32, "shard_images": 24, "first_shards": 1,
-              "window_shards": 2, "reuse": 1, "batch_size": 8, "steps": 9}  # fmt: skip
-    return Recipe(**{**fields, **given})  # type: ignore[arg-type]
+def small_recipe(**overrides: object) -> Recipe:
+    fields = {
+        "fractals": 2, "textures": 2, "solids": 2, "bodies": 2, "image_side": 32,
+        "shard_images": 24, "first_shards": 1, "window_shards": 2, "reuse": 1, "batch_size": 8,
+        "steps": 9,
+    }  # fmt: skip
+    return Recipe(**{**fields, **overrides})  # type: ignore[arg-type]
 
 
-def test_a_file_of_the_pool_has_every_class_equally_often() -> None:
-    recipe = small()
+def test_shard_has_every_class_equally_often() -> None:
+    recipe = small_recipe()
     assert np.bincount(shard_labels(recipe, 0)).tolist() == [3] * 8
     assert not np.array_equal(shard_labels(recipe, 0), shard_labels(recipe, 1))
     assert np.array_equal(
@@ -79,10 +93,10 @@ def test_a_file_of_the_pool_has_every_class_equally_often() -> None:
     )
 
 
-def test_a_step_s_images_depend_on_its_number_alone(tmp_path: Path) -> None:
-    folder, recipe = tmp_path, small()
-    with Pool(folder / "one", recipe) as pool:
-        seen = [pool.batch(step) for step in range(9)]
+def test_images_of_a_step_depend_only_on_its_number(tmp_path: Path) -> None:
+    folder, recipe = tmp_path, small_recipe()
+    with ImagePool(folder / "first", recipe) as pool:
+        batches = [pool.batch(step) for step in range(9)]
         assert [pool.window(step) for step in (0, 2, 3, 6, 8)] == [
             range(1),
             range(1),
@@ -90,15 +104,20 @@ def test_a_step_s_images_depend_on_its_number_alone(tmp_path: Path) -> None:
             range(1, 3),
             range(1, 3),
         ]
-        assert not shard_path(folder / "one", 0).exists(), "what no step will see is removed"
-    with Pool(folder / "other", recipe, makers=2) as pool:
+        assert not shard_path(folder / "first", 0).exists(), "old shards are removed"
+    with ImagePool(folder / "second", recipe, workers=2) as pool:
         images, labels = pool.batch(7)
-    assert np.array_equal(images, seen[7][0])
-    assert np.array_equal(labels, seen[7][1])
-    assert not np.array_equal(images, seen[6][0])
+    assert np.array_equal(images, batches[7][0])
+    assert np.array_equal(labels, batches[7][1])
+    assert not np.array_equal(images, batches[6][0])
 
 
-def test_what_was_drawn_for_one_recipe_is_not_taken_for_another_s() -> None:
-    others = [small(seed=1), small(fractals=3), small(image_side=40), small(shard_images=25)]
-    assert len({pool_name(recipe) for recipe in (small(), *others)}) == 5
-    assert pool_name(small()) == pool_name(small(lr=1.0, steps=3))
+def test_pool_name_differs_when_images_differ() -> None:
+    others = [
+        small_recipe(seed=1),
+        small_recipe(fractals=3),
+        small_recipe(image_side=40),
+        small_recipe(shard_images=25),
+    ]
+    assert len({pool_name(recipe) for recipe in (small_recipe(), *others)}) == 5
+    assert pool_name(small_recipe()) == pool_name(small_recipe(lr=1.0, steps=3))

@@ -1,4 +1,4 @@
-"""Pretraining, a few steps long: ended by force it goes on as if nothing had been, and what it ships is what fine-tuning takes."""
+"""Pretraining of a few steps: resuming after a kill, and the released folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgetl.core.builtin_weights import CARD_FILE, CHECKSUMS_FILE, RECIPE_FILE, 
 from edgetl.core.errors import ConfigError
 from edgetl.train.model.factory import build_adapted_model
 from edgetl.train.model.weights import read_weights
-from tools.pretraining.card import card
+from tools.pretraining.card import render_card
 from tools.pretraining.recipe import Recipe, read_recipe, write_recipe
 from tools.pretraining.release import write_card
 
@@ -40,27 +40,12 @@ steps = 10
 """
 
 
-def start(folder: Path, name: str) -> subprocess.Popen[str]:
+def start_pretraining(folder: Path, name: str) -> subprocess.Popen[str]:
     (folder / "tiny.toml").write_text(TINY)
-    command = [
-        sys.executable,
-        "-m",
-        "tools.pretraining.pretrain",
-        "--recipe",
-        str(folder / "tiny.toml"),
-        "--work",
-        str(folder / name / "work"),
-    ]
-    command += [
-        "-o",
-        str(folder / name / "out"),
-        "--device",
-        "cpu",
-        "--precision",
-        "fp32",
-        "--checkpoint-every",
-        "0s",
-    ]
+    command = [sys.executable, "-m", "tools.pretraining.pretrain"]
+    command += ["--recipe", str(folder / "tiny.toml"), "--work", str(folder / name / "work")]
+    command += ["-o", str(folder / name / "out"), "--device", "cpu", "--precision", "fp32"]
+    command += ["--checkpoint-every", "0s"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command,
@@ -73,120 +58,113 @@ def start(folder: Path, name: str) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def shipped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pretrain")
-    process = start(folder, "whole")
+    process = start_pretraining(folder, "uninterrupted")
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
-    return folder / "whole"
+    return folder / "uninterrupted"
 
 
-def test_a_training_that_was_killed_goes_on_to_the_same_weights(shipped: Path) -> None:
-    folder, state = shipped.parent, shipped.parent / "killed/work/state.safetensors"
-    process = start(folder, "killed")
+def test_resume_after_kill_gives_the_same_weights(released: Path) -> None:
+    folder, state = released.parent, released.parent / "killed/work/state.safetensors"
+    process = start_pretraining(folder, "killed")
     deadline = time.monotonic() + 100
     while not state.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it had ended before it could be killed"
-    process = start(folder, "killed")
+    assert process.returncode == -signal.SIGKILL, "it finished before it could be killed"
+    process = start_pretraining(folder, "killed")
     output, _ = process.communicate(timeout=200)
     assert process.returncode == 0, output
-    assert "Going on at step" in output
-    assert "Going on at step 0" not in output
-    whole, gone_on = (
-        load_file(shipped / "out" / WEIGHTS_FILE),
-        load_file(folder / "killed/out" / WEIGHTS_FILE),
-    )
-    assert whole.keys() == gone_on.keys()
-    assert [name for name in whole if not torch.equal(whole[name], gone_on[name])] == []
-    curves = [[{**json.loads(line), "seconds": 0, "images_per_second": 0} for line in (one / "work/loss.jsonl").read_text().splitlines()]
-              for one in (shipped, folder / "killed")]  # fmt: skip
-    assert curves[0] == curves[1]
-    assert curves[0][-1]["step"] == 10
+    assert "Resuming at step" in output
+    assert "Resuming at step 0" not in output
+    expected = load_file(released / "out" / WEIGHTS_FILE)
+    resumed = load_file(folder / "killed/out" / WEIGHTS_FILE)
+    assert expected.keys() == resumed.keys()
+    assert [name for name in expected if not torch.equal(expected[name], resumed[name])] == []
+
+    def untimed_curve(run: Path) -> list[dict[str, float]]:
+        lines = (run / "work/loss.jsonl").read_text().splitlines()
+        return [{**json.loads(line), "seconds": 0, "images_per_second": 0} for line in lines]
+
+    assert untimed_curve(released) == untimed_curve(folder / "killed")
+    assert untimed_curve(released)[-1]["step"] == 10
 
 
-def test_what_ships_is_small_checked_and_fits(shipped: Path) -> None:
-    out = shipped / "out"
+def test_release_is_small_and_loads_for_fine_tuning(released: Path) -> None:
+    out = released / "out"
     tensors = load_file(out / WEIGHTS_FILE)
     assert {tensor.dtype for tensor in tensors.values() if tensor.dim() > 1} == {torch.float16}
     assert not any(
         name.startswith("classifier.3.") or name.endswith("num_batches_tracked") for name in tensors
     )
     assert (out / WEIGHTS_FILE).stat().st_size < 4e6
-    done = subprocess.run(
+    process = subprocess.run(
         ["sha256sum", "-c", CHECKSUMS_FILE], cwd=out, capture_output=True, text=True
     )
-    assert done.returncode == 0
-    assert done.stdout.count("OK") == 4
+    assert process.returncode == 0
+    assert process.stdout.count("OK") == 4
     weights = read_weights(str(out / WEIGHTS_FILE), "mobilenet_v3_small")
-    network = build_adapted_model("mobilenet_v3_small", 64, 3, 0, 0.2, weights).model.eval()
+    model = build_adapted_model("mobilenet_v3_small", 64, 3, 0, 0.2, weights).model.eval()
     with torch.no_grad():
-        assert torch.isfinite(network(torch.randn(2, 3, 64, 64))).all()
+        assert torch.isfinite(model(torch.randn(2, 3, 64, 64))).all()
 
 
-def test_the_card_tells_cost_and_recipe_and_takes_what_is_measured_later(shipped: Path) -> None:
-    out = shipped / "out"
-    text = (out / CARD_FILE).read_text()
-    for part in (
+def test_card_shows_cost_recipe_and_later_measurements(released: Path) -> None:
+    out = released / "out"
+    card = (out / CARD_FILE).read_text()
+    expected = (
         "80 in 10 steps",
         "8 classes",
         "Chance is 12%",
         "Not measured",
         "steps = 10",
         "| 10 |",
-    ):
-        assert part in text
+    )
+    for text in expected:
+        assert text in card
     assert read_recipe(out / RECIPE_FILE).steps == 10
     write_card(out, worth={"flowers": "| a | table |"})
     assert "| a | table |" in (out / CARD_FILE).read_text()
     assert subprocess.run(["sha256sum", "-c", "--quiet", CHECKSUMS_FILE], cwd=out).returncode == 0
 
 
-def test_another_recipe_is_not_mixed_in(shipped: Path) -> None:
-    (shipped.parent / "tiny.toml").write_text(TINY.replace("steps = 10", "steps = 11"))
-    command = [
-        sys.executable,
-        "-m",
-        "tools.pretraining.pretrain",
-        "--recipe",
-        str(shipped.parent / "tiny.toml"),
-        "--work",
-        str(shipped / "work"),
-    ]
+def test_work_folder_of_another_recipe_is_rejected(released: Path) -> None:
+    (released.parent / "tiny.toml").write_text(TINY.replace("steps = 10", "steps = 11"))
+    command = [sys.executable, "-m", "tools.pretraining.pretrain"]
+    command += ["--recipe", str(released.parent / "tiny.toml"), "--work", str(released / "work")]
+    command += ["-o", str(released / "out")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, "-o", str(shipped / "out")],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    assert "holds a training by another recipe" in done.stderr
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert "contains the training of another recipe" in process.stderr
 
 
-def test_recipes(tmp_path: Path) -> None:
+def test_recipe_is_read_written_and_validated(tmp_path: Path) -> None:
     recipe = read_recipe(None, model=None, budget_s=60.0)
     assert (recipe.model, recipe.budget_s, recipe.steps) == ("mobilenet_v3_small", 60.0, 0)
     write_recipe(tmp_path / "r.toml", recipe, 123)
     assert read_recipe(tmp_path / "r.toml") == Recipe(steps=123)
     assert read_recipe(tmp_path / "r.toml", budget_s=5.0) == Recipe(budget_s=5.0)
-    for given, message in (
+    for overrides, message in (
         ({}, "either steps or budget_s"),
-        ({"steps": 1, "batch_size": 1, "lr": 0.0}, "lr must be above 0; batch_size"),
+        ({"steps": 1, "batch_size": 1, "lr": 0.0}, r"lr must be above 0, got 0\.0; batch_size"),
     ):
         with pytest.raises(ConfigError, match=message):
-            read_recipe(None, **given)
+            read_recipe(None, **overrides)
     (tmp_path / "r.toml").write_text("stps = 3\n")
     with pytest.raises(ConfigError, match="unknown names: stps"):
         read_recipe(tmp_path / "r.toml")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="Cannot read the recipe"):
         read_recipe(tmp_path / "none.toml")
 
 
-def test_a_card_without_measurements_says_so() -> None:
-    results = {"model": "m", "steps": 1, "images_seen": 1, "images_drawn": 1, "classes": 2, "seconds": 36.0, "device": "cpu",
-               "precision": "fp32", "versions": {}, "unseen_accuracy": {}, "curve": [], "worth": {}}  # fmt: skip
-    assert "0.01 hours on cpu in fp32" in card(results, "steps = 1\n", 2_000_000)
+def test_card_renders_results_without_measurements() -> None:
+    results = {
+        "model": "m", "steps": 1, "images_seen": 1, "images_drawn": 1, "classes": 2,
+        "seconds": 36.0, "device": "cpu", "precision": "fp32", "versions": {},
+        "unseen_accuracy": {}, "curve": [], "worth": {},
+    }  # fmt: skip
+    assert "0.01 hours on cpu in fp32" in render_card(results, "steps = 1\n", 2_000_000)

@@ -1,1 +1,1 @@
-"""One command that proves edgetl on a machine with a GPU: `python -m tools.checks.gpu_check`."""
+"""Validate edgetl on a machine with a GPU: `python -m tools.checks.gpu_check`."""

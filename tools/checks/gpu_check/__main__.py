@@ -1,6 +1,7 @@
-"""The command line of the check.
+"""Command line of the GPU check.
 
-Exit status: 0, every step passed; 1, no GPU, or a step failed, was late or was skipped; 2, usage.
+Exit status: 0 if every step passed; 1 without a GPU, or if a step failed, timed out or was skipped;
+2 for a usage error.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ from pathlib import Path
 
 import edgetl
 from tools.checks.gpu_check.report import write_report
-from tools.checks.gpu_check.runner import Outcome, run_steps
+from tools.checks.gpu_check.runner import StepResult, run_steps
 from tools.checks.gpu_check.settings import BUILTIN, Settings
 from tools.checks.gpu_check.steps import BUDGET_S, STEPS, choose_steps
 from tools.checks.gpu_check.wheels import install_wheels, step_variables
 
 REHEARSAL_SLACK = 6.0
-"""Factor on every limit: a rehearsal may run on two busy cores."""
-_GPU_NAME = "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+"""Factor on every time limit of a rehearsal, which may run on two busy cores."""
+_PRINT_GPU_NAME = (
+    "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the check."""
+    """Run the check and return the exit status."""
     options = _parser().parse_args(arguments)
     if options.list:
         print(_table())
@@ -41,62 +44,68 @@ def main(arguments: Sequence[str] | None = None) -> int:
     slack = REHEARSAL_SLACK if options.rehearsal else 1.0
     steps = [replace(step, limit_s=slack * step.limit_s) for step in steps]
     deadline = time.monotonic() + slack * BUDGET_S
-    # What ends this process must end the step's processes too.
+    # Exit through SystemExit, so that the running step's processes are killed too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    with tempfile.TemporaryDirectory(prefix="edgetl-gpu-check-") as name:
-        scratch = Path(name)
+    with tempfile.TemporaryDirectory(prefix="edgetl-gpu-check-") as scratch_name:
+        scratch = Path(scratch_name)
         site = install_wheels(options.wheels, scratch / "site") if options.wheels else None
         variables = step_variables(scratch, site)
         device = "cpu (rehearsal)" if options.rehearsal else gpu_name(variables)
         if not device:
-            print("There is no GPU here: PyTorch sees no CUDA device, so nothing was checked.")
+            print("No GPU found: PyTorch sees no CUDA device. Nothing was checked.")
             return 1
         output = options.output or _new_folder()
         (output / "logs").mkdir(parents=True, exist_ok=True)
         settings = Settings(
             folder=scratch,
             device="cpu" if options.rehearsal else "cuda",
-            weights=options.weights if options.weights == BUILTIN else _existing(options.weights),
+            weights=_resolve_weights(options.weights),
             photos=options.photos.resolve() if options.photos else None,
         )
         settings.write(scratch / "settings.json")
-        facts = {
+        metadata = {
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "edgetl": edgetl.__version__,
             "device": device,
             "note": _note(options.rehearsal),
         }
 
-        def report(outcomes: Sequence[Outcome]) -> None:
-            write_report(output, facts, steps, outcomes)
-            if outcomes:
-                last = outcomes[-1]
+        def report(results: Sequence[StepResult]) -> None:
+            write_report(output, metadata, steps, results)
+            if results:
+                last = results[-1]
                 reason = f": {last.reason}" if last.reason else ""
                 print(f"{last.step.name}: {last.status}, {last.seconds:.1f} s{reason}", flush=True)
 
-        settings_file, logs = scratch / "settings.json", output / "logs"
-        outcomes = run_steps(steps, settings_file, logs, deadline, variables, report)
-    print(f"{output / 'result.md'} and result.json hold the figures.")
-    return 0 if all(outcome.status == "passed" for outcome in outcomes) else 1
+        settings_file = scratch / "settings.json"
+        results = run_steps(steps, settings_file, output / "logs", deadline, variables, report)
+    print(f"Results: {output / 'result.md'} and result.json.")
+    return 0 if all(result.status == "passed" for result in results) else 1
 
 
 def gpu_name(variables: Mapping[str, str]) -> str:
-    """The name of the GPU that PyTorch sees in a process with these variables; empty without one."""
-    command = [sys.executable, "-c", _GPU_NAME]
-    done = subprocess.run(command, env=dict(variables), capture_output=True, text=True)
-    return done.stdout.strip().rpartition("\n")[2]
+    """Return the name of the GPU that PyTorch sees in a new process; empty without a GPU.
+
+    Args:
+        variables: environment of the process.
+    """
+    command = [sys.executable, "-c", _PRINT_GPU_NAME]
+    process = subprocess.run(command, env=dict(variables), capture_output=True, text=True)
+    return process.stdout.strip().rpartition("\n")[2]
 
 
 def _note(rehearsal: bool) -> str:
     if rehearsal:
-        return "a rehearsal on the CPU with tiny sizes: it runs the check's code, no figure counts"
-    return "every figure was measured on the device named here"
+        return "a rehearsal on the CPU with tiny sizes: it only tests the check's code"
+    return "all figures were measured on the device named above"
 
 
-def _existing(weights: str) -> str:
+def _resolve_weights(weights: str) -> str:
+    if weights == BUILTIN:
+        return weights
     path = Path(weights).resolve()
     if not path.is_file():
-        sys.exit(f"--weights {weights}: no such file. Give `builtin` or a weights file.")
+        sys.exit(f"--weights {weights}: file not found. Pass `builtin` or a weights file.")
     return str(path)
 
 
@@ -112,15 +121,15 @@ def _table() -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tools.checks.gpu_check",
-        description="Prove edgetl on a machine with a GPU, in under nine minutes.",
+        description="Validate edgetl on a machine with a GPU in under nine minutes.",
     )
     add = parser.add_argument
-    add("-o", "--output", type=Path, metavar="DIR", help="where results go (a new folder)")
-    add("--list", action="store_true", help="show the steps with their limits")
-    add("--only", metavar="STEP,...", help="these steps, with those they need")
-    add("--photos", type=Path, metavar="DIR", help="a folder of class folders (generated photos)")
-    add("--weights", default=BUILTIN, metavar="FILE", help="weights of MobileNetV2 (builtin)")
-    add("--wheels", type=Path, metavar="DIR", help="install these wheels for the steps first")
+    add("-o", "--output", type=Path, metavar="DIR", help="output folder (default: a new folder)")
+    add("--list", action="store_true", help="list the steps with their time limits")
+    add("--only", metavar="STEP,...", help="run only these steps and the steps they need")
+    add("--photos", type=Path, metavar="DIR", help="class folders (default: generated photos)")
+    add("--weights", default=BUILTIN, metavar="FILE", help="MobileNetV2 weights (default: builtin)")
+    add("--wheels", type=Path, metavar="DIR", help="install the wheels in this folder first")
     add("--rehearsal", action="store_true", help="run every step on the CPU with tiny sizes")
     return parser
 

@@ -1,4 +1,4 @@
-"""Time of a device, by its events where it has them."""
+"""Timing of device work, with CUDA events on a GPU."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 
 
 def wait(device: str) -> None:
-    """Wait until the device has done what it was given."""
+    """Block until all work queued on the device has finished."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def event() -> torch.cuda.Event:
-    """Make an event that keeps its time."""
+    """Create a CUDA event with timing enabled."""
     return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
 
 
 def device_ms(call: Callable[[], Any], runs: int, device: str) -> float:
-    """Mean milliseconds of a call on the device: by events on a GPU, by the clock on a CPU."""
+    """Return the mean device time of a call in ms: CUDA events on a GPU, the clock on a CPU."""
     call()
     wait(device)
     if device == "cuda":
@@ -33,18 +33,18 @@ def device_ms(call: Callable[[], Any], runs: int, device: str) -> float:
         end.synchronize()
         elapsed: float = start.elapsed_time(end)
         return elapsed / runs
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     for _ in range(runs):
         call()
-    return (time.perf_counter() - began) / runs * 1e3
+    return (time.perf_counter() - start_s) / runs * 1e3
 
 
 def wall_ms(call: Callable[[], Any], runs: int, device: str) -> float:
-    """Mean milliseconds of a call by the clock; the device is waited for at both ends."""
+    """Return the mean wall time of a call in ms, synchronized before and after all runs."""
     call()
     wait(device)
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     for _ in range(runs):
         call()
     wait(device)
-    return (time.perf_counter() - began) / runs * 1e3
+    return (time.perf_counter() - start_s) / runs * 1e3

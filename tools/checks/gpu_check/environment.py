@@ -1,4 +1,4 @@
-"""Versions, the start of ONNX Runtime's provider, and what this GPU can do at most."""
+"""Package versions, ONNX Runtime provider startup, and peak matmul and copy rates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ print(session.get_providers()[0])
 
 
 def check_environment(settings: Settings, record: Record) -> None:
-    """Step `environment`."""
+    """Run step `environment`: versions, the execution provider, and peak rates."""
     device = settings.device
     packages = {name: _version(name) for name in PACKAGES}
     record.measure(
@@ -42,49 +42,45 @@ def check_environment(settings: Settings, record: Record) -> None:
     _check_provider(settings, record)
     side = 256 if settings.rehearsal else 8192
     values = torch.randn(side, side, device=device).to(torch.bfloat16)
-    milliseconds = device_ms(lambda: values @ values, 20, device)
-    record.measure(bf16_matmul_tflops=2 * side**3 / milliseconds / 1e9)
+    matmul_ms = device_ms(lambda: values @ values, 20, device)
+    record.measure(bf16_matmul_tflops=2 * side**3 / matmul_ms / 1e9)
     finite = bool(torch.isfinite(values @ values).all())
     record.require("a bf16 matrix product is finite", finite)
     _measure_copies(settings, record)
 
 
 def _check_provider(settings: Settings, record: Record) -> None:
-    # In a process without PyTorch, as `edgetl predict` is: PyTorch would have loaded the libraries.
+    # Use a process without PyTorch, like `edgetl predict`: PyTorch would load the CUDA libraries.
     model = write_addition(settings.folder / "addition.onnx")
     command = [sys.executable, "-c", _OPEN_SESSION, str(model), settings.device]
-    # Nor with the folders that --wheels adds for the other steps: edgetl has to find the libraries itself.
-    known = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
-    kept = [folder for folder in known if folder not in nvidia_libraries()]
-    variables = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(kept)}
-    done = subprocess.run(command, capture_output=True, text=True, env=variables)
-    answer = (done.stdout.strip() or done.stderr.strip()).rpartition("\n")[2]
+    # Remove the folders that --wheels adds for other steps: edgetl must find the libraries itself.
+    library_path = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
+    remaining = [folder for folder in library_path if folder not in nvidia_libraries()]
+    variables = {**os.environ, "LD_LIBRARY_PATH": os.pathsep.join(remaining)}
+    process = subprocess.run(command, capture_output=True, text=True, env=variables)
+    last_line = (process.stdout.strip() or process.stderr.strip()).rpartition("\n")[2]
     expected = {"cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}[settings.device]
-    started = done.returncode == 0 and answer == expected
-    record.require("ONNX Runtime's provider starts in a process without PyTorch", started, answer)
+    started = process.returncode == 0 and last_line == expected
+    text = "ONNX Runtime's provider starts in a process without PyTorch"
+    record.require(text, started, last_line)
 
 
 def _measure_copies(settings: Settings, record: Record) -> None:
-    device, count = settings.device, 2**18 if settings.rehearsal else 2**28
+    device = settings.device
+    count = 2**18 if settings.rehearsal else 2**28
     source = torch.zeros(count, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    record.measure(
-        copy_on_device_gb_per_s=2
-        * source.nbytes
-        / device_ms(lambda: target.copy_(source), 20, device)
-        / 1e6
-    )
+    copy_ms = device_ms(lambda: target.copy_(source), 20, device)
+    record.measure(copy_on_device_gb_per_s=2 * source.nbytes / copy_ms / 1e6)
     if device == "cuda":
         host = torch.empty(2**26, dtype=torch.float32, pin_memory=True)
         part = target[: len(host)]
-        up = device_ms(lambda: part.copy_(host, non_blocking=True), 5, device)
-        down = device_ms(lambda: host.copy_(part, non_blocking=True), 5, device)
-        record.measure(copy_to_device_gb_per_s=host.nbytes / up / 1e6)
-        record.measure(copy_to_host_gb_per_s=host.nbytes / down / 1e6)
-    equal = (
-        bool(torch.equal(source, target)) if device == "cpu" else bool((target[2**26 :] == 0).all())
-    )
-    record.require("copied values arrive", equal)
+        upload_ms = device_ms(lambda: part.copy_(host, non_blocking=True), 5, device)
+        download_ms = device_ms(lambda: host.copy_(part, non_blocking=True), 5, device)
+        record.measure(copy_to_device_gb_per_s=host.nbytes / upload_ms / 1e6)
+        record.measure(copy_to_host_gb_per_s=host.nbytes / download_ms / 1e6)
+    equal = torch.equal(source, target) if device == "cpu" else bool((target[2**26 :] == 0).all())
+    record.require("copies keep the values", equal)
 
 
 def write_addition(path: Path) -> Path:
@@ -93,21 +89,21 @@ def write_addition(path: Path) -> Path:
     from onnx import TensorProto, helper
 
     vector = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"]) for name in "xy"]
-    one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
+    addend = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
     node = helper.make_node("Add", ["x", "one"], ["y"])
-    graph = helper.make_graph([node], "addition", vector[:1], vector[1:], [one])
+    graph = helper.make_graph([node], "addition", vector[:1], vector[1:], [addend])
     opset = helper.make_opsetid("", 18)
     onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=9), str(path))
     return path
 
 
 def _gpu_facts() -> dict[str, object]:
-    facts = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(0)
     return {
-        "name": facts.name,
-        "compute_capability": f"{facts.major}.{facts.minor}",
-        "memory_gib": facts.total_memory / 2**30,
-        "multiprocessors": facts.multi_processor_count,
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory_gib": properties.total_memory / 2**30,
+        "multiprocessors": properties.multi_processor_count,
         "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
     }
 
@@ -115,10 +111,10 @@ def _gpu_facts() -> dict[str, object]:
 def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=10)
+        process = subprocess.run(query, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
-        return "unknown: nvidia-smi does not run"
-    return done.stdout.strip()
+        return "unknown: cannot run nvidia-smi"
+    return process.stdout.strip()
 
 
 def _version(package: str) -> str:

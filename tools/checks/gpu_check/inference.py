@@ -1,4 +1,4 @@
-"""PyTorch against ONNX Runtime on the device, by edgetl's benchmark backends, in turns; then `edgetl bench` itself."""
+"""PyTorch and ONNX Runtime latency with edgetl's benchmark backends, then `edgetl bench` itself."""
 
 from __future__ import annotations
 
@@ -33,79 +33,76 @@ SESSIONS = ("default", "cuda-graph")
 
 
 @dataclass
-class Contender:
-    """One runtime in one mode, with what was measured of it."""
+class TimedBackend:
+    """One runtime in one mode with its measured latencies."""
 
     name: str
     backend: Backend
     latencies_ms: list[float] = field(default_factory=list)
 
     def time(self, batch: NDArray[Any], seconds: float) -> None:
-        """Measure `infer`, from numpy to numpy, for so long, after one call that is not counted."""
+        """Time `infer`, NumPy to NumPy, for `seconds` after one untimed call."""
         self.backend.infer(batch)
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end:
             started = time.perf_counter()
             self.backend.infer(batch)
             self.latencies_ms.append((time.perf_counter() - started) * 1e3)
 
-    def percentile_ms(self, share: int) -> float:
-        """Of all calls."""
-        return float(np.percentile(self.latencies_ms, share))
+    def percentile_ms(self, percent: int) -> float:
+        """Return a percentile of the measured latencies."""
+        return float(np.percentile(self.latencies_ms, percent))
 
 
 def check_inference(settings: Settings, record: Record) -> None:
-    """Step `inference`."""
+    """Run step `inference`: compare runtimes at several batch sizes, then run `edgetl bench`."""
     bundle = open_bundle(settings.tensor_run)
     preprocessing = bundle.preprocessing
     files = {name: bundle.variant_path(bundle.select_variant(name)) for name in ("fp32", "fp16")}
     batches = (2,) if settings.rehearsal else BATCHES
     for size in batches:
-        contenders = _open_all(settings, record, files, preprocessing, size)
-        _compare(settings, record, contenders, _tensors(preprocessing, size), size)
+        cases = _open_cases(settings, record, files, preprocessing, size)
+        _compare(settings, record, cases, _tensors(preprocessing, size), size)
     if record.has_time(30, "edgetl bench"):
         with record.attempt("edgetl bench runs"):
             _run_bench(settings, record)
-    # Last: what compiles may take its time.
+    # torch.compile comes last, because compiling may take long.
     for size in batches:
         if not record.has_time(20, f"batch {size}, pytorch {COMPILED}"):
             break
         with record.attempt(f"batch {size}, pytorch {COMPILED} runs"):
             source = _torch_source(settings, preprocessing, size, COMPILED)
-            compiled = _settled(f"pytorch {COMPILED}", PyTorchBackend, source, size, preprocessing)
+            compiled = _open_case(
+                f"pytorch {COMPILED}", PyTorchBackend, source, size, preprocessing
+            )
             _compare(settings, record, [compiled], _tensors(preprocessing, size), size)
 
 
-def _open_all(
+def _open_cases(
     settings: Settings,
     record: Record,
     files: dict[str, Path],
     preprocessing: Preprocessing,
     size: int,
-) -> list[Contender]:
-    contenders = []
+) -> list[TimedBackend]:
+    cases = []
     modes = ("eager", "bf16") if settings.rehearsal else TORCH_MODES
     for mode in modes:
         name = f"pytorch {mode}"
         with record.attempt(f"batch {size}, {name} opens"):
             source = _torch_source(settings, preprocessing, size, mode)
-            contenders.append(_settled(name, PyTorchBackend, source, size, preprocessing))
+            cases.append(_open_case(name, PyTorchBackend, source, size, preprocessing))
     sessions = ("default",) if settings.rehearsal else SESSIONS
     for variant, file in files.items():
         for session in sessions:
             name = f"onnxruntime {variant}, {session}"
             with record.attempt(f"batch {size}, {name} opens"):
+                options = {"session_mode": session}
                 source = ModelSource(
-                    file,
-                    1,
-                    settings.device,
-                    "tensor",
-                    preprocessing,
-                    size,
-                    settings={"session_mode": session},
+                    file, 1, settings.device, "tensor", preprocessing, size, settings=options
                 )
-                contenders.append(_settled(name, OnnxRuntimeBackend, source, size, preprocessing))
-    return contenders
+                cases.append(_open_case(name, OnnxRuntimeBackend, source, size, preprocessing))
+    return cases
 
 
 def _torch_source(
@@ -117,16 +114,16 @@ def _torch_source(
     )
 
 
-def _settled(
+def _open_case(
     name: str,
-    kind: Callable[[ModelSource], Backend],
+    backend_type: Callable[[ModelSource], Backend],
     source: ModelSource,
     size: int,
     preprocessing: Preprocessing,
-) -> Contender:
-    backend = kind(source)
+) -> TimedBackend:
+    backend = backend_type(source)
     backend.autotune(_tensors(preprocessing, size))
-    return Contender(name, backend)
+    return TimedBackend(name, backend)
 
 
 def _tensors(preprocessing: Preprocessing, size: int) -> NDArray[np.float32]:
@@ -135,55 +132,49 @@ def _tensors(preprocessing: Preprocessing, size: int) -> NDArray[np.float32]:
 
 
 def _compare(
-    settings: Settings, record: Record, contenders: list[Contender], batch: NDArray[Any], size: int
+    settings: Settings, record: Record, cases: list[TimedBackend], batch: NDArray[Any], size: int
 ) -> None:
-    alive = []
-    for contender in contenders:
-        with record.attempt(f"batch {size}, {contender.name} answers"):
-            _check_answer(settings, record, contender, batch, size)
-            alive.append(contender)
+    runnable = []
+    for case in cases:
+        with record.attempt(f"batch {size}, {case.name} returns logits"):
+            _check_logits(settings, record, case, batch, size)
+            runnable.append(case)
     for _ in range(1 if settings.rehearsal else TURNS):
-        for contender in alive:
-            with record.attempt(f"batch {size}, {contender.name} runs"):
-                contender.time(batch, TURN_S)
-    for contender in alive:
+        for case in runnable:
+            with record.attempt(f"batch {size}, {case.name} runs"):
+                case.time(batch, TURN_S)
+    for case in runnable:
         calls = 3 if settings.rehearsal else 20
-        call = _repeated(contender.backend, batch, calls)
+        call = _repeat_infer(case.backend, batch, calls)
         launches, device_ms = launches_and_device_ms(call, calls, settings.device)
         figures = {
-            "p50_ms": contender.percentile_ms(50),
-            "p99_ms": contender.percentile_ms(99),
-            "calls": len(contender.latencies_ms),
+            "p50_ms": case.percentile_ms(50),
+            "p99_ms": case.percentile_ms(99),
+            "calls": len(case.latencies_ms),
             "device_ms": device_ms,
             "launches": launches,
         }
-        record.measure(**{f"batch {size}, {contender.name}": figures})
+        record.measure(**{f"batch {size}, {case.name}": figures})
 
 
-def _check_answer(
-    settings: Settings, record: Record, contender: Contender, batch: NDArray[Any], size: int
+def _check_logits(
+    settings: Settings, record: Record, case: TimedBackend, batch: NDArray[Any], size: int
 ) -> None:
-    # The reference of every answer is float32 on the CPU.
+    # The reference is always float32 on the CPU.
     bundle = open_bundle(settings.tensor_run)
-    source = ModelSource(
-        bundle.variant_path(bundle.select_variant("fp32")),
-        4,
-        "cpu",
-        "tensor",
-        bundle.preprocessing,
-        size,
-    )
+    file = bundle.variant_path(bundle.select_variant("fp32"))
+    source = ModelSource(file, 4, "cpu", "tensor", bundle.preprocessing, size)
     expected = OnnxRuntimeBackend(source).infer(batch)
-    answer = contender.backend.infer(batch)
-    # bf16 keeps fewer bits than TF32 and fp16; one logit decides nothing.
-    share = 0.05 if "bf16" in contender.name else TF32_RELATIVE_TOLERANCE
-    tolerance = max(0.05, share * float(np.abs(expected).max()))
-    difference = float(np.abs(answer - expected).max())
-    text = f"batch {size}, {contender.name}: logits are the CPU's"
+    logits = case.backend.infer(batch)
+    # bf16 has fewer mantissa bits than TF32 and fp16.
+    relative_tolerance = 0.05 if "bf16" in case.name else TF32_RELATIVE_TOLERANCE
+    tolerance = max(0.05, relative_tolerance * float(np.abs(expected).max()))
+    difference = float(np.abs(logits - expected).max())
+    text = f"batch {size}, {case.name}: logits match the CPU"
     record.require(text, difference <= tolerance, f"{difference:.3g}, tolerance {tolerance:.3g}")
 
 
-def _repeated(backend: Backend, batch: NDArray[Any], calls: int) -> Callable[[], None]:
+def _repeat_infer(backend: Backend, batch: NDArray[Any], calls: int) -> Callable[[], None]:
     def call() -> None:
         for _ in range(calls):
             backend.infer(batch)
@@ -193,23 +184,15 @@ def _repeated(backend: Backend, batch: NDArray[Any], calls: int) -> Callable[[],
 
 def _run_bench(settings: Settings, record: Record) -> None:
     command = [sys.executable, "-m", "edgetl", "bench", str(settings.tensor_run), "--json"]
-    options = [
-        "--scope",
-        "model",
-        "--provider",
-        settings.device,
-        "--variant",
-        "fp32",
-        "--rounds",
-        "2",
-    ]
+    options = ["--scope", "model", "--provider", settings.device]
+    options += ["--variant", "fp32", "--rounds", "2"]
     if settings.device == "cuda":
         options += ["--session", "default,cuda-graph"]
-    done = subprocess.run([*command, *options], stdout=subprocess.PIPE, text=True)
-    record.require("edgetl bench ends well", done.returncode == 0, done.returncode)
-    if done.returncode:
+    process = subprocess.run([*command, *options], stdout=subprocess.PIPE, text=True)
+    record.require("edgetl bench succeeds", process.returncode == 0, process.returncode)
+    if process.returncode:
         return
-    result = json.loads(done.stdout)
+    result = json.loads(process.stdout)
     failed = [row["id"] for row in result["rows"] if not row.get("rounds")]
     record.require("edgetl bench measures every row", not failed, ", ".join(failed))
     rows = {row["id"]: {name: row[name] for name in ("p50_ms", "p99_ms")} for row in result["rows"]}

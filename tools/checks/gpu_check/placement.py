@@ -1,4 +1,4 @@
-"""ONNX Runtime on the GPU: where nodes run, what they answer, and that nothing falls back."""
+"""ONNX Runtime on the GPU: node placement, agreement with the CPU, and no silent fallback."""
 
 from __future__ import annotations
 
@@ -31,28 +31,30 @@ SIZES = (
     (1080, 1920),
     (3000, 4000),
 )
-"""Height and width in pixels: smaller and larger than the network's input, upright and wide."""
+"""Height and width in pixels: smaller and larger than the model's input, portrait and landscape."""
 
 
 def check_placement(settings: Settings, record: Record) -> None:
-    """Step `placement`."""
+    """Run step `placement`: check each variant and the refusal of an unsupported node."""
     for variant in ("fp32", "fp16", "int8"):
         with record.attempt(f"{variant} runs"):
             _check_variant(settings, record, variant)
-    with record.attempt("a refusal can be provoked"):
+    with record.attempt("an unsupported node can be run"):
         _check_refusal(settings, record)
 
 
 def _check_variant(settings: Settings, record: Record, variant: str) -> None:
     bundle = open_bundle(settings.run)
-    here = open_bundle_classifier(bundle, variant, settings.device)
+    classifier = open_bundle_classifier(bundle, variant, settings.device)
     reference = open_bundle_classifier(bundle, variant, "cpu")
-    differences, largest, failures = [], 0.0, []
+    differences = []
+    failures = []
+    largest = 0.0
     for number, (height, width) in enumerate(SIZES):
         image = photo(np.random.default_rng(number), number % 4, (width, height))
         try:
-            logits = _logits(here, image)
-        except Exception as error:  # onnxruntime's exceptions share no base class
+            logits = _logits(classifier, image)
+        except Exception as error:  # onnxruntime's exceptions have no common base class
             failures.append(f"{height} x {width}: {str(error).splitlines()[0]}")
             continue
         expected = _logits(reference, image)
@@ -62,11 +64,10 @@ def _check_variant(settings: Settings, record: Record, variant: str) -> None:
     record.require(text, not failures, "; ".join(failures))
     tolerance = max(0.05, 0.01 * largest, bundle.select_variant(variant).tolerance or 0.0)
     worst = max(differences, default=math.inf)
-    detail = f"differ by {worst:.3g} at most, tolerance {tolerance:.3g}"
-    record.require(f"{variant}: the logits are the CPU's", worst <= tolerance, detail)
-    _check_nodes(
-        settings, record, variant, bundle.variant_path(bundle.select_variant(variant)), here
-    )
+    detail = f"largest difference {worst:.3g}, tolerance {tolerance:.3g}"
+    record.require(f"{variant}: the logits match the CPU", worst <= tolerance, detail)
+    file = bundle.variant_path(bundle.select_variant(variant))
+    _check_nodes(settings, record, variant, file, classifier)
 
 
 def _check_nodes(
@@ -80,15 +81,15 @@ def _check_nodes(
         {name: classifier.prepare_input(image)},
         1,
     )
-    placed = Counter(node.provider for node in nodes)
-    record.measure(**{f"{variant} nodes": dict(placed)})
-    on_cpu = [
+    node_counts = Counter(node.provider for node in nodes)
+    record.measure(**{f"{variant} nodes": dict(node_counts)})
+    cpu_nodes = [
         node.name
         for node in nodes
         if node.operator in COMPUTE_OPERATORS and node.provider == PROVIDERS["cpu"]
     ]
-    kept = settings.device == "cpu" or not on_cpu
-    record.require(f"{variant}: no compute node is on the CPU", kept, ", ".join(on_cpu[:5]))
+    passed = settings.device == "cpu" or not cpu_nodes
+    record.require(f"{variant}: no compute node is on the CPU", passed, ", ".join(cpu_nodes[:5]))
 
 
 def _logits(classifier: Classifier, image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -96,24 +97,25 @@ def _logits(classifier: Classifier, image: NDArray[np.uint8]) -> NDArray[np.floa
 
 
 def _check_refusal(settings: Settings, record: Record) -> None:
-    # The CUDA provider takes this node and refuses it when it runs, as EPFail; onnxruntime's Python
-    # would then make the session anew on the CPU and answer from there.
-    session = create_session(
-        write_refused_resize(settings.folder / "refused.onnx"), settings.device
-    )
+    # The CUDA provider accepts this node and fails with EPFail when it runs; onnxruntime's Python
+    # API would then recreate the session on the CPU and continue there.
+    path = write_refused_resize(settings.folder / "refused.onnx")
+    session = create_session(path, settings.device)
     image = np.zeros((1, 512, 512, 3), np.uint8)
     try:
-        answer: Any = session.run(None, {"image": image})[0].shape
-    except Exception as error:  # onnxruntime's exceptions share no base class
-        answer = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        outcome: Any = session.run(None, {"image": image})[0].shape
+    except Exception as error:  # onnxruntime's exceptions have no common base class
+        outcome = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
     if settings.device == "cuda":
-        record.require("a refusal of the CUDA provider is raised", isinstance(answer, str), answer)
+        record.require("an error of the CUDA provider is raised", isinstance(outcome, str), outcome)
     else:
-        record.require("the CPU runs what CUDA refuses", answer == (1, 128, 128, 3), answer)
+        record.require(
+            "the CPU runs the node that CUDA rejects", outcome == (1, 128, 128, 3), outcome
+        )
 
 
 def write_refused_resize(path: Path) -> Path:
-    """Write an ONNX file with an antialiased Resize of uint8 [batch, height, width, 3] to 128 x 128."""
+    """Write an ONNX file that resizes uint8 [batch, height, width, 3] to 128 x 128, antialiased."""
     import onnx
     from onnx import TensorProto, helper
 

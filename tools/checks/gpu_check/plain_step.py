@@ -1,4 +1,4 @@
-"""A training step in plain PyTorch, the yardstick, with one thing changed at a time."""
+"""Baseline training step in plain PyTorch, in variants that differ by one setting each."""
 
 from __future__ import annotations
 
@@ -24,51 +24,55 @@ VARIANTS = (
 
 
 def plain_step_ms(
-    variant: str, network: nn.Module, batch: Batch, runs: int, device: str
+    variant: str, model: nn.Module, batch: Batch, runs: int, device: str
 ) -> tuple[float, float]:
-    """Milliseconds of a step by the clock and by the device's events.
+    """Return the wall time and the device time of a step, ms.
 
     Args:
-        variant: one of VARIANTS. bf16 autocast, channels last and fused Adam are common to all; ReLU6 is
-            out of place in all but one.
+        variant: one of VARIANTS. All use bf16 autocast, channels last and fused Adam; ReLU6 is in
+            place in one of them only.
+        model: model to train; a copy is used.
+        batch: images and labels, on the device.
+        runs: timed steps.
+        device: `cuda` or `cpu`.
     """
-    network = copy.deepcopy(network).train()
-    for module in network.modules():
+    model = copy.deepcopy(model).train()
+    for module in model.modules():
         if isinstance(module, nn.ReLU6):
             module.inplace = variant.endswith("in place")
-    before = torch.backends.cudnn.benchmark
+    previous = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = variant != "cudnn.benchmark off"
     try:
-        step = _step(variant, network, batch, device)
+        step = _make_step(variant, model, batch, device)
         return wall_ms(step, runs, device), device_ms(step, runs, device)
     finally:
-        torch.backends.cudnn.benchmark = before
+        torch.backends.cudnn.benchmark = previous
 
 
-def _step(variant: str, network: nn.Module, batch: Batch, device: str) -> Callable[[], None]:
+def _make_step(variant: str, model: nn.Module, batch: Batch, device: str) -> Callable[[], None]:
     (pixels,), labels = batch
-    graphed = variant == "CUDA graph" and device == "cuda"
-    optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=True, capturable=graphed)
-    forward: Callable[[Tensor], Any] = network
+    use_graph = variant == "CUDA graph" and device == "cuda"
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3, fused=True, capturable=use_graph)
+    forward: Callable[[Tensor], Any] = model
     if variant == COMPILED:
-        # On a CPU a rehearsal traces, and leaves the compiler's minutes out.
+        # A rehearsal on the CPU only traces the model: compiling takes minutes.
         backend = "inductor" if device == "cuda" else "eager"
-        forward = torch.compile(network, backend=backend)
+        forward = torch.compile(model, backend=backend)
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16, cache_enabled=not graphed):
+        with torch.autocast(device, torch.bfloat16, cache_enabled=not use_graph):
             logits = forward(pixels)
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    for _ in range(3 if graphed else 1):
+    for _ in range(3 if use_graph else 1):
         step()
-    return _captured(step) if graphed else step
+    return _capture_graph(step) if use_graph else step
 
 
-def _captured(step: Callable[[], None]) -> Callable[[], None]:
-    # Warm-up on a side stream, then capture: PyTorch's notes on CUDA semantics, "Whole-network capture".
+def _capture_graph(step: Callable[[], None]) -> Callable[[], None]:
+    # Warm up on a side stream, then capture: "Whole-network capture" in PyTorch's notes on CUDA.
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""NVML's energy counter, as edgetl reads it, against power that is sampled beside it; clocks and throttling."""
+"""Comparison of edgetl's NVML energy counter with sampled power; GPU clocks and throttling."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from tools.checks.gpu_check.record import Record
 from tools.checks.gpu_check.settings import Settings
 
 SECONDS = 10.0
-"""The counter moves in steps of tens of milliseconds; over ten seconds they are less than 1%."""
+"""Measuring time: the counter's steps of tens of milliseconds are less than 1% of ten seconds."""
 SAMPLE_S = 0.02
 AGREEMENT = 0.05
-"""Share by which the two may differ: NVML states 5% for sampled power."""
+"""Allowed relative difference: NVML specifies 5% for sampled power."""
 Sample = tuple[float, float]
-"""Seconds on a monotonic clock, and watts."""
+"""Time on a monotonic clock in seconds, and power in watts."""
 
 
 def check_power(settings: Settings, record: Record) -> None:
-    """Step `power`."""
+    """Run step `power`: compare counted and sampled energy under load."""
     seconds = 0.5 if settings.rehearsal else SECONDS
     read_state = _state_reader() if settings.device == "cuda" else None
     if read_state is not None:
@@ -39,68 +39,68 @@ def check_power(settings: Settings, record: Record) -> None:
             torch.mm(values, values)
         wait(settings.device)
 
-    read_power = (
-        (lambda: float(read_state()["power_w"])) if read_state is not None else (lambda: 0.0)
-    )
+    def read_power() -> float:
+        return 0.0 if read_state is None else float(read_state()["power_w"])
+
     joules, samples, calls = measure_energy(load, read_power, EnergyMeter(), seconds)
     record.measure(
         seconds=seconds, matrix_products=8 * calls, samples=len(samples), counted_j=joules
     )
-    record.require(
-        "power was sampled throughout", len(samples) >= seconds / SAMPLE_S / 4, len(samples)
-    )
+    enough_samples = len(samples) >= seconds / SAMPLE_S / 4
+    record.require("power was sampled throughout", enough_samples, len(samples))
     if read_state is None:
         return
     record.measure(after=read_state())
-    sampled = integral_j(samples)
-    counted = joules.get("nvml:0")
-    record.measure(sampled_j=sampled, mean_w=sampled / seconds)
-    record.require("edgetl's meter has NVML's energy counter", counted is not None, sorted(joules))
-    if counted is not None:
-        difference = abs(counted / sampled - 1)
+    sampled_j = integrate_energy_j(samples)
+    counted_j = joules.get("nvml:0")
+    record.measure(sampled_j=sampled_j, mean_w=sampled_j / seconds)
+    text = "edgetl's energy meter reads the NVML counter"
+    record.require(text, counted_j is not None, sorted(joules))
+    if counted_j is not None:
+        difference = abs(counted_j / sampled_j - 1)
         text = f"counted and sampled energy agree within {AGREEMENT:.0%}"
-        record.require(text, difference <= AGREEMENT, f"{counted:.0f} J and {sampled:.0f} J")
+        record.require(text, difference <= AGREEMENT, f"{counted_j:.0f} J and {sampled_j:.0f} J")
 
 
 def measure_energy(
     load: Callable[[], None], read_power: Callable[[], float], meter: Any, seconds: float
 ) -> tuple[dict[str, float], list[Sample], int]:
-    """Repeat `load` for so long; returns joules by source, sampled power, and the number of calls."""
+    """Repeat `load` for `seconds`; return joules by source, power samples, and number of calls."""
     samples: list[Sample] = []
-    ended = threading.Event()
+    stop = threading.Event()
 
     def sample() -> None:
-        while not ended.is_set():
+        while not stop.is_set():
             samples.append((time.monotonic(), read_power()))
-            ended.wait(SAMPLE_S)
+            stop.wait(SAMPLE_S)
 
     load()
     thread = threading.Thread(target=sample, daemon=True)
     calls = 0
     meter.start()
     thread.start()
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         load()
         calls += 1
-    ended.set()
+    stop.set()
     joules: dict[str, float] = dict(meter.stop() or {})
     thread.join()
     return joules, samples, calls
 
 
-def integral_j(samples: Sequence[Sample]) -> float:
-    """Energy between the first and the last sample, by the trapezoidal rule."""
+def integrate_energy_j(samples: Sequence[Sample]) -> float:
+    """Return the energy between the first and the last sample, J, by the trapezoidal rule."""
     return sum(
-        (later - earlier) * (first + second) / 2
-        for (earlier, first), (later, second) in pairwise(samples)
+        (end_s - start_s) * (start_w + end_w) / 2
+        for (start_s, start_w), (end_s, end_w) in pairwise(samples)
     )
 
 
 def _state_reader() -> Callable[[], dict[str, Any]]:
     nvml = import_module("pynvml")  # the package nvidia-ml-py
     nvml.nvmlInit()
-    # CUDA and NVML may number GPUs differently; the address on the bus is the same.
+    # CUDA and NVML may number GPUs differently; the UUID is the same in both.
     handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(0).uuid}")
 
     def read() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What several steps use: photos, a MobileNetV2 run, and its bundles for images and for tensors."""
+"""Shared inputs of the steps: photos, a MobileNetV2 run, and its image and tensor bundles."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNTIMED = {"p50_ms": None, "reason": "the GPU check does not time variants on th
 
 
 def prepare_photos(settings: Settings, record: Record) -> None:
-    """Step `photos`."""
+    """Run step `photos`: generate photos, or use the user's for the small size."""
     sizes = {"1080p": 8, "12 MP": 4}
     if settings.photos is None:
         per_class = 20 if settings.rehearsal else 125
@@ -42,16 +42,17 @@ def prepare_photos(settings: Settings, record: Record) -> None:
 
 
 def prepare_bundles(settings: Settings, record: Record) -> None:
-    """Step `bundles`."""
+    """Run step `bundles`: train a run and export it for images and for tensors."""
     started = time.perf_counter()
     run = finetune(run_config(settings))
     accuracy = json.loads(run.metrics.read_text(encoding="utf-8"))["val"]["accuracy"]
-    # An untrained network answers every image alike, and any two runtimes would agree.
-    least = 0.0 if settings.rehearsal else 0.5
-    record.require(f"the run answers {least:.0%} of its images right", accuracy >= least, accuracy)
+    # An untrained model gives every image the same logits, and any two runtimes would agree.
+    required = 0.0 if settings.rehearsal else 0.5
+    text = f"the run's accuracy is at least {required:.0%}"
+    record.require(text, accuracy >= required, accuracy)
     shutil.copytree(run.path, settings.tensor_run)
     record.measure(run_s=time.perf_counter() - started)
-    # Side by side: both wait for one thread most of the time.
+    # Export in parallel: each export is single-threaded most of the time.
     exports = [
         _start_export(settings.run, "image", IMAGE_VARIANTS),
         _start_export(settings.tensor_run, "tensor", TENSOR_VARIANTS),
@@ -74,9 +75,15 @@ def _start_export(run: Path, kind: str, variants: Sequence[str]) -> subprocess.P
 
 
 def export(run: Path, kind: InputKind, variants: Sequence[str]) -> None:
-    """Write a run's bundle without timing its variants on the CPU, which takes most of an export."""
+    """Export a run without timing its variants on the CPU, which takes most of an export.
+
+    Args:
+        run: run directory.
+        kind: `image` or `tensor`.
+        variants: names of the variants.
+    """
     exporter.measure_variant_latencies = lambda *_: {name: dict(UNTIMED) for name in variants}  # type: ignore[attr-defined]
-    # A variant may lose any accuracy: it is the runtime that is checked here.
+    # Accept any accuracy drop: only the runtime is checked here.
     config = ExportConfig(
         input=kind, variants=tuple(variants), max_accuracy_drop=100.0, search="quick"
     )
@@ -84,12 +91,12 @@ def export(run: Path, kind: InputKind, variants: Sequence[str]) -> None:
 
 
 def mean_kib(files: Sequence[Path]) -> float:
-    """Mean size of files."""
+    """Return the mean file size in KiB."""
     return sum(path.stat().st_size for path in files) / max(1, len(files)) / 1024
 
 
 def run_config(settings: Settings) -> FinetuneConfig:
-    """The MobileNetV2 run: from its weights where a file was given, else trained for a moment."""
+    """Return the configuration of the MobileNetV2 run, with the user's weights if there are any."""
     return FinetuneConfig(
         data=settings.data,
         output=settings.run,
@@ -104,7 +111,7 @@ def run_config(settings: Settings) -> FinetuneConfig:
 
 
 def large_photos(settings: Settings, name: str) -> Path:
-    """The folder of generated photos of one of the sizes beyond 500 pixels."""
+    """Return the folder of generated photos of a size above 500 pixels."""
     return settings.folder / f"photos-{name.replace(' ', '')}"
 
 

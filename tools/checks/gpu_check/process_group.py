@@ -1,4 +1,4 @@
-"""NCCL with one process: the group, DDP and averaged buffers, as several processes use them."""
+"""NCCL with one process: the process group, DDP and averaged buffers."""
 
 from __future__ import annotations
 
@@ -19,65 +19,69 @@ from tools.checks.gpu_check.settings import Settings
 
 
 class SingleRankProcesses(Processes):
-    """A group of one process that takes the way of many: `Processes` skips every collective for a world of 1."""
+    """Group of one process that runs every collective, which `Processes` skips at world size 1."""
 
     @property
     def is_distributed(self) -> bool:
-        """True."""
+        """True, so that no collective is skipped."""
         return True
 
 
 def check_process_group(settings: Settings, record: Record) -> None:
-    """Step `process_group`."""
+    """Run step `process_group`: every collective that training uses, in one process."""
     device = settings.device
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     if device == "cuda":
         record.measure(nccl=".".join(map(str, torch.cuda.nccl.version())))  # type: ignore[no-untyped-call]
-    with _group(backend) as ranks:
+    with _group(backend) as processes:
         record.require("the group has one process", dist.get_world_size() == 1, backend)
-        record.require("objects go through the group", ranks.broadcast("seed 7") == "seed 7")
-        record.require(
-            "flags go through the group", ranks.all_reduce_any(True, False) == (True, False)
-        )
-        ranks.barrier()
-        _check_step(record, ranks, device)
-        _check_average(record, ranks, device)
+        record.require("objects are broadcast", processes.broadcast("seed 7") == "seed 7")
+        flags = processes.all_reduce_any(True, False)
+        record.require("flags are reduced", flags == (True, False))
+        processes.barrier()
+        _check_step(record, processes, device)
+        _check_average(record, processes, device)
 
 
-def _check_step(record: Record, ranks: Processes, device: str) -> None:
+def _check_step(record: Record, processes: Processes, device: str) -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(
+    model = nn.Sequential(
         nn.Conv2d(3, 8, 3),
         nn.BatchNorm2d(8),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(8, 4),
     )
-    network.to(device)
-    parallel = ranks.wrap_ddp(network)
-    wrapped = isinstance(parallel, nn.parallel.DistributedDataParallel)
-    record.require(
-        "the network is wrapped in DistributedDataParallel", wrapped, type(parallel).__name__
-    )
-    pixels, labels = torch.randn(8, 3, 16, 16, device=device), torch.arange(8, device=device) % 4
-    F.cross_entropy(network(pixels), labels).backward()  # type: ignore[no-untyped-call]
-    alone = [
-        parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None
+    model.to(device)
+    ddp_model = processes.wrap_ddp(model)
+    wrapped = isinstance(ddp_model, nn.parallel.DistributedDataParallel)
+    text = "the model is wrapped in DistributedDataParallel"
+    record.require(text, wrapped, type(ddp_model).__name__)
+    pixels = torch.randn(8, 3, 16, 16, device=device)
+    labels = torch.arange(8, device=device) % 4
+    F.cross_entropy(model(pixels), labels).backward()  # type: ignore[no-untyped-call]
+    local_gradients = [
+        parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None
     ]
-    network.zero_grad()
-    F.cross_entropy(parallel(pixels), labels).backward()  # type: ignore[no-untyped-call]
-    together = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    close = [torch.allclose(a, b, atol=1e-5) for a, b in zip(alone, together, strict=True)]
-    record.require("gradients are those without the group", bool(close) and all(close), len(close))
+    model.zero_grad()
+    F.cross_entropy(ddp_model(pixels), labels).backward()  # type: ignore[no-untyped-call]
+    ddp_gradients = [
+        parameter.grad for parameter in model.parameters() if parameter.grad is not None
+    ]
+    pairs = zip(local_gradients, ddp_gradients, strict=True)
+    close = [torch.allclose(local, ddp, atol=1e-5) for local, ddp in pairs]
+    text = "gradients match those without DistributedDataParallel"
+    record.require(text, bool(close) and all(close), len(close))
 
 
-def _check_average(record: Record, ranks: Processes, device: str) -> None:
+def _check_average(record: Record, processes: Processes, device: str) -> None:
     buffers = [torch.randn(size, device=device) for size in (32, 96, 1280)]
-    before = [buffer.clone() for buffer in buffers]
-    ranks.all_reduce_mean(buffers)
-    same = all(torch.allclose(a, b) for a, b in zip(before, buffers, strict=True))
-    record.require("the mean over one process is the value itself", same)
-    record.measure(average_ms=device_ms(lambda: ranks.all_reduce_mean(buffers), 20, device))
+    originals = [buffer.clone() for buffer in buffers]
+    processes.all_reduce_mean(buffers)
+    pairs = zip(originals, buffers, strict=True)
+    unchanged = all(torch.allclose(original, mean) for original, mean in pairs)
+    record.require("the mean over one process is the value itself", unchanged)
+    record.measure(average_ms=device_ms(lambda: processes.all_reduce_mean(buffers), 20, device))
 
 
 @contextmanager

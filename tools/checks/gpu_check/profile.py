@@ -1,4 +1,4 @@
-"""Kernel launches and time on the device, by PyTorch's profiler (CUPTI), of any library in the process."""
+"""Kernel launches and device time of any library in the process, by PyTorch's profiler (CUPTI)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ LAUNCHES = (
 def launches_and_device_ms(
     call: Callable[[], Any], runs: int, device: str
 ) -> tuple[float | None, float | None]:
-    """Launches, and milliseconds of kernels and copies on the device, both divided by `runs`; None on a CPU."""
+    """Return the launches and the device time of kernels and copies in ms, both per run.
+
+    Args:
+        call: function that executes all runs.
+        runs: number of runs in one call.
+        device: `cuda`, or `cpu`, where both results are None.
+    """
     if device != "cuda":
         call()
         return None, None

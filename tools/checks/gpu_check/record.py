@@ -1,4 +1,4 @@
-"""The record of one step: its figures and requirements, on disk as soon as they exist."""
+"""Record of one step: its figures and requirements, written to disk as they are added."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Requirement:
-    """An assertion of a step with the value that decided it."""
+    """Requirement of a step with the measured value."""
 
     text: str
     passed: bool
@@ -26,14 +26,14 @@ class Requirement:
 class Record:
     """Figures and requirements of a running step.
 
-    The file is replaced after every addition, so that a step that is killed leaves what it had measured.
+    The file is replaced after every addition, so that measurements survive if the step is killed.
     """
 
     path: Path
     figures: dict[str, Any] = field(default_factory=dict)
     requirements: list[Requirement] = field(default_factory=list)
     limit_s: float = math.inf
-    """Of the step; it is killed then."""
+    """Time limit of the step; its process is killed then."""
     started: float = field(default_factory=time.monotonic)
     left_out: list[str] = field(default_factory=list)
 
@@ -43,7 +43,7 @@ class Record:
         self._write()
 
     def has_time(self, seconds: float, part: str) -> bool:
-        """True where so many seconds are left of the limit; a part that is left out is recorded."""
+        """Return whether `seconds` are left of the limit; record `part` as left out if not."""
         if self.limit_s - (time.monotonic() - self.started) >= seconds:
             return True
         self.left_out.append(part)
@@ -51,20 +51,23 @@ class Record:
         return False
 
     def require(self, text: str, passed: bool, detail: object = "") -> bool:
-        """Add an assertion; the step goes on where it does not hold, and fails in the end."""
+        """Add a requirement and return whether it passed.
+
+        The step continues after a failed requirement and fails at the end.
+        """
         self.requirements.append(Requirement(text, bool(passed), str(detail)))
         self._write()
         return bool(passed)
 
     @contextmanager
     def attempt(self, text: str) -> Iterator[None]:
-        """Let the block fail alone: an exception becomes an assertion that does not hold."""
+        """Turn an exception in the block into a failed requirement, so that the step continues."""
         try:
             yield
-        except Exception as error:  # whatever a library raises on a device that nobody has tried
+        except Exception as error:  # libraries raise anything on an untested device
             traceback.print_exc()
-            first = (str(error).strip().splitlines() or [""])[0]
-            self.require(text, False, f"{type(error).__name__}: {first[:200]}")
+            first_line = (str(error).strip().splitlines() or [""])[0]
+            self.require(text, False, f"{type(error).__name__}: {first_line[:200]}")
 
     def _write(self) -> None:
         content = {

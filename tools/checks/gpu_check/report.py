@@ -1,4 +1,4 @@
-"""The result as JSON and as Markdown."""
+"""Results as JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.files import write_json, write_text
-from tools.checks.gpu_check.runner import Outcome, Step
+from tools.checks.gpu_check.runner import Step, StepResult
 
 
 def write_report(
-    folder: Path, facts: Mapping[str, Any], steps: Sequence[Step], outcomes: Sequence[Outcome]
+    folder: Path, metadata: Mapping[str, Any], steps: Sequence[Step], results: Sequence[StepResult]
 ) -> None:
-    """Write result.json and result.md; steps without an outcome stand there as not run yet."""
+    """Write result.json and result.md, with the steps without a result marked as not run yet."""
     content = {
         "kind": "gpu-check",
-        **facts,
-        "steps": [outcome.to_json() for outcome in outcomes],
-        "not_run": [step.name for step in steps[len(outcomes) :]],
+        **metadata,
+        "steps": [result.to_json() for result in results],
+        "not_run": [step.name for step in steps[len(results) :]],
     }
     write_json(folder / "result.json", content)
-    write_text(folder / "result.md", markdown(content))
+    write_text(folder / "result.md", render_markdown(content))
 
 
-def markdown(content: Mapping[str, Any]) -> str:
-    """The result file's content as a page: a table of the steps, then each step's details."""
+def render_markdown(content: Mapping[str, Any]) -> str:
+    """Render the content of result.json: a table of the steps, then each step's details."""
     lines = ["# GPU check", ""]
     lines += [f"- {name}: {content[name]}" for name in ("created", "edgetl", "device", "note")]
     lines += ["", "| step | status | seconds | limit |", "| --- | --- | --- | --- |"]
@@ -34,11 +34,11 @@ def markdown(content: Mapping[str, Any]) -> str:
         lines.append(f"| {entry['step']} | {entry['status']} | {entry['seconds']:.1f} | {limit} |")
     lines += [f"| {name} | not run yet | | |" for name in content["not_run"]]
     for entry in content["steps"]:
-        lines += _details(entry)
+        lines += _render_details(entry)
     return "\n".join(lines) + "\n"
 
 
-def _details(entry: Mapping[str, Any]) -> list[str]:
+def _render_details(entry: Mapping[str, Any]) -> list[str]:
     lines = ["", f"## {entry['step']}: {entry['title']}", "", f"Status: {entry['status']}."]
     if entry["reason"]:
         lines += ["", f"Reason: {entry['reason']}."]
@@ -62,13 +62,13 @@ def _rows(figures: Mapping[str, Any], prefix: str) -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += _rows(value, f"{prefix}{name} / ")
         else:
-            rows.append((f"{prefix}{name}", _text(value)))
+            rows.append((f"{prefix}{name}", _format_value(value)))
     return rows
 
 
-def _text(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(_text, value))
+        return ", ".join(map(_format_value, value))
     return str(value).replace("|", "\\|").replace("\n", " ")

@@ -1,4 +1,4 @@
-"""SIGTERM within a phase and between two phases, then `--resume`."""
+"""Interruption by SIGTERM within a phase and between phases, then `--resume`."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from tools.checks.gpu_check.training_run import TrainingRun, execute, finetune_o
 
 WITHIN, BETWEEN = "within", "between"
 TERMINATED = 128 + signal.SIGTERM
-"""edgetl's exit status: SIGTERM is answered as Ctrl-C is."""
+"""edgetl's exit status after SIGTERM, which it handles like Ctrl-C."""
 
 
 def check_resumption(settings: Settings, record: Record) -> None:
-    """Step `resumption`."""
+    """Run step `resumption`: interrupt a run within and between phases and resume it."""
     epochs = (2, 1) if settings.rehearsal else (3, 2)
     more = ("--epochs", str(epochs[0]), "--finetune-epochs", str(epochs[1]))
     accuracies = []
-    for place in (WITHIN, BETWEEN):
-        with record.attempt(f"{place}: the run can be ended and resumed"):
-            path = settings.folder / f"ended-{place}"
+    for moment in (WITHIN, BETWEEN):
+        with record.attempt(f"{moment}: the run can be interrupted and resumed"):
+            path = settings.folder / f"ended-{moment}"
             options = finetune_options(settings, "-o", str(path), *more)
-            command = ["-m", "tools.checks.gpu_check.resumption", place, "finetune", *options]
+            command = ["-m", "tools.checks.gpu_check.resumption", moment, "finetune", *options]
             variables = {"EDGETL_CACHE": str(settings.folder / "resumption-cache")}
-            ended = execute(command, path, variables)
+            interrupted = execute(command, path, variables)
             resume = ["-m", "edgetl", "finetune", "--resume", str(path)]
             resumed = execute(resume, path, variables)
-            _check(record, place, sum(epochs), ended, resumed)
+            _check(record, moment, sum(epochs), interrupted, resumed)
             accuracies.append(resumed.accuracy)
     if len(accuracies) == 2:
         text = "the two resumed runs are equally accurate within 2 points"
@@ -38,26 +38,28 @@ def check_resumption(settings: Settings, record: Record) -> None:
 
 
 def _check(
-    record: Record, place: str, epochs: int, ended: TrainingRun, resumed: TrainingRun
+    record: Record, moment: str, epochs: int, interrupted: TrainingRun, resumed: TrainingRun
 ) -> None:
-    phase = "within a phase" if place == WITHIN else "between phases"
-    killed = ended.status == TERMINATED and ended.seconds_to_metrics is None
-    record.require(f"{phase}: SIGTERM ends the run", killed, ended.status)
-    record.require(f"{phase}: --resume ends well", resumed.status == 0, resumed.status)
+    phase = "within a phase" if moment == WITHIN else "between phases"
+    terminated = interrupted.status == TERMINATED and interrupted.seconds_to_metrics is None
+    record.require(f"{phase}: SIGTERM stops the run", terminated, interrupted.status)
+    record.require(f"{phase}: --resume succeeds", resumed.status == 0, resumed.status)
     continued = "Resuming after" in resumed.output
-    record.require(f"{phase}: it goes on from the checkpoint", continued)
+    record.require(f"{phase}: training continues from the checkpoint", continued)
     count = len(resumed.history)
-    record.require(f"{phase}: no epoch is lost or doubled", count == epochs, f"{count} of {epochs}")
+    record.require(
+        f"{phase}: no epoch is lost or repeated", count == epochs, f"{count} of {epochs}"
+    )
     record.require(f"{phase}: every loss is finite", resumed.losses_are_finite)
     record.measure(**{phase: {"accuracy": resumed.accuracy, "seconds": resumed.seconds}})
 
 
 def main() -> None:
-    """Run edgetl's command line, save after every batch, and send SIGTERM at the place that is asked for."""
+    """Run edgetl's command line, save after every batch, and send SIGTERM at the given moment."""
     from edgetl.cli.app import main as edgetl
     from edgetl.train.engine.trainer import Trainer
 
-    place = sys.argv.pop(1)
+    moment = sys.argv.pop(1)
     saves = 0
     save_when_due = Trainer.save_if_due
 
@@ -65,9 +67,9 @@ def main() -> None:
         nonlocal saves
         self.save(loop)
         saves += loop is not None
-        if (place == WITHIN and saves == 3) or (place == BETWEEN and loop is None):
+        if (moment == WITHIN and saves == 3) or (moment == BETWEEN and loop is None):
             os.kill(os.getpid(), signal.SIGTERM)
-        # It ends the run where the signal has asked for that.
+        # The original method ends the run if the signal has requested it.
         save_when_due(self, loop)
 
     Trainer.save_if_due = save  # type: ignore[method-assign]

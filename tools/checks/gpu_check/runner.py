@@ -1,4 +1,4 @@
-"""Steps one after another, each in a process of its own with a time limit."""
+"""Runner of the steps, each in its own process with a time limit."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 Status = Literal["passed", "failed", "error", "timed out", "skipped"]
 LOG_LINES = 12
-"""Last lines of a step's output that the result keeps where it did not pass."""
+"""Last output lines that the result includes for a step that did not pass."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One row of the table of steps."""
+    """A step of the check."""
 
     name: str
     title: str
@@ -29,12 +29,12 @@ class Step:
     function: str
     """`module:function`, called with the settings and a record."""
     needs: tuple[str, ...] = ()
-    """Steps whose files this one uses."""
+    """Names of the steps whose files this step uses."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a step."""
+class StepResult:
+    """Result of a step."""
 
     step: Step
     status: Status
@@ -45,7 +45,7 @@ class Outcome:
     log: Sequence[str] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """An entry of the result file."""
+        """Return the entry of the result file."""
         return {
             "step": self.step.name,
             "title": self.step.title,
@@ -65,48 +65,54 @@ def run_steps(
     logs: Path,
     deadline: float,
     environment: Mapping[str, str],
-    report: Callable[[Sequence[Outcome]], None],
-) -> list[Outcome]:
+    report: Callable[[Sequence[StepResult]], None],
+) -> list[StepResult]:
     """Run the steps in order and report after each.
 
     Args:
-        settings: the file that every step reads.
-        logs: a folder for each step's record and output.
-        deadline: on the clock of time.monotonic; a step whose limit does not fit before it is skipped.
-        environment: variables of the steps' processes.
-        report: called with all outcomes so far, first with none.
+        steps: steps to run.
+        settings: settings file that every step reads.
+        logs: folder for each step's record and output.
+        deadline: end time on the time.monotonic clock; a step whose limit does not fit is skipped.
+        environment: environment variables of the steps' processes.
+        report: called with the results so far, first with none.
     """
-    outcomes: list[Outcome] = []
-    report(outcomes)
+    results: list[StepResult] = []
+    report(results)
     for step in steps:
-        outcomes.append(_outcome(step, settings, logs, deadline, environment, outcomes))
-        report(outcomes)
-    return outcomes
+        results.append(_run_or_skip(step, settings, logs, deadline, environment, results))
+        report(results)
+    return results
 
 
-def _outcome(
+def _run_or_skip(
     step: Step,
     settings: Path,
     logs: Path,
     deadline: float,
     environment: Mapping[str, str],
-    before: Sequence[Outcome],
-) -> Outcome:
-    # A step with a broken requirement has come to its end, and its files are there.
-    ended = {outcome.step.name for outcome in before if outcome.status in ("passed", "failed")}
-    missing = [name for name in step.needs if name not in ended]
+    earlier: Sequence[StepResult],
+) -> StepResult:
+    # A step with a failed requirement ran to its end, so its files exist.
+    finished = {result.step.name for result in earlier if result.status in ("passed", "failed")}
+    missing = [name for name in step.needs if name not in finished]
     if missing:
-        return Outcome(step, "skipped", reason=f"it needs {', '.join(missing)}, which did not end")
-    left = deadline - time.monotonic()
-    if step.limit_s > left:
-        late = f"its limit of {step.limit_s:g} s does not fit into the {max(0.0, left):.0f} s left"
-        return Outcome(step, "skipped", reason=late)
+        reason = f"it needs {', '.join(missing)}, which did not finish"
+        return StepResult(step, "skipped", reason=reason)
+    remaining_s = deadline - time.monotonic()
+    if step.limit_s > remaining_s:
+        reason = (
+            f"its limit of {step.limit_s:g} s does not fit into the "
+            f"{max(0.0, remaining_s):.0f} s left"
+        )
+        return StepResult(step, "skipped", reason=reason)
     return run_step(step, settings, logs, environment)
 
 
-def run_step(step: Step, settings: Path, logs: Path, environment: Mapping[str, str]) -> Outcome:
-    """Run one step in a process; it and its children are killed at the limit."""
-    record, output = logs / f"{step.name}.json", logs / f"{step.name}.log"
+def run_step(step: Step, settings: Path, logs: Path, environment: Mapping[str, str]) -> StepResult:
+    """Run one step in a process; kill it and its children at the limit."""
+    record = logs / f"{step.name}.json"
+    output = logs / f"{step.name}.log"
     record.unlink(missing_ok=True)
     worker = [sys.executable, "-m", "tools.checks.gpu_check.worker"]
     command = [*worker, step.function, str(settings), str(record), str(step.limit_s)]
@@ -121,66 +127,68 @@ def run_step(step: Step, settings: Path, logs: Path, environment: Mapping[str, s
             start_new_session=True,
         )
         try:
-            status: int | None = process.wait(step.limit_s)
+            exit_status: int | None = process.wait(step.limit_s)
         except subprocess.TimeoutExpired:
-            status = None
+            exit_status = None
         finally:
-            # Also after a normal end: a worker that a step left behind would disturb the next one.
+            # Also after a normal exit: a leftover child process would disturb the next step.
             kill_tree(process.pid)
             process.wait()
     seconds = time.monotonic() - started
     content = _read(record)
     figures, requirements = content.get("figures", {}), content.get("requirements", [])
-    verdict, reason = judge(status, requirements, step.limit_s)
-    log = [] if verdict == "passed" else _last_lines(output)
-    return Outcome(step, verdict, seconds, reason, figures, requirements, log)
+    status, reason = step_status(exit_status, requirements, step.limit_s)
+    log = [] if status == "passed" else _last_lines(output)
+    return StepResult(step, status, seconds, reason, figures, requirements, log)
 
 
-def judge(
-    status: int | None, requirements: Sequence[Mapping[str, Any]], limit_s: float
+def step_status(
+    exit_status: int | None, requirements: Sequence[Mapping[str, Any]], limit_s: float
 ) -> tuple[Status, str]:
-    """The verdict on a step, with its reason where it did not pass.
+    """Return the status of a step, and the reason if it did not pass.
 
     Args:
-        status: the exit status of its process; None where the limit ended it.
+        exit_status: exit status of the step's process; None if it was killed at the limit.
+        requirements: the step's requirements as in its record.
+        limit_s: time limit of the step.
     """
-    if status is None:
+    if exit_status is None:
         return "timed out", f"it was killed after its limit of {limit_s:g} s"
-    if status:
-        return "error", f"its process ended with status {status}"
+    if exit_status:
+        return "error", f"its process exited with status {exit_status}"
     if not requirements:
-        return "error", "it ended without checking anything"
-    broken = [entry["text"] for entry in requirements if not entry["passed"]]
-    if broken:
-        return "failed", "; ".join(broken)
+        return "error", "it checked nothing"
+    failed = [entry["text"] for entry in requirements if not entry["passed"]]
+    if failed:
+        return "failed", "; ".join(failed)
     return "passed", ""
 
 
 def kill_tree(pid: int) -> None:
-    """Kill a process that leads a session, its process group, and its descendants in other groups."""
-    victims = descendants(pid)
+    """Kill a session leader, its process group, and its descendants in other groups."""
+    children = descendants(pid)
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    for victim in victims:
+    for child in children:
         with suppress(ProcessLookupError):
-            os.kill(victim, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
 
 
 def descendants(pid: int) -> list[int]:
-    """Processes below `pid`, by the parents in /proc (proc(5)); empty where there is no /proc."""
+    """Return the descendants of a process from /proc (proc(5)); empty without /proc."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError, ValueError, IndexError):
-            # The name in parentheses may hold spaces: state and parent follow the last parenthesis.
+            # The name in parentheses may contain spaces; state and parent follow the last ")".
             parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             children.setdefault(parent, []).append(int(entry.name))
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found
+    pids: list[int] = []
+    stack = [pid]
+    while stack:
+        child_pids = children.get(stack.pop(), [])
+        pids += child_pids
+        stack += child_pids
+    return pids
 
 
 def _read(record: Path) -> dict[str, Any]:

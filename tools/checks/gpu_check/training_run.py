@@ -1,4 +1,4 @@
-"""Fine-tuning runs of the check: `edgetl finetune` as a process, and what it left behind."""
+"""Fine-tuning runs of the check: `edgetl finetune` as a process, and its run directory."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from tools.checks.gpu_check.settings import BUILTIN, Settings
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """A run directory with the process that wrote it."""
+    """Run directory and the result of the process that wrote it."""
 
     path: Path
     status: int
     """Exit status; negative for a signal."""
     output: str
-    """What the process wrote last."""
+    """Last 2000 characters of the process's output."""
     seconds: float
-    """From the start of the process to its end."""
+    """Time from the start of the process to its end."""
     seconds_to_metrics: float | None
-    """From the start of the process to metrics.json; None where that was not written."""
+    """Time from the start of the process to metrics.json; None if that was not written."""
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """One entry an epoch."""
+        """Entries of history.jsonl, one per epoch."""
         file = self.path / "history.jsonl"
         if not file.exists():
             return []
@@ -41,7 +41,7 @@ class TrainingRun:
 
     @property
     def accuracy(self) -> float:
-        """Validation accuracy of the kept epoch; NaN where the run did not end."""
+        """Validation accuracy of the selected epoch; NaN if the run did not finish."""
         file = self.path / "metrics.json"
         if not file.exists():
             return math.nan
@@ -49,19 +49,19 @@ class TrainingRun:
 
     @property
     def losses_are_finite(self) -> bool:
-        """True where there are losses and every one is a finite number."""
+        """True if there are losses and all of them are finite."""
         losses = [entry[name] for entry in self.history for name in ("train_loss", "val_loss")]
         return bool(losses) and all(loss is not None and math.isfinite(loss) for loss in losses)
 
     @property
     def weights_sha256(self) -> str:
-        """Digest of the kept weights; empty where there are none."""
+        """SHA-256 of the saved weights; empty if there are none."""
         file = self.path / "weights.safetensors"
         return hashlib.sha256(file.read_bytes()).hexdigest() if file.exists() else ""
 
 
 def finetune_options(settings: Settings, *more: str) -> list[str]:
-    """Arguments of `edgetl finetune` that the check's runs share."""
+    """Return the common arguments of `edgetl finetune`, followed by `more`."""
     weights = settings.weights
     if settings.rehearsal and weights == BUILTIN:
         more = (*more, "--cache-budget", "100MB")
@@ -75,9 +75,16 @@ def finetune_options(settings: Settings, *more: str) -> list[str]:
 def execute(
     command: Sequence[str], path: Path, variables: dict[str, str] | None = None
 ) -> TrainingRun:
-    """Run a training process that writes the run directory `path`, with variables added to the environment."""
-    began, started = time.time(), time.perf_counter()
-    done = subprocess.run(
+    """Run a training process that writes the run directory `path`.
+
+    Args:
+        command: arguments of the Python interpreter.
+        path: run directory.
+        variables: additional environment variables.
+    """
+    started_unix_s = time.time()
+    started = time.perf_counter()
+    process = subprocess.run(
         [sys.executable, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -85,18 +92,22 @@ def execute(
         env={**os.environ, **(variables or {})},
     )
     seconds = time.perf_counter() - started
-    print(done.stdout, flush=True)
+    print(process.stdout, flush=True)
     metrics = path / "metrics.json"
-    to_metrics = metrics.stat().st_mtime - began if metrics.exists() else None
-    return TrainingRun(path, done.returncode, done.stdout[-2000:], seconds, to_metrics)
+    seconds_to_metrics = metrics.stat().st_mtime - started_unix_s if metrics.exists() else None
+    return TrainingRun(
+        path, process.returncode, process.stdout[-2000:], seconds, seconds_to_metrics
+    )
 
 
 def finetune(settings: Settings, name: str, *more: str, cache: Path | None = None) -> TrainingRun:
     """Run `edgetl finetune` in a process.
 
     Args:
-        name: of the run directory in the check's folder.
-        cache: edgetl's cache; None is a new one for this run.
+        settings: settings of the check.
+        name: name of the run directory in the scratch folder.
+        more: additional options.
+        cache: edgetl's cache folder; None uses a new one for this run.
     """
     path = settings.folder / name
     command = ["-m", "edgetl", "finetune", *finetune_options(settings, "-o", str(path), *more)]

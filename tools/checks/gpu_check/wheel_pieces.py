@@ -1,12 +1,13 @@
-"""Wheels for a machine without a package index, in small pieces with checksums.
+"""Split wheels into small pieces with checksums, for a machine without a package index.
 
-    python tools/checks/gpu_check/wheel_pieces.py download FOLDER   wheels for Python 3.12 on Linux x86-64
+    python tools/checks/gpu_check/wheel_pieces.py download FOLDER   for Python 3.12, Linux x86-64
     python tools/checks/gpu_check/wheel_pieces.py split FOLDER PIECES
     python tools/checks/gpu_check/wheel_pieces.py join PIECES FOLDER
 
-A wheel is cut as it is: compressing it again gains 0.1% (xz on 4 MB of onnxruntime-gpu 1.31.1). `join` restores it byte
-for byte, and may be called after each piece has come: it appends to what is there, and says what is still missing.
-`split` and `join` need the standard library alone, `download` pip.
+Wheels are not compressed again, which would gain only 0.1% (xz on 4 MB of onnxruntime-gpu 1.31.1).
+`join` restores them byte for byte. It may be run after each new piece: it appends the available
+pieces and prints the missing ones. `split` and `join` need only the standard library, `download`
+needs pip.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ PACKAGES = (
     "PyWavelets",
     "typer==0.28.0",
 )
-"""What a machine with PyTorch, torchvision, onnx, OpenCV and safetensors usually lacks for edgetl's `train` extra."""
+"""Packages of edgetl's `train` extra that a machine with PyTorch, torchvision, onnx, OpenCV and
+safetensors usually lacks."""
 PYTHON = "3.12"
 _GLIBC_MINORS = (39, 35, 34, 31, 28, 27, 24, 17)
-"""pip matches each of them exactly."""
+"""glibc 2.x versions of manylinux tags; pip matches each tag exactly."""
 PLATFORMS = (
     *(f"manylinux_2_{minor}_x86_64" for minor in _GLIBC_MINORS),
     "manylinux2014_x86_64",
@@ -49,37 +51,31 @@ PLATFORMS = (
 
 
 def download(folder: Path, packages: Sequence[str], python: str = PYTHON) -> None:
-    """Let pip fetch the wheels of `packages`, without dependencies, for Linux x86-64.
+    """Download the wheels of `packages` with pip, without dependencies, for Linux x86-64.
 
     Raises:
-        SystemExit: pip finds one of them nowhere.
+        SystemExit: pip cannot find a package.
     """
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    target = [
-        "--no-deps",
-        "--only-binary=:all:",
-        "--implementation",
-        "cp",
-        "--python-version",
-        python,
-    ]
+    target = ["--no-deps", "--only-binary=:all:"]
+    target += ["--implementation", "cp", "--python-version", python]
     platforms = [argument for name in PLATFORMS for argument in ("--platform", name)]
-    done = subprocess.run([*pip, *target, *platforms, "-d", str(folder), *packages])
-    if done.returncode:
-        sys.exit("pip could not download the wheels.")
+    process = subprocess.run([*pip, *target, *platforms, "-d", str(folder), *packages])
+    if process.returncode:
+        sys.exit("pip cannot download the wheels. See its output above.")
 
 
 def split(wheels: Path, pieces: Path, piece_bytes: int = PIECE_BYTES) -> list[dict[str, Any]]:
-    """Write each wheel of a folder as pieces of at most `piece_bytes`, with a list and their checksums.
+    """Write each wheel of a folder as pieces of at most `piece_bytes`, with a list and checksums.
 
     Raises:
-        SystemExit: there is no wheel.
+        SystemExit: the folder contains no wheel.
     """
     files = sorted(wheels.glob("*.whl"))
     if not files:
-        sys.exit(f"There is no .whl file in {wheels}.")
+        sys.exit(f"No .whl file found in {wheels}.")
     pieces.mkdir(parents=True, exist_ok=True)
-    entries = [_split_one(file, pieces, piece_bytes) for file in files]
+    entries = [_split_wheel(file, pieces, piece_bytes) for file in files]
     (pieces / LIST).write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     sums = [
         f"{piece['sha256']}  {piece['file']}\n" for entry in entries for piece in entry["pieces"]
@@ -88,7 +84,7 @@ def split(wheels: Path, pieces: Path, piece_bytes: int = PIECE_BYTES) -> list[di
     return entries
 
 
-def _split_one(file: Path, pieces: Path, piece_bytes: int) -> dict[str, Any]:
+def _split_wheel(file: Path, pieces: Path, piece_bytes: int) -> dict[str, Any]:
     parts = []
     with file.open("rb") as stream:
         for number, content in enumerate(iter(lambda: stream.read(piece_bytes), b"")):
@@ -96,54 +92,58 @@ def _split_one(file: Path, pieces: Path, piece_bytes: int) -> dict[str, Any]:
             (pieces / name).write_bytes(content)
             digest = hashlib.sha256(content).hexdigest()
             parts.append({"file": name, "bytes": len(content), "sha256": digest})
-    whole = {"wheel": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)}
-    return {**whole, "pieces": parts}
+    return {
+        "wheel": file.name,
+        "bytes": file.stat().st_size,
+        "sha256": _sha256(file),
+        "pieces": parts,
+    }
 
 
 def join(pieces: Path, wheels: Path) -> list[str]:
-    """Restore every wheel whose pieces are all there; returns the names of the pieces that are still missing.
+    """Restore the wheels whose pieces are all available and return the names of the missing pieces.
 
-    A piece may be taken away once it was joined: what it held is kept in `wheels` until its wheel is whole.
+    A piece may be deleted once it was joined: its content is in the incomplete wheel in `wheels`.
 
     Raises:
-        SystemExit: a piece or a wheel is not what its checksum says.
+        SystemExit: a piece or a wheel does not match its checksum.
     """
     wheels.mkdir(parents=True, exist_ok=True)
     missing: list[str] = []
     for entry in json.loads((pieces / LIST).read_text(encoding="utf-8")):
-        missing += _join_one(entry, pieces, wheels)
+        missing += _join_wheel(entry, pieces, wheels)
     return missing
 
 
-def _join_one(entry: dict[str, Any], pieces: Path, wheels: Path) -> list[str]:
+def _join_wheel(entry: dict[str, Any], pieces: Path, wheels: Path) -> list[str]:
     wheel = wheels / entry["wheel"]
     if wheel.exists() and _sha256(wheel) == entry["sha256"]:
         return []
-    growing = wheels / f"{entry['wheel']}.joining"
-    waiting = list(entry["pieces"])
-    there = growing.stat().st_size if growing.exists() else 0
-    while waiting and there >= waiting[0]["bytes"]:
-        there -= waiting.pop(0)["bytes"]
-    if there:
-        # A joining that was cut short: its last piece is appended again.
-        whole = growing.stat().st_size - there
-        with growing.open("r+b") as stream:
-            stream.truncate(whole)
-    while waiting and (pieces / waiting[0]["file"]).exists():
-        piece = waiting.pop(0)
+    partial = wheels / f"{entry['wheel']}.joining"
+    remaining = list(entry["pieces"])
+    excess_bytes = partial.stat().st_size if partial.exists() else 0
+    while remaining and excess_bytes >= remaining[0]["bytes"]:
+        excess_bytes -= remaining.pop(0)["bytes"]
+    if excess_bytes:
+        # An interrupted `join` wrote part of a piece: drop that part and append the piece again.
+        complete_bytes = partial.stat().st_size - excess_bytes
+        with partial.open("r+b") as stream:
+            stream.truncate(complete_bytes)
+    while remaining and (pieces / remaining[0]["file"]).exists():
+        piece = remaining.pop(0)
         content = (pieces / piece["file"]).read_bytes()
         if hashlib.sha256(content).hexdigest() != piece["sha256"]:
             sys.exit(
-                f"{piece['file']} is damaged: its SHA-256 is not the one in {LIST}. Copy it again."
+                f"{piece['file']} is damaged: its SHA-256 does not match {LIST}. Copy it again."
             )
-        with growing.open("ab") as stream:
+        with partial.open("ab") as stream:
             stream.write(content)
-    if waiting:
-        return [piece["file"] for piece in waiting]
-    if _sha256(growing) != entry["sha256"]:
-        growing.unlink()
-        sys.exit(f"{wheel.name} is not the wheel that was split. Join all of its pieces again.")
-    growing.replace(wheel)
+    if remaining:
+        return [piece["file"] for piece in remaining]
+    if _sha256(partial) != entry["sha256"]:
+        partial.unlink()
+        sys.exit(f"{wheel.name} does not match its SHA-256. Join all of its pieces again.")
+    partial.replace(wheel)
     return []
 
 
@@ -153,21 +153,28 @@ def _sha256(path: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one of the three commands; `join` ends with status 1 while pieces are missing."""
+    """Run one of the three commands; `join` returns 1 while pieces are missing."""
     description, _, usage = str(__doc__).partition("\n")
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=description, epilog=usage, formatter_class=kind)
+    parser = argparse.ArgumentParser(
+        description=description,
+        epilog=usage,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("command", choices=("download", "split", "join"))
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument(
-        "--package", action="append", help="for download, instead of the usual ones; repeat it"
+        "--package",
+        action="append",
+        help="download this package instead of the default ones (repeatable)",
     )
     parser.add_argument(
-        "--python", default=PYTHON, help=f"for download: a version of Python ({PYTHON})"
+        "--python",
+        default=PYTHON,
+        help=f"Python version of the downloaded wheels (default: {PYTHON})",
     )
     options = parser.parse_args(arguments)
     if len(options.folders) != (1 if options.command == "download" else 2):
-        parser.error("download takes one folder; split and join take two")
+        parser.error("download needs one folder, split and join need two")
     if options.command == "download":
         download(options.folders[0], options.package or PACKAGES, options.python)
         return 0
@@ -177,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{len(entries)} wheels in {count} pieces.")
         return 0
     missing = join(*options.folders)
-    print(f"Still missing: {', '.join(missing)}." if missing else "All wheels are whole.")
+    print(f"Missing pieces: {', '.join(missing)}." if missing else "All wheels are complete.")
     return 1 if missing else 0
 
 

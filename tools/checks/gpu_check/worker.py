@@ -1,4 +1,4 @@
-"""The process of one step: `worker MODULE:FUNCTION SETTINGS RECORD LIMIT_S`."""
+"""Process of one step: `worker MODULE:FUNCTION SETTINGS RECORD LIMIT_S`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from tools.checks.gpu_check.settings import Settings
 
 
 def main() -> None:
+    """Call the step's function with the settings and a new record."""
     module, _, function = sys.argv[1].partition(":")
     record = Record(Path(sys.argv[3]), limit_s=float(sys.argv[4]))
     getattr(import_module(module), function)(Settings.read(Path(sys.argv[2])), record)
