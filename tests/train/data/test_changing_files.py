@@ -67,10 +67,8 @@ def test_run_resumes_when_changed_image_is_restored(
     assert str(photo) in message
     assert ("cannot be read" if modify is remove else "has changed since training began") in message
     assert settings.output is not None
-    assert (
-        f"Put the file back as it was. `edgetl finetune --resume {settings.output}` goes on"
-        in message
-    )
+    assert "Restore the file. Resume from the last checkpoint" in message
+    assert f"edgetl finetune --resume {settings.output}" in message
     photo.with_suffix(".away").rename(photo)
     assert resume(RunDirectory(settings.output)).metrics.exists()
 
