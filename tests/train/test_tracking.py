@@ -93,22 +93,26 @@ def test_mlflow_has_one_run_with_every_epoch(run: RunDirectory) -> None:
     assert last == pytest.approx({line["epoch"]: line["val_accuracy"] for line in history(run)})
 
 
-def test_invalid_mlflow_folder_fails_before_training(
-    parts: Path, random_weights: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("no folder")
-    config = FinetuneConfig(
+def mlflow_config(parts: Path, weights: Path, output: Path, folder: Path) -> FinetuneConfig:
+    return FinetuneConfig(
         parts,
-        tmp_path / "run",
+        output,
         ARCHITECTURE,
-        str(random_weights),
+        str(weights),
         IMAGE_SIZE,
         device="cpu",
         workers=0,
         epochs=1,
         finetune_epochs=0,
-        mlflow=str(tmp_path / "file"),
+        mlflow=str(folder),
     )
+
+
+def test_invalid_mlflow_folder_fails_before_training(
+    parts: Path, random_weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    config = mlflow_config(parts, random_weights, tmp_path / "run", tmp_path / "file")
     with pytest.raises((ConfigError, OSError)):
         finetune(config)
     assert not (tmp_path / "run").exists()
@@ -122,18 +126,7 @@ def test_missing_tracker_package_names_the_extra(
     for name in [name for name in sys.modules if name.partition(".")[0] == "mlflow"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    config = FinetuneConfig(
-        parts,
-        tmp_path / "run",
-        ARCHITECTURE,
-        str(random_weights),
-        IMAGE_SIZE,
-        device="cpu",
-        workers=0,
-        epochs=1,
-        finetune_epochs=0,
-        mlflow=str(tmp_path / "mlruns"),
-    )
+    config = mlflow_config(parts, random_weights, tmp_path / "run", tmp_path / "mlruns")
     with pytest.raises(ModuleNotFoundError) as raised:
         finetune(config)
     assert 'pip install "edgetl[mlflow]"' in str(convert_import_error(raised.value))

@@ -28,6 +28,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from edgetl.cli.app import COMMANDS
+
 MASKED_KEYS = {
     "seconds", "elapsed", "images_per_second", "created", "device", "versions", "p50_ms",
     "interval_ms", "spread", "peak_memory_bytes", "choices", "latency", "path", "paths", "host",
@@ -38,21 +40,6 @@ MASKED_KEYS = {
 """JSON keys whose values depend on the machine or on time."""
 
 CLASSES = ("circles", "stripes", "noise")
-HELP_COMMANDS = (
-    "",
-    "check",
-    "finetune",
-    "compare",
-    "models",
-    "presets",
-    "export",
-    "bench",
-    "report",
-    "verify",
-    "predict",
-    "doctor",
-    "demo",
-)
 TRAINING = (
     "--model", "mobilenet_v3_small", "--weights", "builtin", "--image-size", "64",
     "--seed", "0", "--deterministic", "--device", "cpu",
@@ -128,7 +115,7 @@ def produce(inputs: Path, work: Path) -> dict[str, str]:
     """Run every command and return its artifacts, as name to masked content or hash."""
     shutil.copytree(inputs / "data", work / "data")
     produced = {}
-    for name in HELP_COMMANDS:
+    for name in ("", *COMMANDS):
         produced[f"help {name}".strip()] = run(work, *([name] if name else []), "--help")
     produced["check --json"] = mask_json(run(work, "check", "data", "--json"))
     for name, extra in (("cached", ()), ("streamed", ("--cache-budget", "0"))):
