@@ -1,7 +1,11 @@
-"""Conversion of JSON to dataclasses, with every value checked against the annotated type.
+"""Conversion between JSON and dataclasses, with every value checked against the annotated type.
 
 Files come from devices, other versions and other people. A value of a wrong type is reported with
 the name of its field when the file is read, not when the value is first used.
+
+A dataclass is the only place that names the keys of a file: `parse_as` and `to_json` derive them
+from its fields. `in_json` gives a field another key, and `computed` adds a value that is written
+for other programs and recomputed here.
 """
 
 from __future__ import annotations
@@ -9,25 +13,201 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    Literal,
+    Self,
+    TypeAlias,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    overload,
+)  # fmt: skip
+
+from edgetl.core.files import read_json
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    JsonValue: TypeAlias = (
+        bool | int | float | str | Sequence["JsonValue"] | Mapping[str, "JsonValue"] | None
+    )
+    JsonObject: TypeAlias = dict[str, JsonValue]
+else:  # `get_type_hints` cannot resolve recursive types
+    JsonValue, JsonObject = object, dict[str, object]
 
 T = TypeVar("T")
 MAX_INTEGER = 2**63 - 1
 """Largest magnitude of an integer, as in NumPy and SQLite."""
 _MAX_VALUE_CHARACTERS = 60
+_PLAIN_TYPES = {bool, int, float, str, type(None)}
 
 
 class FieldError(ValueError):
     """A value does not match the type of its field; the message names the field."""
 
 
+def in_json(
+    *, key: str | None = None, omit_default: bool = False, none_is_empty: bool = False
+) -> Mapping[str, Any]:
+    """Return the `metadata` of a dataclass field that is not stored under its name as it is.
+
+    Args:
+        key: Key in JSON; None is the field's name.
+        omit_default: Whether the key is left out when the value equals the field's default.
+        none_is_empty: Whether None is stored as an empty object.
+    """
+    return {"key": key, "omit_default": omit_default, "none_is_empty": none_is_empty}
+
+
+class computed(Generic[T]):  # noqa: N801 (a decorator, like `property`)
+    """Read-only property that `to_json` writes under its name and `parse_as` ignores."""
+
+    def __init__(self, function: Callable[[Any], T], key: str | None = None) -> None:
+        self.function = function
+        self.key = key or function.__name__
+        self.__doc__ = function.__doc__
+
+    @overload
+    def __get__(self, instance: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, instance: object, owner: type) -> T: ...
+    def __get__(self, instance: object, owner: type) -> Self | T:
+        return self if instance is None else self.function(instance)
+
+
+def computed_as(key: str) -> Callable[[Callable[[Any], T]], computed[T]]:
+    """Return the decorator `computed` for a property that is stored under another key."""
+    return lambda function: computed(function, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonField:
+    """Field of a dataclass as stored in JSON."""
+
+    name: str
+    key: str
+    type: Any
+    """Resolved annotation."""
+    default: Any
+    """Default value or factory; `dataclasses.MISSING` if the key is required."""
+    omit_default: bool
+    none_is_empty: bool
+
+    def is_omitted(self, value: Any) -> bool:
+        """Return whether the key of this value is left out."""
+        if not self.omit_default:
+            return False
+        default = self.default() if callable(self.default) else self.default
+        return bool(value == default)
+
+
+@cache
+def json_fields(kind: type) -> tuple[JsonField, ...]:
+    """Return the stored fields of a dataclass."""
+    hints = get_type_hints(kind)
+    fields = []
+    for field in dataclasses.fields(kind):
+        if not field.init:
+            continue
+        default = field.default
+        if default is dataclasses.MISSING:
+            default = field.default_factory
+        fields.append(
+            JsonField(
+                name=field.name,
+                key=field.metadata.get("key") or field.name,
+                type=hints[field.name],
+                default=default,
+                omit_default=field.metadata.get("omit_default", False),
+                none_is_empty=field.metadata.get("none_is_empty", False),
+            )
+        )
+    return tuple(fields)
+
+
+@cache
+def computed_properties(kind: type) -> tuple[computed[Any], ...]:
+    """Return the properties of a dataclass that are written to JSON."""
+    members = {name: value for base in reversed(kind.__mro__) for name, value in vars(base).items()}
+    return tuple(value for value in members.values() if isinstance(value, computed))
+
+
+def to_json(value: DataclassInstance) -> JsonObject:
+    """Return a dataclass as an object for `json.dumps`.
+
+    Nested values with a method `to_json` are written by it, so that a class can call this function
+    in its method.
+    """
+    kind = type(value)
+    content = {}
+    for field in json_fields(kind):
+        part = getattr(value, field.name)
+        if not field.is_omitted(part):
+            content[field.key] = {} if part is None and field.none_is_empty else _encode(part)
+    for item in computed_properties(kind):
+        content[item.key] = _encode(item.function(value))
+    return content
+
+
+def _encode(value: Any) -> Any:
+    if type(value) in _PLAIN_TYPES:
+        return value
+    if hasattr(value, "to_json"):
+        return value.to_json()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return to_json(value)
+    if isinstance(value, Mapping):
+        return {key: _encode(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        # Fast path for hundreds of thousands of latencies.
+        if _PLAIN_TYPES.issuperset(map(type, value)):
+            return list(value)
+        return [_encode(part) for part in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, int | float | str):  # subclasses, such as NumPy's float64
+        return value
+    raise TypeError(f"{type(value).__name__} cannot be written to JSON: {value!r}")
+
+
+def read_as(kind: type[T], path: Path, error: type[Exception], what: str, advice: str) -> T:
+    """Read a JSON file of the current schema as a dataclass.
+
+    Args:
+        kind: Dataclass of the file's content, without the schema number.
+        path: File to read.
+        error: Class of the error to raise.
+        what: Name of the file in messages, such as "The run's metrics".
+        advice: Sentence that tells how to restore the file.
+
+    Raises:
+        error: The file cannot be read, has another schema number, or a field is missing, unknown or
+            of the wrong type.
+    """
+    content = read_json(path, error, what)
+    del content["schema"]
+    try:
+        return parse_as(kind, content, path.name)
+    except FieldError as cause:
+        raise error(f"{path} is broken: {cause}. {advice}") from cause
+
+
 def parse_as(
     kind: type[T], value: Any, where: str = "", *, extra: Literal["refuse", "ignore"] = "refuse"
 ) -> T:
     """Convert a value that `json.loads` returned to a type.
+
+    Nested dataclasses with a class method `from_json` are parsed by it, so that a class can call
+    this function in its method. Checks that concern several fields belong to `__post_init__`, which
+    raises `FieldError`.
 
     Args:
         kind: A dataclass, `bool`, `int`, `float`, `str`, `Path`, a `Literal`, an optional or other
@@ -43,7 +223,11 @@ def parse_as(
         FieldError: A value has the wrong type, a field is missing or unknown, or a number is not
             finite.
     """
-    converted: T = _convert(kind, value, where or "the file", extra)
+    where = where or "the file"
+    if dataclasses.is_dataclass(kind):
+        parsed: T = _convert_dataclass(kind, value, where, extra)
+        return parsed
+    converted: T = _convert(kind, value, where, extra)
     return converted
 
 
@@ -51,6 +235,8 @@ def _convert(kind: Any, value: Any, where: str, extra: str) -> Any:
     if kind is Any or kind is object:
         return value
     if dataclasses.is_dataclass(kind):
+        if hasattr(kind, "from_json"):
+            return _convert_by_class(kind, value, where)
         return _convert_dataclass(kind, value, where, extra)
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
@@ -71,32 +257,37 @@ def _convert(kind: Any, value: Any, where: str, extra: str) -> Any:
     return _convert_scalar(kind, value, where)
 
 
+def _convert_by_class(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise _make_field_error(where, "an object", value)
+    try:
+        return kind.from_json(value)
+    except FieldError as cause:
+        raise FieldError(f"{where}: {cause}") from cause
+
+
 def _convert_dataclass(kind: Any, value: Any, where: str, extra: str) -> Any:
     if not isinstance(value, dict):
         raise _make_field_error(where, "an object", value)
-    hints = _resolve_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
-    unknown = sorted(value.keys() - fields.keys())
-    if unknown and extra == "refuse":
-        raise FieldError(f"{where} has an unknown field {unknown[0][:_MAX_VALUE_CHARACTERS]!r}")
-    for name, field in fields.items():
-        required = (
-            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        )
-        if required and name not in value:
-            raise FieldError(f"{where} has no field {name!r}")
-    return kind(
-        **{
-            name: _convert(hints[name], value[name], f"{where}.{name}", extra)
-            for name in fields
-            if name in value
-        }
-    )
-
-
-@cache
-def _resolve_hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+    fields = json_fields(kind)
+    known = {field.key for field in fields}
+    if extra == "refuse" and not value.keys() <= known:
+        known |= {item.key for item in computed_properties(kind)}
+        for key in sorted(value.keys() - known):
+            raise FieldError(f"{where} has an unknown field {key[:_MAX_VALUE_CHARACTERS]!r}")
+    arguments = {}
+    for field in fields:
+        if field.key in value:
+            part = value[field.key]
+            if field.none_is_empty and part == {}:
+                part = None
+            arguments[field.name] = _convert(field.type, part, f"{where}.{field.key}", extra)
+        elif field.default is dataclasses.MISSING:
+            raise FieldError(f"{where} has no field {field.key!r}")
+    try:
+        return kind(**arguments)
+    except FieldError as cause:
+        raise FieldError(f"{where}: {cause}") from cause
 
 
 def _convert_union(choices: tuple[Any, ...], value: Any, where: str, extra: str) -> Any:

@@ -6,13 +6,24 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetl.core.typed_json import FieldError, parse_as
+from edgetl.core.errors import BundleError
+from edgetl.core.files import write_json
+from edgetl.core.typed_json import (
+    FieldError,
+    computed,
+    computed_as,
+    in_json,
+    parse_as,
+    read_as,
+    to_json,
+)
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,8 @@ values = st.recursive(
 
 @given(outers)
 def test_dataclass_round_trips_through_json(outer: Outer) -> None:
-    assert parse_as(Outer, json.loads(json.dumps(asdict(outer)))) == outer
+    assert to_json(outer) == json.loads(json.dumps(asdict(outer)))
+    assert parse_as(Outer, json.loads(json.dumps(to_json(outer)))) == outer
 
 
 @given(st.sampled_from(sorted(Outer.__dataclass_fields__)), values)
@@ -119,3 +131,98 @@ def test_missing_field_is_named() -> None:
         parse_as(
             Outer, {name: value for name, value in VALID.items() if name != "count"}, "bundle.json"
         )
+
+
+@dataclass(frozen=True)
+class Colored:
+    level: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {**to_json(self), "color": "RGB"}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Colored:
+        parse_as(Literal["RGB"], content["color"], "color")
+        return parse_as(cls, {"level": content["level"]})
+
+
+@dataclass(frozen=True)
+class Stored:
+    interval: tuple[float, float] = field(metadata=in_json(key="ci95"))
+    colored: Colored
+    shapes: tuple[tuple[int, int], ...]
+    path: Path
+    accuracy: Inner | None = field(default=None, metadata=in_json(none_is_empty=True))
+    web: Inner | None = field(default=None, metadata=in_json(omit_default=True))
+    notes: Mapping[str, Inner] = field(default_factory=dict, metadata=in_json(omit_default=True))
+
+    def __post_init__(self) -> None:
+        if self.interval[0] > self.interval[1]:
+            raise FieldError("the interval is empty")
+
+    @computed
+    def middle(self) -> float:
+        return sum(self.interval) / 2
+
+    @computed_as("width_ms")
+    def width(self) -> float:
+        return self.interval[1] - self.interval[0]
+
+
+STORED = {
+    "ci95": [1.0, 2.0],
+    "colored": {"level": 3, "color": "RGB"},
+    "shapes": [[1, 2], [3, 4]],
+    "path": "a/b",
+    "accuracy": {},
+    "middle": 1.5,
+    "width_ms": 1.0,
+}
+
+
+def test_keys_differ_from_names_where_declared() -> None:
+    stored = Stored((1.0, 2.0), Colored(3), ((1, 2), (3, 4)), Path("a/b"))
+    assert stored.middle == 1.5
+    assert to_json(stored) == STORED
+    assert parse_as(Stored, json.loads(json.dumps(STORED))) == stored
+
+
+def test_values_that_differ_from_default_are_written() -> None:
+    inner = Inner((1, 2), "x")
+    stored = parse_as(Stored, {**STORED, "accuracy": to_json(inner), "web": to_json(inner)})
+    assert stored.accuracy == stored.web == inner
+    assert to_json(stored) == {**STORED, "accuracy": to_json(inner), "web": to_json(inner)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"interval": [1, 2]}, "f.json has an unknown field 'interval'"),
+        ({"ci95": [2, 1]}, "f.json: the interval is empty"),
+        ({"ci95": ["a", 1]}, r"f.json.ci95\[0\] must be a number, got 'a'"),
+        ({"colored": {"level": 1, "color": "BGR"}}, "f.json.colored: color must be one of 'RGB'"),
+        ({"accuracy": {"size": 1}}, "f.json.accuracy.size must be a list"),
+    ],
+)
+def test_message_names_key_of_file(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(FieldError, match=message):
+        parse_as(Stored, {**STORED, **change}, "f.json")
+
+
+def test_unsupported_value_is_not_written() -> None:
+    with pytest.raises(TypeError, match="set cannot be written to JSON"):
+        to_json(Outer(1.0, 2, True, "a", Inner((1, 2)), anything={1}))
+
+
+def test_broken_file_is_reported_with_path_and_advice(tmp_path: Path) -> None:
+    path = tmp_path / "f.json"
+    write_json(path, STORED)
+    arguments = (path, BundleError, "The file", "Copy it again.")
+    assert read_as(Stored, *arguments).middle == 1.5
+    write_json(path, {**STORED, "ci95": None})
+    with pytest.raises(BundleError) as error:
+        read_as(Stored, *arguments)
+    assert (
+        str(error.value)
+        == f"{path} is broken: f.json.ci95 must be a list, got None. Copy it again."
+    )
