@@ -270,10 +270,10 @@ def _convert_dataclass(kind: Any, value: Any, where: str, extra: str) -> Any:
     if not isinstance(value, dict):
         raise _make_field_error(where, "an object", value)
     fields = json_fields(kind)
-    known = {field.key for field in fields}
-    if extra == "refuse" and not value.keys() <= known:
-        known |= {item.key for item in computed_properties(kind)}
-        for key in sorted(value.keys() - known):
+    keys = {field.key for field in fields}
+    if extra == "refuse" and not value.keys() <= keys:
+        keys |= {item.key for item in computed_properties(kind)}
+        for key in sorted(value.keys() - keys):
             raise FieldError(f"{where} has an unknown field {key[:_MAX_VALUE_CHARACTERS]!r}")
     arguments = {}
     for field in fields:
