@@ -9,9 +9,10 @@ from importlib import import_module
 
 import typer
 
+from edgetl.cli.command import Command
 from edgetl.cli.console import err, tolerate_closed_pipes
 from edgetl.cli.interruption import install_signal_handlers, interrupted_exit_status
-from edgetl.core.errors import EdgetlError
+from edgetl.core.errors import ConfigError, EdgetlError
 from edgetl.core.registry import convert_import_error
 
 EXIT_USER_ERROR = 1
@@ -31,7 +32,6 @@ COMMANDS = (
     "demo",
 )
 """Names of the commands. Each is a function in the module of the same name."""
-_COMMANDS_WITH_HELP_PANELS = ("finetune",)
 
 
 def _print_version(requested: bool) -> None:
@@ -65,14 +65,13 @@ def create_app(command: str = "") -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
-        # Importing rich's help renderer takes as long as all other imports together, so only
-        # commands with enough options for panels use it.
-        rich_markup_mode="rich" if command in _COMMANDS_WITH_HELP_PANELS else None,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        # Importing rich's help renderer takes as long as all other imports together.
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     app.callback()(_root_callback)
     for name in [command] if command in COMMANDS else COMMANDS:
-        app.command()(getattr(import_module(f"edgetl.cli.{name}"), name))
+        app.command(cls=Command)(getattr(import_module(f"edgetl.cli.{name}"), name))
     return app
 
 
@@ -127,7 +126,8 @@ def _error_path(error: OSError) -> str:
 
 def _exit_with_error(error: EdgetlError) -> None:
     err.print("Error:", style="bold red", end=" ")
-    err.print(str(error), markup=False, soft_wrap=True)
+    message = error.command_line_message if isinstance(error, ConfigError) else str(error)
+    err.print(message, markup=False, soft_wrap=True)
     sys.exit(EXIT_USER_ERROR)
 
 

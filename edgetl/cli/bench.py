@@ -125,7 +125,7 @@ def bench(
 
 def _run_loadgen(options: BenchOptions, scenario: str) -> None:
     from edgetl.cli.loadgen import run_loadgen
-    from edgetl.core.config.options import parse_numbers, split_list
+    from edgetl.core.config.parsers import parse_numbers, split_list
 
     uses_pytorch = options.pytorch is not None and split_list(options.pytorch) != ("none",)
     unsupported_options = {
@@ -193,7 +193,7 @@ def _names_architectures(targets: Sequence[str]) -> bool:
 
 def _run_candidates(options: BenchOptions) -> None:
     from edgetl.cli.candidates import run_candidates
-    from edgetl.core.config.options import parse_numbers
+    from edgetl.core.config.parsers import parse_numbers
     from edgetl.core.errors import ConfigError
 
     thread_counts = parse_numbers("--threads", options.threads or [], int)
@@ -237,7 +237,7 @@ def _run_candidates(options: BenchOptions) -> None:
 
 
 def _target_names(options: BenchOptions) -> list[str]:
-    from edgetl.core.config.options import split_list
+    from edgetl.core.config.parsers import split_list
 
     candidates = [options.candidates] if options.candidates else []
     return [*(options.targets or ()), *split_list(candidates)]
@@ -245,7 +245,7 @@ def _target_names(options: BenchOptions) -> list[str]:
 
 def _build_config(options: BenchOptions) -> BenchConfig:
     from edgetl.core.config.bench import BenchConfig, Limits
-    from edgetl.core.config.options import (
+    from edgetl.core.config.parsers import (
         parse_duration,
         parse_milliseconds,
         parse_numbers,

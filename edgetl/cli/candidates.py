@@ -53,7 +53,7 @@ def run_candidates(
         BenchError: no candidate could be timed. The table with the reasons is printed before.
     """
     from edgetl.core.config.candidates import CandidatesConfig
-    from edgetl.core.config.options import parse_milliseconds, split_list
+    from edgetl.core.config.parsers import parse_milliseconds, split_list
     from edgetl.core.errors import BenchError
 
     config = CandidatesConfig(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli import compare_options as options
+from edgetl.cli.config_options import config_options
 from edgetl.cli.console import err, heavy_imports, out, print_json
 from edgetl.cli.interruption import interrupted_exit_status
+from edgetl.core.config.compare import CompareConfig
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
@@ -18,27 +20,42 @@ if TYPE_CHECKING:
     from edgetl.experiment.plan import ExperimentPlan
     from edgetl.report.compare.tables import TextTable
 
+_RECIPE_OPTIONS = ("weights", "preset", "val_split", "allow_leaks", "device")
+"""Fields of FinetuneConfig that are options of `edgetl compare` as well."""
 
+
+@config_options(CompareConfig)
+@config_options(FinetuneConfig, _RECIPE_OPTIONS, parameter="recipe_options")
 def compare(
-    data: options.Data,
-    output: options.Output = None,
-    models: options.Models = None,
-    strategies: options.Strategies = None,
-    seeds: options.Seeds = 3,
-    weights: options.Weights = None,
-    image_size: options.ImageSize = "",
-    epochs: options.Epochs = 16,
-    budget: options.Budget = None,
-    target_accuracy: options.TargetAccuracy = 0.8,
-    latency_budget: options.LatencyBudget = None,
-    preset: options.Preset = None,
-    config: options.ConfigFile = None,
-    val_split: options.ValSplit = None,
-    allow_leaks: options.AllowLeaks = False,
-    device: options.DeviceKind = None,
-    bench: options.Bench = True,
-    dry_run: options.DryRun = False,
-    as_json: options.AsJson = False,
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="Folder with train/ and val/ folders of classes, or one folder of classes.",
+            show_default=False,
+        ),
+    ],
+    options: dict[str, Any],
+    recipe_options: dict[str, Any],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="TOML file of options for `edgetl finetune`; options that a strategy sets are "
+            "overridden.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print the plan with time estimates from steps timed on this machine, and exit.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object.")
+    ] = False,
 ) -> None:
     """Compare training from scratch with fine-tuning on your images.
 
@@ -46,38 +63,12 @@ def compare(
     run directory, next to compare.json, compare.md and report.html. Repeat the same command to
     resume after an interruption.
     """
-    from edgetl.cli.candidates import parse_image_sizes
-    from edgetl.core.config.compare import CompareConfig
-    from edgetl.core.config.options import parse_duration, parse_milliseconds, split_list
     from edgetl.core.config.presets import resolve_config
 
-    settings = CompareConfig(
-        output=(output or Path("experiments") / data.expanduser().absolute().name).expanduser(),
-        **{
-            name: split_list(value)
-            for name, value in (("models", models), ("strategies", strategies))
-            if value is not None
-        },
-        seeds=seeds,
-        image_sizes=parse_image_sizes(image_size),
-        epochs=epochs,
-        budget_s=None if budget is None else parse_duration(budget),
-        target_accuracy=target_accuracy,
-        latency_budget_ms=None if latency_budget is None else parse_milliseconds(latency_budget),
-        bench=bench,
-    )
-    recipe_options: dict[str, Any] = {
-        "weights": weights,
-        "val_split": val_split,
-        "allow_leaks": allow_leaks or None,
-        "device": device,
-    }
-    recipe = resolve_config(
-        data.expanduser().absolute(),
-        preset,
-        config,
-        {name: value for name, value in recipe_options.items() if value is not None},
-    )
+    output = options.pop("output", Path("experiments") / data.expanduser().absolute().name)
+    settings = CompareConfig(output.expanduser(), **options)
+    preset = recipe_options.pop("preset", None)
+    recipe = resolve_config(data.expanduser().absolute(), preset, config, recipe_options)
     with heavy_imports():
         from edgetl.experiment import compare as experiment_runner
     from edgetl.cli.compare_progress import open_experiment_progress

@@ -141,7 +141,7 @@ def _run_steps(folder: Path, weights: str) -> tuple[Experiment, StrategyRun, Ben
     from edgetl.core.config.compare import CompareConfig
     from edgetl.core.config.export import ExportConfig
     from edgetl.core.config.finetune import FinetuneConfig
-    from edgetl.core.config.options import parse_duration
+    from edgetl.core.config.parsers import parse_duration
     from edgetl.core.errors import BundleError
     from edgetl.core.paths import RunDirectory
 

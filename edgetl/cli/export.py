@@ -4,36 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from edgetl.cli import export_options as options
+import typer
+
+from edgetl.cli.config_options import config_options
 from edgetl.cli.console import err, out
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.formatting import MISSING_VALUE, pluralize
 
 if TYPE_CHECKING:
     from edgetl.device.runtime.bundle import Bundle, Variant
 
 
+@config_options(ExportConfig)
 def export(
-    model: options.Model,
-    output: options.Output = None,
-    input_kind: options.InputKind = "image",
-    fixed_size: options.FixedSize = None,
-    opset: options.Opset = 18,
-    tolerance: options.Tolerance = 1e-3,
-    path_tolerance: options.PathTolerance = 0.05,
-    golden: options.Golden = "validation",
-    weights: options.Weights = "imagenet",
-    image_size: options.ImageSize = None,
-    images: options.Images = None,
-    variants: options.Variants = "fp32",
-    max_accuracy_drop: options.MaxAccuracyDrop = 1.0,
-    max_latency: options.MaxLatency = None,
-    optimise: options.Optimise = "latency",
-    search: options.Search = "thorough",
-    ort_format: options.OrtFormat = False,
-    web: options.Web = False,
-    force: options.Force = False,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN|ARCHITECTURE",
+            help="Run directory, or a torchvision architecture for a stock model.",
+        ),
+    ],
+    options: dict[str, Any],
+    weights: Annotated[
+        str, typer.Option(help="With a stock model: `imagenet`, or a weights file.")
+    ] = "imagenet",
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            help="With a stock model: side of the square input, in pixels.",
+            show_default="the architecture's own",
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            help="With a stock model: folder of images to verify it on.",
+            show_default="generated images",
+        ),
+    ] = None,
 ) -> None:
     """Export a run or a stock model to a verified ONNX bundle.
 
@@ -42,28 +52,10 @@ def export(
     real images.
     """
     from edgetl.core.architectures import load_architectures
-    from edgetl.core.config.export import ExportConfig
-    from edgetl.core.config.options import parse_height_width, parse_milliseconds
     from edgetl.core.errors import ConfigError
     from edgetl.core.paths import RunDirectory
 
-    config = ExportConfig(
-        output=output,
-        input=input_kind,  # type: ignore[arg-type]
-        fixed_size=None if fixed_size is None else parse_height_width("--fixed-size", fixed_size),
-        opset=opset,
-        network_tolerance=tolerance,
-        path_tolerance=path_tolerance,
-        golden=golden,  # type: ignore[arg-type]
-        force=force,
-        variants=tuple(name.strip() for name in variants.split(",") if name.strip()),
-        max_accuracy_drop=max_accuracy_drop,
-        max_latency_ms=None if max_latency is None else parse_milliseconds(max_latency),
-        optimise=optimise,  # type: ignore[arg-type]
-        search=search,  # type: ignore[arg-type]
-        ort_format=ort_format,
-        web=web,
-    )
+    config = ExportConfig(**options)
     # A folder may have the name of an architecture, so only a run directory, or a path that cannot
     # be an architecture, counts as a run.
     is_run = RunDirectory.exists_at(Path(model)) or (

@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgetl.cli import finetune_options as options
+from edgetl.cli.config_options import config_options
 from edgetl.cli.console import err, heavy_imports, out
 from edgetl.cli.interruption import interrupted_exit_status
 from edgetl.core.artifacts.measured_choices import (
@@ -17,9 +17,9 @@ from edgetl.core.artifacts.measured_choices import (
     find_changed_choice_inputs,
     read_recorded_run,
 )
-from edgetl.core.config.finetune import parse_batch_size
-from edgetl.core.config.options import parse_duration, parse_size, raise_config_errors
-from edgetl.core.config.presets import parse_augment, resolve_config
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.config.options import get_flags
+from edgetl.core.config.presets import resolve_config
 from edgetl.core.errors import ConfigError
 from edgetl.core.paths import RunDirectory
 
@@ -28,66 +28,49 @@ if TYPE_CHECKING:
 
     from edgetl.train.common.progress import Progress
 
-_NON_CONFIG_PARAMETERS = ("data", "resume", "preset", "config")
 
-
+@config_options(FinetuneConfig)
 def finetune(
-    data: options.Data = None,
-    output: options.Output = None,
-    force: options.Force = False,
-    resume: options.Resume = None,
-    preset: options.Preset = None,
-    config: options.ConfigFile = None,
-    model: options.Model = None,
-    weights: options.Weights = None,
-    image_size: options.ImageSize = None,
-    head_width: options.HeadWidth = None,
-    dropout: options.Dropout = None,
-    epochs: options.Epochs = None,
-    lr: options.Lr = None,
-    unfreeze: options.Unfreeze = None,
-    finetune_epochs: options.FinetuneEpochs = None,
-    finetune_lr: options.FinetuneLr = None,
-    batch_size: options.BatchSize = None,
-    batch_norm: options.BatchNormMode = None,
-    schedule: options.ScheduleKind = None,
-    warmup: options.Warmup = None,
-    lr_decay: options.LrDecay = None,
-    weight_decay: options.WeightDecay = None,
-    clip_gradient: options.ClipGradient = None,
-    label_smoothing: options.LabelSmoothing = None,
-    ema: options.Ema = None,
-    patience: options.Patience = None,
-    target_accuracy: options.TargetAccuracy = None,
-    budget: options.Budget = None,
-    augment: options.Augmentation = None,
-    views: options.Views = None,
-    mixup: options.Mixup = None,
-    cutmix: options.Cutmix = None,
-    class_weights: options.ClassWeighting = None,
-    sampling: options.SamplingKind = None,
-    val_split: options.ValSplit = None,
-    allow_leaks: options.AllowLeaks = None,
-    seed: options.Seed = None,
-    split_seed: options.SplitSeed = None,
-    device: options.DeviceKind = None,
-    precision: options.PrecisionKind = None,
-    input_device: options.InputDeviceKind = None,
-    workers: options.Workers = None,
-    cache_budget: options.CacheBudget = None,
-    compile: options.Compile = None,
-    deterministic: options.Deterministic = None,
-    tensorboard: options.TensorBoard = None,
-    mlflow: options.MLflow = None,
+    options: dict[str, Any],
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder with train/ and val/ folders of classes, or one folder of classes.",
+            metavar="DATA",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Resume an interrupted run from its last checkpoint. Cannot be combined with "
+            "other options.",
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            help="TOML file of options, which override the preset; `edgetl presets NAME` prints "
+            "one. Or RUN/config.json, to repeat a run with its options and its timing-based "
+            "choices.",
+        ),
+    ] = None,
 ) -> None:
     """Fine-tune a pretrained classifier on a folder of images.
 
     Writes a run directory with the weights of the best epoch, metrics, the split and plots. To
     export the model afterwards, use `edgetl export RUN`.
     """
-    # Must come first, while the parameters are the only local variables.
-    parameters = dict(locals())
-    work = _prepare_resume(resume, parameters) if resume else _prepare_new_run(parameters)
+    if resume is not None:
+        work = _prepare_resume(resume, data, config, options)
+    elif config is not None and config.suffix == ".json":
+        work = _prepare_rerun(read_recorded_run(config), data, options)
+    else:
+        work = _prepare_new_run(data, config, options)
     with heavy_imports():
         import edgetl.train.finetune  # noqa: F401
         from edgetl.cli.finetune_progress import open_training_progress
@@ -114,19 +97,15 @@ def finetune(
         _print_summary(run)
 
 
-def _prepare_new_run(parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]:
-    if (file := parameters["config"]) is not None and file.suffix == ".json":
-        return _prepare_rerun(read_recorded_run(file), parameters)
-    if parameters["data"] is None:
+def _prepare_new_run(
+    data: Path | None, config: Path | None, options: dict[str, Any]
+) -> Callable[[Progress], RunDirectory]:
+    if data is None:
         raise ConfigError(
             "DATA is missing. Give a folder of images, or resume a run with --resume RUN."
         )
-    settings = resolve_config(
-        parameters["data"],
-        parameters["preset"],
-        parameters["config"],
-        _parse_options(_select_config_options(parameters)),
-    )
+    preset = options.pop("preset", None)
+    settings = resolve_config(data, preset, config, options)
 
     def work(progress: Progress) -> RunDirectory:
         from edgetl.train.finetune import finetune as start_run
@@ -137,21 +116,20 @@ def _prepare_new_run(parameters: dict[str, Any]) -> Callable[[Progress], RunDire
 
 
 def _prepare_rerun(
-    run: RecordedRun, parameters: dict[str, Any]
+    run: RecordedRun, data: Path | None, options: dict[str, Any]
 ) -> Callable[[Progress], RunDirectory]:
     """Repeat a run from its config.json: options override its config, recorded choices are reused.
 
     The choices are made again if an option they depend on has changed.
     """
-    if parameters["preset"] is not None:
+    if "preset" in options:
         raise ConfigError(
             f"--preset cannot be combined with {run.path}, which sets every option. "
             "Remove --preset."
         )
-    overrides = _parse_options(_select_config_options(parameters))
-    if "augment" in overrides:
-        overrides["augment_file"] = None
-    settings = replace(run.config, data=parameters["data"] or run.config.data, **overrides)
+    if "augment" in options:
+        options["augment_file"] = None
+    settings = replace(run.config, data=data or run.config.data, **options)
     changed_fields = find_changed_choice_inputs(run.config, settings)
 
     def work(progress: Progress) -> RunDirectory:
@@ -159,20 +137,22 @@ def _prepare_rerun(
 
         if not changed_fields:
             return start_run(settings, progress, run.choices)
-        names = ", ".join(
-            "--" + name.removesuffix("_s").replace("_", "-") for name in changed_fields
-        )
+        flags = get_flags(FinetuneConfig)
+        names = ", ".join(flags[name] for name in changed_fields)
         progress.note(f"Ignoring the recorded choices, which depend on {names}.")
         return start_run(settings, progress, None)
 
     return work
 
 
-def _prepare_resume(run: Path, parameters: dict[str, Any]) -> Callable[[Progress], RunDirectory]:
+def _prepare_resume(
+    run: Path, data: Path | None, config: Path | None, options: dict[str, Any]
+) -> Callable[[Progress], RunDirectory]:
+    flags = get_flags(FinetuneConfig)
     conflicts = [
-        "DATA" if name == "data" else "--" + name.replace("_", "-")
-        for name, value in parameters.items()
-        if value is not None and value is not False and name != "resume"
+        *(["DATA"] if data else []),
+        *(["--config"] if config else []),
+        *(flags["augment" if name == "augment_file" else name] for name in options),
     ]
     if conflicts:
         raise ConfigError(
@@ -186,37 +166,6 @@ def _prepare_resume(run: Path, parameters: dict[str, Any]) -> Callable[[Progress
         return resume(RunDirectory(run.expanduser().absolute()), progress)
 
     return work
-
-
-def _select_config_options(parameters: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in parameters.items()
-        if value is not None and name not in _NON_CONFIG_PARAMETERS
-    }
-
-
-def _parse_options(typed_options: dict[str, Any]) -> dict[str, Any]:
-    """Parse options as typed on the command line into values of config fields."""
-    parsed: dict[str, Any] = {}
-    problems = []
-    for name, value in typed_options.items():
-        try:
-            if name == "augment":
-                field, strength_or_file = parse_augment(value)
-                parsed[field] = strength_or_file
-            elif name == "budget":
-                parsed["budget_s"] = parse_duration(value)
-            elif name == "batch_size":
-                parsed[name] = parse_batch_size(value)
-            elif name == "cache_budget":
-                parsed[name] = parse_size(value)
-            else:
-                parsed[name] = value
-        except ConfigError as cause:
-            problems.append(f"--{name.replace('_', '-')}: {cause}")
-    raise_config_errors(problems)
-    return parsed
 
 
 def _print_summary(run: RunDirectory) -> None:

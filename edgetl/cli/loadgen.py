@@ -66,7 +66,7 @@ def run_loadgen(
         BenchError: the gate failed, or the accuracy is too low. The result is printed before.
     """
     from edgetl.core.config.loadgen import LoadgenConfig
-    from edgetl.core.config.options import parse_duration, parse_share
+    from edgetl.core.config.parsers import parse_duration, parse_share
     from edgetl.core.errors import BenchError, ConfigError
 
     conflicts = [option for option, value in unsupported_options.items() if value]

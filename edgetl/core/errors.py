@@ -17,6 +17,7 @@ EdgetlError                 an error that the user can fix: exit status 1
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 
@@ -28,7 +29,21 @@ class EdgetlError(Exception):
 
 
 class ConfigError(EdgetlError):
-    """Options or a configuration are invalid or contradict each other."""
+    """Options or a configuration are invalid or contradict each other.
+
+    The message is about fields of the configuration; `command_line_message` about options.
+    """
+
+    def __init__(self, message: str, flags: Mapping[str, str] | None = None) -> None:
+        """Create the error.
+
+        Args:
+            message: Message, with the names of fields in braces if there are `flags`.
+            flags: Name on the command line of each field.
+        """
+        flags = flags or {}
+        self.command_line_message = _fill_in(message, flags)
+        super().__init__(_fill_in(message, {name: name for name in flags}))
 
 
 class DataError(EdgetlError):
@@ -73,6 +88,11 @@ class BenchError(EdgetlError):
 
 class MissingPackageError(EdgetlError):
     """A required package is not installed."""
+
+
+def _fill_in(message: str, names: Mapping[str, str]) -> str:
+    """Replace fields in braces. Other braces, such as those of a value, are left as they are."""
+    return re.sub(r"\{(\w+)\}", lambda match: names.get(match[1], match[0]), message)
 
 
 def error_to_json(error: EdgetlError) -> dict[str, str]:

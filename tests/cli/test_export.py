@@ -70,7 +70,8 @@ def test_export_writes_a_bundle(edgetl: Run, forked: Run, finished_run: Path) ->
     [
         (["nothing_v9", "-o", "{out}"], "nothing_v9"),
         (["{run}", "--weights", "x.pth"], "can only be used with a stock architecture"),
-        (["{run}", "--input", "video", "-o", "{out}"], "--input must be one of image, tensor"),
+        (["{run}", "--input", "tensor", "--web", "-o", "{out}"], "remove --input tensor"),
+        (["{run}", "--fixed-size", "480", "-o", "{out}"], "--fixed-size: '480' is not a size"),
         (["{run}", "--opset", "11", "-o", "{out}"], "--opset must be >= 18"),
         ([ARCHITECTURE, "--weights", "{out}/none.pth", "-o", "{out}"], "none.pth"),
         (["{empty}", "-o", "{out}"], "is not a run directory"),
@@ -85,6 +86,13 @@ def test_invalid_arguments_are_rejected(
     assert process.returncode == 1, process.stderr
     assert message in process.stderr
     assert "Traceback" not in process.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_choice_is_wrong_usage(forked: Run, finished_run: Path, tmp_path: Path) -> None:
+    process = forked("export", finished_run, "--input", "video", "-o", tmp_path / "out")
+    assert process.returncode == 2
+    assert "'video' is not one of 'image', 'tensor'" in process.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetl.core.config.export import ExportConfig
-from edgetl.core.config.options import parse_milliseconds
+from edgetl.core.config.parsers import parse_milliseconds
 from edgetl.core.errors import ConfigError
 from edgetl.device.runtime.bundle import Variant
 from edgetl.export.selection import accuracy_drop, choose, describe_closest_variant
@@ -139,11 +139,11 @@ def test_parse_milliseconds_rejects_other_text(text: str) -> None:
     [
         (
             {"variants": ("fp32", "int4")},
-            "--variants must be among fp32, fp16, int8, .* got 'int4'",
+            "variants must be among fp32, fp16, int8, .* got 'int4'",
         ),
-        ({"optimise": "power"}, "--optimise must be"),
-        ({"max_accuracy_drop": -1.0}, "--max-accuracy-drop"),
-        ({"max_latency_ms": 0.0}, "--max-latency"),
+        ({"optimise": "power"}, "optimise must be"),
+        ({"max_accuracy_drop": -1.0}, "max_accuracy_drop must"),
+        ({"max_latency_ms": 0.0}, "max_latency_ms must"),
     ],
 )
 def test_export_config_rejects_invalid_options(options: dict[str, Any], message: str) -> None:

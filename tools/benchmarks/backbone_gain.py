@@ -25,7 +25,7 @@ from edgetl.core.artifacts.experiment import Experiment
 from edgetl.core.artifacts.experiment_runs import StrategyResult, StrategyRun
 from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
-from edgetl.core.config.options import parse_duration
+from edgetl.core.config.parsers import parse_duration
 from edgetl.core.errors import ConfigError, EdgetlError
 from edgetl.core.files import read_json
 from edgetl.core.formatting import format_duration, format_percent

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgetl.core.config.options import parse_duration
+from edgetl.core.config.parsers import parse_duration
 from edgetl.core.errors import EdgetlError
 
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetl.core.config.options import (
-    check,
-    check_minimum,
-    check_positive,
-    raise_config_errors,
-)
+from edgetl.core.config.options import option, validate
+from edgetl.core.config.parsers import parse_duration, parse_milliseconds
 
 STRATEGIES = ("scratch", "head", "finetune", "full", "freeze-sweep")
 """Values of `--strategies`."""
@@ -37,58 +33,74 @@ REFERENCE_STRATEGIES = ("finetune", "full", "head")
 class CompareConfig:
     """Options of `edgetl compare`; the recipe of all runs is a separate FinetuneConfig."""
 
-    output: Path
-    """Folder of the experiment; an unfinished experiment with the same options is resumed."""
-    models: tuple[str, ...] = ("mobilenet_v2", "resnet50")
-    strategies: tuple[str, ...] = ("scratch", "head", "finetune")
-    seeds: int = 3
-    """Number of runs of each strategy, with seeds 0, 1, ... on the same split."""
-    image_sizes: tuple[int, ...] = ()
-    """Sides of the square input, pixels; empty uses each architecture's own."""
-    epochs: int = 16
-    """Epochs of every run, over both phases."""
-    budget_s: float | None = None
-    """Time limit of each run, seconds; epochs are then planned from measured steps, up to three
-    times those of the recipe."""
-    target_accuracy: float = 0.8
-    """Validation accuracy for which the time to reach it is reported; training continues after
-    it."""
-    latency_budget_ms: float | None = None
-    """Largest p50 on this device; slower architectures are not trained."""
-    bench: bool = True
-    """Whether to export and time the best run of each network."""
+    output: Path = option(
+        help="Experiment folder to write; an unfinished experiment in it is resumed.",
+        short="o",
+        unset="experiments/<data>",
+        basic=True,
+    )
+    models: tuple[str, ...] = option(
+        ("mobilenet_v2", "resnet50"),
+        help="Architectures, separated by commas; `edgetl models` lists them.",
+        basic=True,
+        nonempty="architecture; `edgetl models` lists them",
+    )
+    strategies: tuple[str, ...] = option(
+        ("scratch", "head", "finetune"),
+        help="`scratch`: random weights. `head`: frozen backbone. `finetune`: the head, then the "
+        "last blocks. `full`: the head, then all blocks. `freeze-sweep`: `finetune` with 0, 1/4, "
+        "1/2, 3/4 and all of the blocks frozen.",
+        basic=True,
+        choices=STRATEGIES,
+        nonempty="strategy",
+    )
+    seeds: int = option(3, help="Runs per strategy, all on the same split.", basic=True, ge=1)
+    """The seeds are 0, 1, ..."""
+    image_sizes: tuple[int, ...] = option(
+        (),
+        help="Side of the square input, in pixels.",
+        name="image-size",
+        unset="the architecture's own",
+        metavar="160,224",
+        ge=32,
+        unit="pixels",
+    )
+    epochs: int = option(
+        16,
+        help="Epochs per run, both phases together.",
+        basic=True,
+        ge=2,
+        reason="one for each phase",
+    )
+    budget_s: float | None = option(
+        None,
+        help="Time limit per run, instead of --epochs.",
+        unset="no limit",
+        metavar="30m",
+        basic=True,
+        parse=parse_duration,
+        gt=0,
+    )
+    """Epochs are then planned from measured steps, up to three times those of the recipe."""
+    target_accuracy: float = option(
+        0.8,
+        help="Validation accuracy for which the time to reach it is reported.",
+        gt=0,
+        le=1,
+    )
+    """Training continues after it."""
+    latency_budget_ms: float | None = option(
+        None,
+        help="Time each network on this device first and skip those with a higher p50.",
+        unset="no limit",
+        metavar="5ms",
+        parse=parse_milliseconds,
+        gt=0,
+    )
+    bench: bool = option(True, help="Export and benchmark the recommended run of each network.")
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.strategies if name not in STRATEGIES]
-        raise_config_errors(
-            [
-                check(
-                    bool(self.models),
-                    "--models must name at least one architecture; `edgetl models` lists them.",
-                ),
-                check(
-                    bool(self.strategies),
-                    f"--strategies must name at least one of {', '.join(STRATEGIES)}.",
-                ),
-                check(
-                    not unknown,
-                    f"--strategies must be among {', '.join(STRATEGIES)}, "
-                    f"got {', '.join(map(repr, unknown))}.",
-                ),
-                check_minimum("--seeds", self.seeds, 1),
-                check(
-                    all(size >= 32 for size in self.image_sizes),
-                    "--image-size must be at least 32 pixels.",
-                ),
-                check_minimum("--epochs", self.epochs, 2, "one for each phase"),
-                check_positive("--budget", self.budget_s, " s"),
-                check(
-                    0 < self.target_accuracy <= 1,
-                    f"--target-accuracy must be in (0, 1], got {self.target_accuracy}.",
-                ),
-                check_positive("--latency-budget", self.latency_budget_ms, " ms"),
-            ]
-        )
+        validate(self)
 
     @property
     def expanded_strategies(self) -> tuple[str, ...]:

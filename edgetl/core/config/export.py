@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from edgetl.core.config.options import check, check_choice, check_minimum, raise_config_errors
+from edgetl.core.config.options import check, option, validate
+from edgetl.core.config.parsers import parse_height_width, parse_milliseconds
 from edgetl.core.registry import QUANTIZERS
 
 InputKind = Literal["image", "tensor"]
@@ -15,97 +16,138 @@ OptimizationGoal = Literal["latency", "size"]
 SearchMode = Literal["thorough", "quick"]
 FIXED_SIZE_RANGE = (16, 8192)
 """Smallest and largest side of a fixed input size, pixels."""
+GRAPH, PROOF, VARIANTS, CLIENTS = "Graph", "Proof", "Variants and limits", "Clients"
+"""Panels of `--help-all`."""
 
 
 @dataclass(frozen=True)
 class ExportConfig:
     """Options of `edgetl export`."""
 
-    output: Path | None = None
-    """Bundle to write; None is RUN/bundle, or bundles/<architecture> for a stock model."""
-    input: InputKind = "image"
-    """Input of the graph: `image` is uint8 of any size, with preprocessing in the graph; `tensor`
-    is float32 [batch, 3, S, S]."""
-    opset: int = 18
-    """ONNX opset; 18 is the first whose Resize is antialiased."""
-    network_tolerance: float = 1e-3
-    """Largest absolute logit difference between PyTorch and ONNX Runtime on identical tensors."""
-    path_tolerance: float = 0.05
-    """Largest absolute logit difference from decoded image to logits."""
-    fixed_size: tuple[int, int] | None = None
-    """(height, width) in pixels of an additional variant for images of this size only, without
-    control flow, for TensorRT and CUDA graphs."""
-    golden: GoldenKind = "validation"
-    """Source of the golden images."""
-    force: bool = False
-    """Whether to replace an existing bundle."""
-    variants: tuple[str, ...] = ("fp32",)
-    """Variants of the bundle, see QUANTIZERS in edgetl.core.registry; fp32, the baseline of the
-    others, is always included."""
-    max_accuracy_drop: float = 1.0
-    """Largest loss of top-1 accuracy against PyTorch, percentage points."""
-    max_latency_ms: float | None = None
-    """Largest p50 of the recommended variant on this machine for one image, model only."""
-    optimise: OptimizationGoal = "latency"
-    """Criterion for the recommended variant among those within the two limits."""
-    search: SearchMode = "thorough"
-    """Search for int8: `thorough` tries all ways to quantize and repairs variants that lose too
-    much accuracy; `quick` tries those chosen most often."""
-    ort_format: bool = False
-    """Whether to write each variant in ORT format as well, for minimal builds."""
-    web: bool = False
-    """Whether to write a web page that runs the model in a browser: fp32, or the recommended
-    variant if it is optimized for size."""
+    output: Path | None = option(
+        None,
+        help="Bundle to write.",
+        short="o",
+        unset="RUN/bundle or bundles/ARCHITECTURE",
+        basic=True,
+    )
+    input: InputKind = option(
+        "image",
+        help="Input of the model: `image` (uint8 images of any size, with preprocessing in the "
+        "graph) or `tensor` (float32 [batch, 3, S, S]).",
+        panel=GRAPH,
+        basic=True,
+    )
+    opset: int = option(
+        18,
+        help="ONNX opset version, 18 or later.",
+        panel=GRAPH,
+        ge=18,
+        reason="antialiased Resize",
+    )
+    network_tolerance: float = option(
+        1e-3,
+        help="Largest absolute logit difference from PyTorch on identical tensors.",
+        name="tolerance",
+        panel=PROOF,
+        gt=0,
+    )
+    path_tolerance: float = option(
+        0.05,
+        help="Largest absolute logit difference from PyTorch on decoded images, preprocessing "
+        "included.",
+        panel=PROOF,
+        gt=0,
+    )
+    fixed_size: tuple[int, int] | None = option(
+        None,
+        help="Also export a variant for images of exactly this size, for TensorRT and CUDA graphs.",
+        unset="none",
+        metavar="HEIGHTxWIDTH",
+        panel=GRAPH,
+        parse=parse_height_width,
+    )
+    """(height, width) in pixels; the variant is without control flow."""
+    golden: GoldenKind = option(
+        "validation",
+        help="Golden images of the bundle: `validation` images, or `generated` ones if your "
+        "images must not be published.",
+        panel=PROOF,
+        basic=True,
+    )
+    force: bool = option(False, help="Replace an existing bundle.", basic=True)
+    variants: tuple[str, ...] = option(
+        ("fp32",),
+        help="Variants to export, separated by commas: `fp32` (always included), `fp16`, `int8`, "
+        "`int8-dynamic`, `int8-weights`.",
+        panel=VARIANTS,
+        basic=True,
+        choices=("fp32", *QUANTIZERS),
+    )
+    max_accuracy_drop: float = option(
+        1.0,
+        help="Largest acceptable top-1 drop of a variant against PyTorch, in percentage points.",
+        panel=VARIANTS,
+        basic=True,
+        ge=0,
+        le=100,
+        unit="points",
+    )
+    max_latency_ms: float | None = option(
+        None,
+        help="Largest acceptable p50 of the recommended variant on this machine.",
+        unset="no limit",
+        metavar="5ms",
+        panel=VARIANTS,
+        basic=True,
+        parse=parse_milliseconds,
+        gt=0,
+    )
+    """For one image, model only."""
+    optimise: OptimizationGoal = option(
+        "latency",
+        help="Criterion for the recommended variant: `latency` or `size`.",
+        panel=VARIANTS,
+        basic=True,
+    )
+    search: SearchMode = option(
+        "thorough",
+        help="Search for int8 settings: `thorough` (all quantization methods, with corrections) "
+        "or `quick` (only the most successful methods, without corrections).",
+        panel=VARIANTS,
+    )
+    ort_format: bool = option(
+        False,
+        help="Also write each variant in .ort format, for minimal builds of ONNX Runtime.",
+        panel=CLIENTS,
+    )
+    web: bool = option(
+        False,
+        help="Add web/, a page that runs the model in a browser: fp32, or the recommended variant "
+        "with --optimise size. Requires npm.",
+        panel=CLIENTS,
+        basic=True,
+    )
 
     def __post_init__(self) -> None:
-        choices = ("fp32", *QUANTIZERS)
-        unknown = [name for name in self.variants if name not in choices]
-        raise_config_errors(
-            [
-                check(
-                    not unknown,
-                    f"--variants must be among {', '.join(choices)}, "
-                    f"got {', '.join(map(repr, unknown))}.",
-                ),
-                check_choice("--optimise", self.optimise, OptimizationGoal),
-                check_choice("--search", self.search, SearchMode),
-                check(
-                    0 <= self.max_accuracy_drop <= 100,
-                    f"--max-accuracy-drop must be 0 to 100 points, got {self.max_accuracy_drop:g}.",
-                ),
-                check(
-                    self.max_latency_ms is None or self.max_latency_ms > 0,
-                    f"--max-latency must be > 0, got {self.max_latency_ms} ms.",
-                ),
-                check_choice("--input", self.input, InputKind),
-                check_choice("--golden", self.golden, GoldenKind),
-                *self._check_fixed_size(),
-                check(
-                    not self.web or self.input != "tensor",
-                    "--web needs a graph that takes photos: remove --input tensor.",
-                ),
-                check_minimum("--opset", self.opset, 18, "antialiased Resize"),
-                check(
-                    self.network_tolerance > 0 and self.path_tolerance > 0,
-                    f"--tolerance must be > 0, got {self.network_tolerance:g} and "
-                    f"{self.path_tolerance:g}.",
-                ),
-            ]
-        )
+        validate(self, self._find_contradictions())
 
-    def _check_fixed_size(self) -> list[str | None]:
-        if self.fixed_size is None:
-            return []
+    def _find_contradictions(self) -> list[str | None]:
         low, high = FIXED_SIZE_RANGE
-        size = "x".join(map(str, self.fixed_size))
+        sides = self.fixed_size or ()
         return [
             check(
-                all(low <= side <= high for side in self.fixed_size),
-                f"--fixed-size must have sides of {low} to {high} pixels, got {size}.",
+                all(low <= side <= high for side in sides),
+                f"{{fixed_size}} must have sides of {low} to {high} pixels, "
+                f"got {'x'.join(map(str, sides))}.",
             ),
             check(
-                self.input != "tensor",
-                "--fixed-size needs preprocessing in the graph: remove --input tensor.",
+                self.fixed_size is None or self.input != "tensor",
+                "{fixed_size} needs preprocessing in the graph: remove {input} tensor.",
+            ),
+            check(
+                not self.web or self.input != "tensor",
+                "{web} needs a graph that takes photos: remove {input} tensor.",
             ),
         ]
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from edgetl.core.config.options import (
-    check,
-    check_choice,
-    check_minimum,
-    check_positive,
-    check_seed,
-    config_to_json,
-    raise_config_errors,
-)
+from edgetl.core.config.options import check, config_to_json, option, validate
+from edgetl.core.config.parsers import abbreviate, parse_duration, parse_size
 from edgetl.core.errors import ConfigError
 from edgetl.core.preprocessing import MAX_RESIZE
-from edgetl.core.typed_json import parse_as
+from edgetl.core.typed_json import MAX_INTEGER, parse_as
 
 AugmentationStrength = Literal["none", "light", "medium", "strong"]
 BatchNorm = Literal["auto", "eval", "train"]
@@ -38,6 +31,43 @@ take gigabytes without benefit."""
 MAX_EPOCHS, MAX_VIEWS, MAX_WORKERS = 1_000_000, 10_000, 256
 """Limits without known use for more; a longer list of views or more processes would exhaust the
 memory."""
+MAX_LR = 1e30
+MAX_SEED = MAX_INTEGER
+"""Largest seed that PyTorch and NumPy accept."""
+MODEL, RECIPE, DATA, MACHINE = "Model", "Recipe", "Data and augmentation", "Machine"
+"""Panels of `--help-all`."""
+
+
+def parse_batch_size(text: str) -> int | Literal["auto"]:
+    """Parse a batch size: `auto` or a number of images.
+
+    Raises:
+        ConfigError: The text is neither.
+    """
+    if text == "auto":
+        return "auto"
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise ConfigError(f"must be a number of images or auto, got {text!r}.")
+    return int(text)
+
+
+def parse_augment(text: str) -> str | Path:
+    """Parse an augmentation: a strength, or the path of an existing file.
+
+    Raises:
+        ConfigError: The text is neither.
+    """
+    strengths = get_args(AugmentationStrength)
+    if text in strengths:
+        return text
+    # A text with a NUL, one too long for a file name, or a folder without permission.
+    with suppress(OSError, ValueError):
+        if Path(text).is_file():
+            return Path(text)
+    raise ConfigError(
+        f"must be one of {', '.join(strengths)} or a file (a pipeline saved by albumentations), "
+        f"got {abbreviate(text)}."
+    )
 
 
 @dataclass(frozen=True)
@@ -46,229 +76,382 @@ class FinetuneConfig:
 
     data: Path
     """Folder with train/ and val/ folders of classes, or with one folder for each class."""
-    output: Path | None = None
-    """Run directory to write; None chooses a new name, runs/<data>-<model>."""
-    model: str = "mobilenet_v2"
-    """A torchvision classification architecture."""
-    weights: str = "imagenet"
-    """Initial weights: `imagenet` (downloaded from torchvision), `builtin` (shipped with edgetl, no
-    download), `none`, a .safetensors or weights-only .pth file, or a folder of
-    <architecture>.safetensors."""
-    image_size: int | None = None
-    """Side of the square input, pixels; None uses the architecture's own."""
-    preset: str = "default"
-    """Preset for the values below that the user did not set."""
+    output: Path | None = option(
+        None, help="Run directory to write.", short="o", unset="runs/<data>-<model>", basic=True
+    )
+    model: str = option(
+        "mobilenet_v2",
+        help="Torchvision classification architecture; `edgetl models` lists them.",
+        panel=MODEL,
+        basic=True,
+    )
+    weights: str = option(
+        "imagenet",
+        help="Pretrained weights: imagenet (downloaded by torchvision), builtin (shipped with "
+        "edgetl, for some models), none, a .safetensors or .pth file, or a folder of "
+        "<architecture>.safetensors files.",
+        panel=MODEL,
+        basic=True,
+    )
+    image_size: int | None = option(
+        None,
+        help="Side of the square input, in pixels.",
+        unset="the architecture's own",
+        panel=MODEL,
+        basic=True,
+        ge=32,
+        le=MAX_IMAGE_SIZE,
+        unit="pixels",
+    )
+    preset: str = option(
+        "default",
+        help="Recipe for options set neither here nor in --config; `edgetl presets` lists them.",
+        metavar="NAME",
+        basic=True,
+    )
 
-    epochs: int = 10
-    """Epochs of phase 1: the new head on the frozen backbone."""
-    lr: float = 2e-3
-    """Adam's learning rate in phase 1."""
-    unfreeze: str = "auto"
-    """Blocks that phase 2 trains besides the head: a number of last blocks, the fewest last blocks
-    with a share of the backbone's parameters (`75%`), `head` for none or `all`; `auto` is 50%."""
-    finetune_epochs: int | None = None
-    """Epochs of phase 2; None is 5 to 8, depending on the result of phase 1, see
-    edgetl.train.engine.phases."""
-    finetune_lr: float | None = None
-    """Adam's learning rate in phase 2; None is 2e-4 to 1e-3, depending on the result of phase 1,
-    see edgetl.train.engine.phases."""
-    batch_size: int | Literal["auto"] | None = None
-    """Images a step; None is the power of two from 16 to 64 nearest to 32 steps an epoch; `auto`
-    fits it to the GPU and scales the learning rates, see edgetl.train.engine.batch_size."""
-    batch_norm: BatchNorm = "auto"
-    """BatchNorm mode of the blocks that phase 2 trains: `eval` keeps the running statistics,
-    `train` uses batch statistics and updates them; `auto` keeps them if phase 1 left little to
-    learn and they fit the images, see edgetl.train.engine.phases."""
-    schedule: Schedule = "cosine"
-    """Learning rate within a phase: constant, or cosine decay to 0 (Loshchilov and Hutter,
-    2017)."""
-    warmup: float = 0.1
-    """Share of a phase's steps with a linear warm-up of the learning rate from 0."""
-    lr_decay: float = 1.0
-    """Factor on the learning rate of phase 2 for each block further from the head (discriminative
-    fine-tuning: Howard and Ruder, 2018)."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay (AdamW: Loshchilov and Hutter, 2019), except for norms and biases."""
-    clip_gradient: float = 0.0
-    """Largest L2 norm of the gradient; 0 disables clipping."""
-    label_smoothing: float = 0.0
+    epochs: int = option(
+        10,
+        help="Epochs of phase 1: the new head on the frozen backbone.",
+        panel=RECIPE,
+        basic=True,
+        preset=True,
+        ge=0,
+        le=MAX_EPOCHS,
+    )
+    lr: float = option(
+        2e-3, help="Learning rate of Adam in phase 1.", panel=RECIPE, preset=True, gt=0, le=MAX_LR
+    )
+    unfreeze: str = option(
+        "auto",
+        help="Blocks that phase 2 trains besides the head: a number of last blocks, a share such "
+        "as 75% (the fewest last blocks with that share of the backbone's parameters, 5 of 19 in "
+        "mobilenet_v2), head (no blocks), all, or auto (50%).",
+        panel=RECIPE,
+        preset=True,
+        integer_as_text=True,
+    )
+    finetune_epochs: int | None = option(
+        None,
+        help="Epochs of phase 2.",
+        unset="5 to 8, depending on the result of phase 1",
+        panel=RECIPE,
+        basic=True,
+        preset=True,
+        ge=0,
+        le=MAX_EPOCHS,
+    )
+    """None: see edgetl.train.engine.phases."""
+    finetune_lr: float | None = option(
+        None,
+        help="Learning rate of Adam in phase 2.",
+        unset="2e-4 to 1e-3, depending on the result of phase 1",
+        panel=RECIPE,
+        preset=True,
+        gt=0,
+        le=MAX_LR,
+    )
+    """None: see edgetl.train.engine.phases."""
+    batch_size: int | Literal["auto"] | None = option(
+        None,
+        help="Batch size. auto uses the size with the highest throughput on the GPU and scales "
+        "the learning rates by the square root of the ratio.",
+        unset="16 to 64, for about 32 steps per epoch",
+        metavar="IMAGES|auto",
+        panel=RECIPE,
+        preset=True,
+        parse=parse_batch_size,
+        none_word="usual",
+        ge=1,
+    )
+    """None: the power of two nearest to 32 steps an epoch; `auto`: see
+    edgetl.train.engine.batch_size."""
+    batch_norm: BatchNorm = option(
+        "auto",
+        help="BatchNorm mode of the blocks that phase 2 trains: eval uses the running statistics, "
+        "train the statistics of each batch. auto uses eval if phase 1 leaves little to learn.",
+        panel=RECIPE,
+        preset=True,
+    )
+    """`auto`: see edgetl.train.engine.phases."""
+    schedule: Schedule = option(
+        "cosine",
+        help="Learning rate schedule of each phase: constant, or cosine decay to 0.",
+        panel=RECIPE,
+        preset=True,
+    )
+    """Cosine decay: Loshchilov and Hutter, 2017."""
+    warmup: float = option(
+        0.1,
+        help="Share of the steps of each phase for linear learning rate warm-up from 0, in [0, 1).",
+        panel=RECIPE,
+        preset=True,
+        ge=0,
+        lt=1,
+    )
+    lr_decay: float = option(
+        1.0,
+        help="Layer-wise learning rate decay in phase 2, per block from the head, in (0, 1].",
+        panel=RECIPE,
+        preset=True,
+        gt=0,
+        le=1,
+    )
+    """Discriminative fine-tuning: Howard and Ruder, 2018."""
+    weight_decay: float = option(
+        0.0,
+        help="Decoupled weight decay (AdamW), applied to all parameters except norms and biases.",
+        panel=RECIPE,
+        preset=True,
+        ge=0,
+    )
+    """Loshchilov and Hutter, 2019."""
+    clip_gradient: float = option(
+        0.0,
+        help="Clip the gradient to this L2 norm; 0 to disable.",
+        panel=RECIPE,
+        preset=True,
+        ge=0,
+    )
+    label_smoothing: float = option(
+        0.0, help="Label smoothing, in [0, 1).", panel=RECIPE, preset=True, ge=0, lt=1
+    )
     """Share of the target distributed over all classes (Szegedy et al., 2016)."""
-    mixup: float = 0.0
-    """Alpha of mixup on pixels (Zhang et al., 2018) or cached features (Verma et al., 2019); 0 is
-    off."""
-    cutmix: float = 0.0
-    """Alpha of CutMix (Yun et al., 2019) on pixels or cached features; with mixup, each step uses
-    one of the two at random; 0 is off."""
-    ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which is then validated and saved; 0
-    is off."""
-    class_weights: ClassWeights = "none"
-    """Class weights in the loss; `balanced` is the inverse of each class's share of training
-    images."""
-    sampling: Sampling = "shuffled"
-    """Sampling of training images; `balanced` draws all classes equally often, with epochs of the
-    same length."""
-    patience: int | None = None
-    """Epochs without improvement after which a phase stops early; None disables early stopping."""
-    target_accuracy: float | None = None
-    """Validation accuracy at which training stops."""
-    budget_s: float | None = None
-    """Time limit of the whole run, seconds; epochs and views are then planned from measured
-    steps."""
-    head_width: int = 0
-    """Width of the hidden layer of the new head; 0 is a single linear layer."""
-    dropout: float = 0.2
-    """Dropout probability before the new head."""
-    augment: AugmentationStrength = "light"
-    """Strength of the augmentation of training images."""
-    augment_file: Path | None = None
-    """File of a pipeline saved by albumentations (`A.save`), used instead of `augment`."""
-    views: int | None = None
-    """Number of views of each image that epochs cycle through; None is as many as the cache holds,
-    or a new view every epoch without a cache."""
+    mixup: float = option(
+        0.0,
+        help="Mixup alpha, applied at the input of the trained blocks (pixels or cached "
+        "features); 0 to disable.",
+        panel=DATA,
+        preset=True,
+        ge=0,
+    )
+    """Zhang et al., 2018, for pixels; Verma et al., 2019, for features."""
+    cutmix: float = option(
+        0.0,
+        help="CutMix alpha, applied like --mixup; with both, each step uses one at random. 0 to "
+        "disable.",
+        panel=DATA,
+        preset=True,
+        ge=0,
+    )
+    """Yun et al., 2019."""
+    ema: float = option(
+        0.0,
+        help="Decay of an exponential moving average of the weights, which is then validated and "
+        "saved, in [0, 1); 0 to disable.",
+        panel=RECIPE,
+        preset=True,
+        ge=0,
+        lt=1,
+    )
+    class_weights: ClassWeights = option(
+        "none",
+        help="Class weights of the loss: none, or balanced (inverse class frequency).",
+        panel=DATA,
+        preset=True,
+    )
+    sampling: Sampling = option(
+        "shuffled",
+        help="Sampling of training images: shuffled, or balanced (all classes equally often). The "
+        "length of an epoch does not change.",
+        panel=DATA,
+        preset=True,
+    )
+    patience: int | None = option(
+        None,
+        help="Stop a phase after this many epochs without improvement.",
+        unset="no early stopping",
+        panel=RECIPE,
+        ge=1,
+    )
+    target_accuracy: float | None = option(
+        None,
+        help="Stop training at this validation accuracy, in (0, 1].",
+        unset="no early stopping",
+        panel=RECIPE,
+        gt=0,
+        le=1,
+    )
+    budget_s: float | None = option(
+        None,
+        help="Time limit for the run, such as 90s, 25m or 1h30m. Epochs and views are then set "
+        "from measured step times.",
+        unset="no limit",
+        metavar="TIME",
+        panel=RECIPE,
+        basic=True,
+        parse=parse_duration,
+        gt=0,
+    )
+    head_width: int = option(
+        0,
+        help="Width of the hidden layer of the new head; 0 for a single linear layer.",
+        panel=MODEL,
+        preset=True,
+        ge=0,
+        le=MAX_HEAD_WIDTH,
+    )
+    dropout: float = option(
+        0.2, help="Dropout rate before the new head.", panel=MODEL, preset=True, ge=0, lt=1
+    )
+    augment: AugmentationStrength = option(
+        "light",
+        help="Augmentation of training images: none, light, medium, strong, or a pipeline file "
+        "saved by albumentations (A.save).",
+        metavar="STRENGTH|FILE",
+        panel=DATA,
+        preset=True,
+        parse=parse_augment,
+        path_field="augment_file",
+    )
+    augment_file: Path | None = option(
+        None,
+        help="File of a pipeline saved by albumentations (`A.save`), used instead of `augment`.",
+        panel=DATA,
+        command_line=False,
+    )
+    views: int | None = option(
+        None,
+        help="Number of views of each image that the epochs cycle through: the original, then "
+        "augmented ones.",
+        unset="3 if cached, otherwise a new one each epoch",
+        panel=DATA,
+        preset=True,
+        ge=2,
+        le=MAX_VIEWS,
+        reason="the first is the image itself",
+    )
 
-    val_split: float = 0.2
-    """Share of each class used for validation if DATA has no val/; 0 trains without validation."""
-    allow_leaks: bool = False
-    """Whether to allow images of val/ that are in train/ as well; otherwise they are an error."""
-    seed: int = 0
-    """Seed for the head, the order of images, the augmentation and the split."""
-    split_seed: int | None = None
-    """Seed for the split; None is `seed`. Runs with different seeds and the same split seed are
-    comparable on the same images."""
-    device: Device = "auto"
-    """Training device."""
-    input_device: InputDevice = "auto"
-    """Device that decodes and augments training images; `auto` is the faster one by measurement
-    when training on a GPU, else the CPU."""
-    precision: Precision = "auto"
+    val_split: float = option(
+        0.2,
+        help="Share of each class held out for validation if DATA has no val/; 0 to train without "
+        "validation.",
+        panel=DATA,
+        ge=0,
+        lt=1,
+    )
+    allow_leaks: bool = option(
+        False,
+        help="Train even if images are in both train/ and val/, which inflates the accuracy.",
+        panel=DATA,
+    )
+    seed: int = option(
+        0,
+        help="Random seed of the head, the order of images, the augmentation and the split.",
+        panel=DATA,
+        basic=True,
+        ge=0,
+        le=MAX_SEED,
+    )
+    split_seed: int | None = option(
+        None,
+        help="Random seed of the split only, to use the same validation images with different "
+        "seeds.",
+        unset="same as --seed",
+        panel=DATA,
+        ge=0,
+        le=MAX_SEED,
+    )
+    device: Device = option(
+        "auto",
+        help="Device to train on. auto uses CUDA if available.",
+        panel=MACHINE,
+        basic=True,
+    )
+    input_device: InputDevice = option(
+        "auto",
+        help="Device to decode and augment training images on. auto measures both if training on "
+        "a GPU and uses the faster.",
+        panel=MACHINE,
+    )
+    precision: Precision = option(
+        "auto",
+        help="Precision of training. auto uses bf16 on GPUs that support it, fp16 on older GPUs "
+        "with tensor cores, and on CPUs with bf16 whichever is measured to be faster.",
+        panel=MACHINE,
+    )
     """Precision of the forward and backward passes; weights stay float32."""
-    workers: int | None = None
-    """Number of loader processes; None uses the cores that training leaves free, 0 is the training
-    process itself."""
-    cache_budget: int | None = None
-    """Size limit of the feature cache, bytes, and of decoded images until the features are
-    computed; None is a quarter of the free memory, 0 disables caching."""
-    compile: bool = False
-    """Whether to compile the trained part of the model with torch.compile."""
-    deterministic: bool = False
-    """Whether to make no choices by timing or free memory and to use only deterministic algorithms
-    on a GPU; see docs/reproducibility.md."""
-    tensorboard: bool = False
-    """Whether to write event files for TensorBoard to the run directory."""
-    mlflow: str | None = None
-    """MLflow tracking folder or server to log the metrics to."""
-    force: bool = False
-    """Whether to replace an existing run directory."""
+    workers: int | None = option(
+        None,
+        help="Number of data loading processes; 0 to load in the training process.",
+        unset="the cores not used for training",
+        panel=MACHINE,
+        ge=0,
+        le=MAX_WORKERS,
+    )
+    cache_budget: int | None = option(
+        None,
+        help="Memory for cached features of the frozen blocks, and as much again for decoded "
+        "images until they are computed, such as 500MB or 2GB; 0 to disable caching.",
+        unset="a quarter of the free memory",
+        metavar="SIZE",
+        panel=MACHINE,
+        parse=parse_size,
+        ge=0,
+    )
+    """Bytes."""
+    compile: bool = option(
+        False,
+        help="Compile the trained blocks with torch.compile.",
+        panel=MACHINE,
+        negatable=True,
+    )
+    deterministic: bool = option(
+        False,
+        help="Make no choices by timing or free memory, and use deterministic algorithms on a "
+        "GPU. The slowdown is reported.",
+        panel=MACHINE,
+    )
+    """See docs/reproducibility.md."""
+    tensorboard: bool = option(
+        False, help="Write event files for TensorBoard into RUN/tensorboard.", panel=MACHINE
+    )
+    mlflow: str | None = option(
+        None,
+        help="Log the metrics of each epoch to MLflow.",
+        unset="none",
+        metavar="FOLDER|URL",
+        panel=MACHINE,
+    )
+    force: bool = option(False, help="Replace an existing run directory.", basic=True)
 
     def __post_init__(self) -> None:
-        raise_config_errors(
-            [
-                *self._check_training_options(),
-                *self._check_recipe_options(),
-                *self._check_machine_options(),
-            ]
-        )
+        validate(self, self._find_contradictions())
 
-    def _check_training_options(self) -> list[str | None]:
-        rates = [rate for rate in (self.lr, self.finetune_lr) if rate is not None]
+    def _find_contradictions(self) -> list[str | None]:
         is_valid_unfreeze = self.unfreeze in ("auto", "head", "all") or re.fullmatch(
             r"[0-9]+|[1-9][0-9]?%|100%", self.unfreeze
         )
         return [
             check(
-                self.image_size is None or 32 <= self.image_size <= MAX_IMAGE_SIZE,
-                f"--image-size must be 32 to {MAX_IMAGE_SIZE} pixels, got {self.image_size}.",
-            ),
-            _check_range("--epochs", self.epochs, MAX_EPOCHS),
-            _check_range("--finetune-epochs", self.finetune_epochs, MAX_EPOCHS),
-            check(
-                not self.epochs == self.finetune_epochs == 0,
-                "--epochs and --finetune-epochs are both 0: nothing would be trained.",
-            ),
-            check(
-                all(0 < rate <= 1e30 for rate in rates),
-                f"--lr and --finetune-lr must be > 0 and finite, got {', '.join(map(str, rates))}.",
-            ),
-            check(
                 bool(is_valid_unfreeze),
-                "--unfreeze must be a number of blocks, a share such as 75%, `auto`, `head` or "
+                "{unfreeze} must be a number of blocks, a share such as 75%, `auto`, `head` or "
                 f"`all`, got {self.unfreeze!r}.",
             ),
-            check_seed("--seed", self.seed),
-            check_seed("--split-seed", self.split_seed),
             check(
-                self.batch_size in (None, "auto") or self._has_positive_batch_size,
-                f"--batch-size must be >= 1 or auto, got {self.batch_size}.",
-            ),
-            check(0 <= self.val_split < 1, f"--val-split must be in [0, 1), got {self.val_split}."),
-            _check_range("--head-width", self.head_width, MAX_HEAD_WIDTH),
-            check_choice("--augment", self.augment, AugmentationStrength),
-            check_choice("--batch-norm", self.batch_norm, BatchNorm),
-            check_choice("--schedule", self.schedule, Schedule),
-            check_choice("--class-weights", self.class_weights, ClassWeights),
-            check_choice("--sampling", self.sampling, Sampling),
-        ]
-
-    def _check_recipe_options(self) -> list[str | None]:
-        shares = {
-            "--warmup": self.warmup,
-            "--label-smoothing": self.label_smoothing,
-            "--ema": self.ema,
-            "--dropout": self.dropout,
-        }
-        strengths = {
-            "--weight-decay": self.weight_decay,
-            "--clip-gradient": self.clip_gradient,
-            "--mixup": self.mixup,
-            "--cutmix": self.cutmix,
-        }
-        return [
-            *(
-                check(0 <= value < 1, f"{option} must be in [0, 1), got {value}.")
-                for option, value in shares.items()
-            ),
-            *(
-                check(0 <= value < math.inf, f"{option} must be >= 0 and finite, got {value}.")
-                for option, value in strengths.items()
-            ),
-            check(0 < self.lr_decay <= 1, f"--lr-decay must be in (0, 1], got {self.lr_decay}."),
-            check_minimum("--patience", self.patience, 1),
-            check(
-                self.target_accuracy is None or 0 < self.target_accuracy <= 1,
-                f"--target-accuracy must be in (0, 1], got {self.target_accuracy}.",
+                not self.epochs == self.finetune_epochs == 0,
+                "{epochs} and {finetune_epochs} are both 0: nothing would be trained.",
             ),
             check(
-                self.class_weights == "none" or self.sampling == "shuffled", _BALANCED_TWICE_ERROR
+                self.class_weights == "none" or self.sampling == "shuffled",
+                "{class_weights} balanced and {sampling} balanced both compensate for rare "
+                "classes. Use one of the two.",
             ),
-        ]
-
-    def _check_machine_options(self) -> list[str | None]:
-        return [
-            check_positive("--budget", self.budget_s, " s"),
             check(
-                self.views is None or 2 <= self.views <= MAX_VIEWS,
-                f"--views must be 2 to {MAX_VIEWS} (the first is the image itself), "
-                f"got {self.views}.",
+                self.input_device != "cuda" or self.device != "cpu",
+                "{input_device} cuda needs {device} cuda or auto, got {device} cpu.",
             ),
-            _check_range("--workers", self.workers, MAX_WORKERS),
-            check_minimum("--cache-budget", self.cache_budget, 0),
-            check_choice("--device", self.device, Device),
-            check_choice("--input-device", self.input_device, InputDevice),
-            check_choice("--precision", self.precision, Precision),
-            check(self.input_device != "cuda" or self.device != "cpu", _INPUT_DEVICE_ERROR),
             check(
                 self.input_device != "cuda" or self.augment_file is None,
-                _AUGMENT_FILE_ON_GPU_ERROR,
+                "{input_device} cuda cannot run a pipeline file, whose transforms exist only for "
+                "the CPU. Use {input_device} cpu, or {augment} light, medium or strong.",
             ),
             check(
-                self.budget_s is None or not self.deterministic, _BUDGET_WITH_DETERMINISTIC_ERROR
+                self.budget_s is None or not self.deterministic,
+                "{budget_s} plans epochs from measured times, which {deterministic} excludes. "
+                "Remove one of them, or set {epochs} and {finetune_epochs} instead of {budget_s}.",
             ),
         ]
-
-    @property
-    def _has_positive_batch_size(self) -> bool:
-        return isinstance(self.batch_size, int) and self.batch_size >= 1
 
     @property
     def resolved_split_seed(self) -> int:
@@ -293,37 +476,3 @@ class FinetuneConfig:
             FieldError: A field is unknown, or a value has the wrong type.
         """
         return parse_as(cls, content, "config")
-
-
-def _check_range(option: str, value: int | None, maximum: int) -> str | None:
-    if value is not None and value > maximum:
-        return f"{option} must be <= {maximum}, got {value}."
-    return check_minimum(option, value, 0)
-
-
-def parse_batch_size(text: str) -> int | Literal["auto"]:
-    """Parse a batch size: `auto` or a number of images.
-
-    Raises:
-        ConfigError: The text is neither.
-    """
-    if text == "auto":
-        return "auto"
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise ConfigError(f"must be a number of images or auto, got {text!r}.")
-    return int(text)
-
-
-_INPUT_DEVICE_ERROR = "--input-device cuda needs --device cuda or auto, got --device cpu."
-_AUGMENT_FILE_ON_GPU_ERROR = (
-    "--input-device cuda cannot run a pipeline file, whose transforms exist only for the CPU. "
-    "Use --input-device cpu, or --augment light, medium or strong."
-)
-_BUDGET_WITH_DETERMINISTIC_ERROR = (
-    "--budget plans epochs from measured times, which --deterministic excludes. "
-    "Remove one of them, or set --epochs and --finetune-epochs instead of --budget."
-)
-_BALANCED_TWICE_ERROR = (
-    "--class-weights balanced and --sampling balanced both compensate for rare classes. "
-    "Use one of the two."
-)

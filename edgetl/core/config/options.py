@@ -1,66 +1,283 @@
-"""Checks and parsers shared by the configurations: all errors at once, durations, sizes, shares."""
+"""Options: fields of a configuration with their help, range and name on the command line.
+
+A field that `option` declares is all there is to write. The configuration is validated from it, and
+the command line, TOML files and docs/reference/cli.md derive from it.
+"""
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
-from fractions import Fraction
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from edgetl.core.config.parsers import split_list
 from edgetl.core.errors import ConfigError
 
-Number = TypeVar("Number", int, float)
+_UNIT_SUFFIXES = {"_s": "s", "_ms": "ms"}
+_METADATA_KEY = "option"
 
 
-def split_list(texts: Iterable[str]) -> tuple[str, ...]:
-    """Return the comma-separated words of all texts, without duplicates."""
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Option:
+    """Declaration of a field: what users read about it and which values it takes."""
+
+    help: str
+    panel: str = ""
+    """Group in `--help-all`; empty for the first one."""
+    basic: bool = False
+    """Whether `--help` shows the option; `--help-all` shows all."""
+    name: str = ""
+    """Name on the command line; empty derives it from the field, see `OptionField.flag`."""
+    short: str = ""
+    """Single letter that works as well."""
+    negatable: bool = False
+    """Whether a flag has a `--no-` form; a flag that is on by default has one in any case."""
+    metavar: str = ""
+    unset: str = ""
+    """Effect of leaving the option out, for the help of options whose default is None or empty."""
+    parse: Callable[[str], Any] | None = None
+    """Parser of the text on the command line or in a TOML file; of each word if it is a list."""
+    none_word: str = "auto"
+    """Value in a TOML file that stands for None, as TOML has no null."""
+    empty_word: str = ""
+    """Word that stands for an empty list."""
+    path_field: str = ""
+    """Field that takes the value if it is a path to a file."""
+    integer_as_text: bool = False
+    """Whether an integer in a TOML file stands for its text."""
+    preset: bool = False
+    """Whether presets set the field."""
+    command_line: bool = True
+    """Whether it is an option of the command; otherwise only TOML files and Python set it."""
+    choices: tuple[str, ...] = ()
+    """Allowed texts, if they are not the annotation's."""
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    unit: str = ""
+    """Unit after the bound in messages."""
+    reason: str = ""
+    """Explanation of the lower bound in messages."""
+    nonempty: str = ""
+    """Items of which a list needs at least one, for the message."""
+
+
+def option(default: Any = MISSING, **declaration: Any) -> Any:
+    """Declare a field of a configuration; the keywords are the fields of `Option`."""
+    return field(default=default, metadata={_METADATA_KEY: Option(**declaration)})
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OptionField:
+    """A field that was declared with `option`, with its resolved type."""
+
+    name: str
+    option: Option
+    default: Any
+    kinds: tuple[Any, ...]
+    """Types of the value, or of the items if it is a list, without None."""
+    is_list: bool
+    is_nullable: bool
+
+    @property
+    def flag(self) -> str:
+        """Name on the command line: `label_smoothing` is --label-smoothing, `budget_s` --budget."""
+        return "--" + (self.option.name or _drop_unit(self.name).replace("_", "-"))
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Names in a TOML file, in which - and _ are the same."""
+        return frozenset({self.name, self.flag.removeprefix("--").replace("-", "_")})
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Allowed texts; empty if there is no such restriction."""
+        literals = [kind for kind in self.kinds if get_origin(kind) is Literal]
+        return self.option.choices or tuple(text for kind in literals for text in get_args(kind))
+
+    @property
+    def default_text(self) -> str:
+        """Default as shown in the help."""
+        if self.default in (None, ()) or self.default is MISSING:
+            return self.option.unset
+        if isinstance(self.default, tuple):
+            return ",".join(map(str, self.default))
+        text = f"{self.default:g}" if isinstance(self.default, float) else str(self.default)
+        return text + _unit_of(self.name)
+
+    def parse(self, texts: Sequence[str]) -> Any:
+        """Parse the text of the option; a list may be given in several texts or separated by commas.
+
+        Raises:
+            ConfigError: The text is not a value of this option. The message does not name it.
+        """
+        if not self.is_list:
+            return self._parse_word(texts[-1])
+        words = split_list(texts)
+        if words == (self.option.empty_word,):
+            return ()
+        return tuple(dict.fromkeys(map(self._parse_word, words)))
+
+    def assign(self, values: dict[str, Any], value: Any) -> None:
+        """Set the field in `values`, or `path_field` if the value is a path to a file."""
+        name = self.option.path_field if isinstance(value, Path) else ""
+        values[name or self.name] = value
+
+    def _parse_word(self, text: str) -> Any:
+        if self.option.parse is not None:
+            return self.option.parse(text)
+        kind = next((kind for kind in self.kinds if kind in (int, float)), str)
+        try:
+            return kind(text)
+        except ValueError as cause:
+            noun = "integers" if kind is int else "numbers"
+            example = self.option.metavar or "1,2,4"
+            raise ConfigError(
+                f"must be {noun} separated by commas, such as {example}, got {text!r}."
+            ) from cause
+
+    def find_problem(self, value: Any) -> str | None:
+        """Return what is wrong with a value, or None."""
+        if value is None and self.is_nullable:
+            return None
+        if not self.is_list:
+            return self._find_item_problem(value)
+        if not value and self.option.nonempty:
+            choices = f": {', '.join(self.choices)}" if self.choices else ""
+            return f"{{{self.name}}} must name at least one {self.option.nonempty}{choices}."
+        if self.choices:
+            unknown = [item for item in value if item not in self.choices]
+            if not unknown:
+                return None
+            return (
+                f"{{{self.name}}} must be among {', '.join(self.choices)}, "
+                f"got {', '.join(map(repr, unknown))}."
+            )
+        return next((problem for item in value if (problem := self._find_item_problem(item))), None)
+
+    def _find_item_problem(self, value: Any) -> str | None:
+        is_numeric = int in self.kinds or float in self.kinds
+        if value in self.choices or not (is_numeric or self.choices):
+            return None
+        if not is_numeric:
+            return f"{{{self.name}}} must be one of {', '.join(self.choices)}, got {value!r}."
+        expected = "a number"
+        if isinstance(value, int | float):
+            expected = _describe_violation(self.option, value)
+        if not expected:
+            return None
+        alternatives = "".join(f" or {choice}" for choice in self.choices)
+        return f"{{{self.name}}} must be {expected}{alternatives}, got {self._format(value)}."
+
+    def _format(self, value: Any) -> str:
+        unit = _unit_of(self.name)
+        return f"{value} {unit}" if unit else str(value)
+
+
+def _describe_violation(declared: Option, value: float) -> str:
+    """Return the bound that a number violates; empty if it violates none and is finite."""
+    unit = f" {declared.unit}" if declared.unit else ""
+    reason = f" ({declared.reason})" if declared.reason else ""
+    # NaN violates every bound.
+    if declared.ge is not None and not value >= declared.ge:
+        return f">= {declared.ge}{unit}{reason}"
+    if declared.gt is not None and not value > declared.gt:
+        return f"> {declared.gt}{unit}{reason}"
+    if declared.le is not None and not value <= declared.le:
+        return f"<= {declared.le}{unit}"
+    if declared.lt is not None and not value < declared.lt:
+        return f"< {declared.lt}{unit}"
+    return "" if math.isfinite(value) else "finite"
+
+
+def _drop_unit(name: str) -> str:
+    suffix = next((suffix for suffix in _UNIT_SUFFIXES if name.endswith(suffix)), "")
+    return name.removesuffix(suffix)
+
+
+def _unit_of(name: str) -> str:
+    return next((unit for suffix, unit in _UNIT_SUFFIXES.items() if name.endswith(suffix)), "")
+
+
+@cache
+def get_option_fields(config: type) -> tuple[OptionField, ...]:
+    """Return the fields of a configuration that are options, in order."""
+    hints = get_type_hints(config)
     return tuple(
-        dict.fromkeys(word.strip() for text in texts for word in text.split(",") if word.strip())
+        _make_option_field(declared, hints[declared.name])
+        for declared in fields(config)
+        if _METADATA_KEY in declared.metadata
     )
 
 
-def parse_numbers(
-    option: str, texts: Sequence[str], kind: Callable[[str], Number]
-) -> tuple[Number, ...]:
-    """Return the comma-separated numbers of all texts, without duplicates.
+def _make_option_field(declared: Field[Any], kind: Any) -> OptionField:
+    kinds = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+    values = tuple(kind for kind in kinds if kind is not type(None))
+    is_list = get_origin(values[0]) is tuple and get_args(values[0])[-1] is Ellipsis
+    return OptionField(
+        name=declared.name,
+        option=declared.metadata[_METADATA_KEY],
+        default=declared.default,
+        kinds=get_args(values[0])[:1] if is_list else values,
+        is_list=is_list,
+        is_nullable=type(None) in kinds,
+    )
+
+
+@cache
+def get_nested_configs(config: type) -> dict[str, type]:
+    """Return the fields that are configurations themselves, whose options belong to the command."""
+    hints = get_type_hints(config)
+    names = [declared.name for declared in fields(config)]
+    return {name: hints[name] for name in names if is_dataclass(hints[name])}
+
+
+def get_flags(config: type) -> Mapping[str, str]:
+    """Return the name on the command line of every field: `--option`, or ARGUMENT if it is none."""
+    flags = {declared.name: declared.name.upper() for declared in fields(config)}
+    flags.update({declared.name: declared.flag for declared in get_option_fields(config)})
+    for nested in get_nested_configs(config).values():
+        flags.update(get_flags(nested))
+    return flags
+
+
+def validate(config: Any, contradictions: Iterable[str | None] = ()) -> None:
+    """Check the range and choices of every option, and report all problems at once.
+
+    Args:
+        config: Configuration whose fields are declared with `option`.
+        contradictions: Problems of several fields together, or None. Fields are in braces, so that
+            the command line can name its options: "{input_device} cuda needs {device} cuda."
 
     Raises:
-        ConfigError: A word is not a number, or there are texts but no numbers.
+        ConfigError: Values are out of range or contradict each other.
     """
-    try:
-        numbers = tuple(dict.fromkeys(kind(word) for word in split_list(texts)))
-    except ValueError:
-        numbers = ()
-    if texts and not numbers:
-        raise ConfigError(
-            f"{option} must be comma-separated numbers such as 1,2,4, "
-            f"got {', '.join(map(repr, texts))}."
-        )
-    return numbers
+    kind: type = type(config)
+    problems = [
+        declared.find_problem(getattr(config, declared.name))
+        for declared in get_option_fields(kind)
+    ]
+    raise_config_errors([*problems, *contradictions], kind)
 
 
-_NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
-_BYTES_PER_UNIT = {
-    "b": 1,
-    "kb": 10**3,
-    "mb": 10**6,
-    "gb": 10**9,
-    "tb": 10**12,
-    "kib": 2**10,
-    "mib": 2**20,
-    "gib": 2**30,
-    "tib": 2**40,
-}
+def raise_config_errors(problems: Iterable[str | None], config: type | None = None) -> None:
+    """Raise ConfigError with all problems that are not None, one a line.
 
+    Args:
+        problems: Problems, or None; with `config`, its fields are in braces.
+        config: Configuration that the problems are about.
 
-def raise_config_errors(problems: Iterable[str | None]) -> None:
-    """Raise ConfigError with all problems that are not None, one a line."""
+    Raises:
+        ConfigError: There is a problem.
+    """
     lines = [problem for problem in problems if problem]
     if lines:
-        raise ConfigError("\n".join(lines))
+        raise ConfigError("\n".join(lines), get_flags(config) if config else {})
 
 
 def check(condition: bool, problem: str) -> str | None:
@@ -104,71 +321,3 @@ def config_to_json(config: Any) -> dict[str, Any]:
         key: str(value) if isinstance(value, Path) else value
         for key, value in asdict(config).items()
     }
-
-
-def parse_duration(text: str) -> float:
-    """Parse a duration such as `90`, `90s`, `25m`, `1.5h` or `1h30m` into seconds.
-
-    Raises:
-        ConfigError: The text is empty or not a duration.
-    """
-    plain = text.strip().lower()
-    if re.fullmatch(_NUMBER, plain):
-        return float(plain)
-    match = re.fullmatch(rf"(?:({_NUMBER})h)?(?:({_NUMBER})m)?(?:({_NUMBER})s)?", plain)
-    if not match or not plain:
-        raise ConfigError(f"{text!r} is not a duration. Write it as 90s, 25m or 1h30m.")
-    hours, minutes, seconds = (Fraction(number or 0) for number in match.groups())
-    return float(3600 * hours + 60 * minutes + seconds)
-
-
-def parse_milliseconds(text: str) -> float:
-    """Parse a latency such as `5`, `5ms`, `1.5ms`, `800us` or `0.2s` into milliseconds.
-
-    Raises:
-        ConfigError: The text is not a latency.
-    """
-    match = re.fullmatch(rf"({_NUMBER})\s*(us|ms|s)?", text.strip().lower())
-    if not match:
-        raise ConfigError(f"{text!r} is not a latency. Write it as 5ms, 800us or 0.2s.")
-    factors = {"us": Fraction(1, 1000), "ms": Fraction(1), "s": Fraction(1000)}
-    return float(Fraction(match[1]) * factors[match[2] or "ms"])
-
-
-def parse_size(text: str) -> int:
-    """Parse a size such as `0`, `500MB`, `2GB` or `1.5GiB` into bytes.
-
-    Raises:
-        ConfigError: The text is not a size.
-    """
-    match = re.fullmatch(rf"({_NUMBER})\s*([a-z]*)", text.strip().lower())
-    if not match or (match[2] or "b") not in _BYTES_PER_UNIT:
-        raise ConfigError(f"{text!r} is not a size. Write it as 500MB, 2GB or 1.5GiB.")
-    # Fractions, because 2.01 * 10**6 is less than 2010000 in floating point.
-    return int(Fraction(match[1]) * _BYTES_PER_UNIT[match[2] or "b"])
-
-
-def parse_share(text: str) -> float:
-    """Parse a share such as `5%` or `0.05`; both are 0.05.
-
-    Raises:
-        ConfigError: The text is not a share.
-    """
-    match = re.fullmatch(rf"({_NUMBER})\s*(%)?", text.strip())
-    if not match:
-        raise ConfigError(f"{text!r} is not a share. Write it as 5% or 0.05.")
-    return float(Fraction(match[1]) / (100 if match[2] else 1))
-
-
-def parse_height_width(option: str, text: str) -> tuple[int, int]:
-    """Parse `480x640` into (height, width).
-
-    Raises:
-        ConfigError: The text is not two numbers separated by an x.
-    """
-    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.strip().lower())
-    if match is None:
-        raise ConfigError(
-            f"{option} must be HEIGHTxWIDTH in pixels, such as 480x640, got {text!r}."
-        )
-    return int(match[1]), int(match[2])

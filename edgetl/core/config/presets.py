@@ -7,31 +7,23 @@ from __future__ import annotations
 
 import json
 import tomllib
-from contextlib import suppress
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from edgetl.core.config.finetune import AugmentationStrength, FinetuneConfig
-from edgetl.core.config.options import parse_duration, parse_size
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.config.options import OptionField, get_option_fields
+from edgetl.core.config.parsers import abbreviate
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import read_regular_file
 from edgetl.core.typed_json import MAX_INTEGER
 
-RECIPE_FIELDS = (
-    "epochs", "lr", "unfreeze", "finetune_epochs", "finetune_lr", "batch_size", "batch_norm",
-    "schedule", "warmup", "lr_decay", "weight_decay", "clip_gradient", "label_smoothing", "mixup",
-    "cutmix", "ema", "class_weights", "sampling", "head_width", "dropout", "augment", "views",
-)  # fmt: skip
+RECIPE_FIELDS = tuple(
+    declared.name for declared in get_option_fields(FinetuneConfig) if declared.option.preset
+)
 """Fields that a preset sets."""
-_AUTO = "auto"
-_USUAL = "usual"
 _MAX_CONFIG_BYTES = 2**20
-_MAX_VALUE_CHARACTERS = 60
-_FIELDS_NOT_IN_FILES = ("data", "output", "force")
-_DEFAULTS = {
-    field.name: field.default for field in fields(FinetuneConfig) if field.default is not MISSING
-}
+_FIELDS_NOT_IN_FILES = ("output", "force")
+_DEFAULTS = {declared.name: declared.default for declared in get_option_fields(FinetuneConfig)}
 
 
 def get_presets() -> dict[str, dict[str, Any]]:
@@ -98,8 +90,12 @@ def resolve_config(
     return FinetuneConfig(data, preset=name, **{**get_presets()[name], **values, **options})
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """Read a TOML file of options; keys are the names of options with - or _.
+def read_config_file(path: Path, config: type = FinetuneConfig) -> dict[str, Any]:
+    """Read a TOML file of options; keys are the names of options or fields, with - or _.
+
+    Args:
+        path: TOML file.
+        config: Configuration with the options.
 
     Returns:
         Values by field name, including `preset`.
@@ -123,52 +119,32 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{path} is not TOML: {cause}. `edgetl presets default` prints a file to start from."
         ) from cause
-    kinds = {
-        name: kind
-        for name, kind in get_type_hints(FinetuneConfig).items()
-        if name not in _FIELDS_NOT_IN_FILES
+    declared_by_key = {
+        key: declared
+        for declared in get_option_fields(config)
+        if declared.name not in _FIELDS_NOT_IN_FILES
+        for key in declared.keys
     }
     values: dict[str, Any] = {}
     problems = []
-    for key, value in content.items():
-        name = {"budget": "budget_s"}.get(key, key.replace("-", "_"))
-        if name not in kinds:
-            problems.append(f"{path}: unknown key {_abbreviate(key)}.")
+    for key, content_value in content.items():
+        declared = declared_by_key.get(key.replace("-", "_"))
+        if declared is None:
+            problems.append(f"{path}: unknown key {abbreviate(key)}.")
             continue
         try:
-            if name == "augment" and isinstance(value, str):
-                name, parsed = parse_augment(value)
-            else:
-                parsed = _parse_value(name, value, kinds[name])
+            value = _parse_value(declared, content_value)
         except ConfigError as cause:
             problems.append(f"{path}: {key}: {cause}")
             continue
-        if name in values:
+        count = len(values)
+        declared.assign(values, value)
+        if len(values) == count:
             problems.append(f"{path}: {key}: set twice.")
-        values[name] = parsed
     if problems:
         problems.append("`edgetl presets default` prints a file with all keys of a recipe.")
         raise ConfigError("\n".join(problems))
     return values
-
-
-def parse_augment(text: str) -> tuple[str, str | Path]:
-    """Parse `--augment` into the field `augment` or `augment_file` and its value.
-
-    Raises:
-        ConfigError: The text is neither a strength nor an existing file.
-    """
-    strengths = get_args(AugmentationStrength)
-    if text in strengths:
-        return "augment", text
-    # A text with a NUL, one too long for a file name, or a folder without permission.
-    with suppress(OSError, ValueError):
-        if Path(text).is_file():
-            return "augment_file", Path(text)
-    raise ConfigError(
-        f"must be one of {', '.join(strengths)} or a file (a pipeline saved by albumentations), "
-        f"got {_abbreviate(text)}."
-    )
 
 
 def format_preset_toml(name: str) -> str:
@@ -183,58 +159,46 @@ def format_preset_toml(name: str) -> str:
         raise ConfigError(_format_unknown_preset(name))
     # Numbers, strings and booleans are the same in TOML and JSON.
     lines = [f"# {PRESET_DESCRIPTIONS[name]}", f'preset = "{name}"']
-    for key, value in get_presets()[name].items():
-        if value is None:
-            value = _USUAL if key == "batch_size" else _AUTO
-        lines.append(f"{key} = {json.dumps(value)}")
+    values = get_presets()[name]
+    for declared in get_option_fields(FinetuneConfig):
+        if declared.option.preset:
+            value = values[declared.name]
+            text = declared.option.none_word if value is None else value
+            lines.append(f"{declared.name} = {json.dumps(text)}")
     return "\n".join(lines) + "\n"
 
 
 def _format_unknown_preset(preset: str) -> str:
     presets = ", ".join(get_presets())
-    return f"Unknown preset {_abbreviate(preset)}. Use one of {presets}; see `edgetl presets`."
+    return f"Unknown preset {abbreviate(preset)}. Use one of {presets}; see `edgetl presets`."
 
 
-def _parse_value(name: str, value: Any, kind: Any) -> Any:
-    if name == "preset" and isinstance(value, str) and value not in get_presets():
+def _parse_value(declared: OptionField, value: Any) -> Any:
+    if declared.name == "preset" and isinstance(value, str) and value not in get_presets():
         raise ConfigError(_format_unknown_preset(value))
-    if name == "budget_s" and isinstance(value, str):
-        return parse_duration(value)
-    if name == "cache_budget" and isinstance(value, str):
-        return parse_size(value)
-    if name == "batch_size" and value in (_AUTO, _USUAL):
-        return "auto" if value == _AUTO else None
-    if name == "unfreeze" and type(value) is int:
-        return str(value)
-    kinds = get_args(kind) or (kind,)
-    if value == _AUTO and type(None) in kinds:
+    if declared.is_nullable and value == declared.option.none_word:
         return None
-    if Path in kinds and isinstance(value, str):
+    if isinstance(value, str) and (declared.option.parse is not None or declared.is_list):
+        return declared.parse([value])
+    if isinstance(value, list) and declared.is_list:
+        return declared.parse(list(map(str, value)))
+    if declared.option.integer_as_text and type(value) is int:
+        return str(value)
+    if Path in declared.kinds and isinstance(value, str):
         if "\0" in value:
             raise ConfigError("must be a path without NUL characters.")
         return Path(value)
-    if float in kinds and type(value) in (int, float):
+    if float in declared.kinds and type(value) in (int, float):
         try:
             return float(value)
         except OverflowError as cause:
             raise ConfigError("must be a finite number.") from cause
-    expected = next(candidate for candidate in _TYPE_NAMES if candidate in (*kinds, str))
+    expected = next(kind for kind in _TYPE_NAMES if kind in (*declared.kinds, str))
     if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
-        raise ConfigError(f"must be {_TYPE_NAMES[expected]}, got {_abbreviate(value)}.")
+        raise ConfigError(f"must be {_TYPE_NAMES[expected]}, got {abbreviate(value)}.")
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise ConfigError("must be an integer of at most 64 bits.")
     return value
-
-
-def _abbreviate(value: Any) -> str:
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):
-        # Nested tables, or an integer with too many digits.
-        text = type(value).__name__
-    if len(text) <= _MAX_VALUE_CHARACTERS:
-        return text
-    return f"{text[:_MAX_VALUE_CHARACTERS]}..."
 
 
 _TYPE_NAMES: dict[type, str] = {

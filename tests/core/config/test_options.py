@@ -1,108 +1,156 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
-from fractions import Fraction
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
 
-from edgetl.core.config.options import parse_duration, parse_size, raise_config_errors
+from edgetl.core.config.bench import BenchConfig
+from edgetl.core.config.compare import CompareConfig
+from edgetl.core.config.export import ExportConfig
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.config.options import (
+    check,
+    get_flags,
+    get_option_fields,
+    option,
+    raise_config_errors,
+    validate,
+)
+from edgetl.core.config.parsers import parse_duration
 from edgetl.core.errors import ConfigError
 
-UNITS = {
-    "": 1,
-    "B": 1,
-    "kB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-    "TB": 10**12,
-    "KiB": 2**10,
-    "MiB": 2**20,
-    "GiB": 2**30,
-    "TiB": 2**40,
-}
-counts = st.integers(0, 10**9)
+
+@dataclass(frozen=True)
+class Inner:
+    max_p99_ms: float | None = option(None, help="Limit.", gt=0)
+
+    def __post_init__(self) -> None:
+        validate(self)
 
 
-@given(st.integers(0, 10**15 - 1), st.sampled_from(sorted(UNITS)), st.sampled_from(["", " "]))
-def test_parse_size_is_exact_for_integers(count: int, unit: str, space: str) -> None:
-    assert parse_size(f"{count}{space}{unit}") == count * UNITS[unit]
-
-
-@given(st.integers(0, 10**6), st.integers(0, 999), st.sampled_from(["kB", "MB", "GB", "TB"]))
-@example(2, 10, "MB")
-def test_parse_size_is_exact_for_decimals(integer: int, thousandths: int, unit: str) -> None:
-    assert (
-        parse_size(f"{integer}.{thousandths:03d}{unit}")
-        == (1000 * integer + thousandths) * UNITS[unit] // 1000
+@dataclass(frozen=True)
+class Config:
+    count: int = option(1, help="Count.", ge=1, reason="none is useless")
+    size: int | None = option(None, help="Size.", ge=32, le=64, unit="pixels")
+    share: float = option(0.5, help="Share.", ge=0, lt=1)
+    ratio: float = option(1.0, help="Ratio.", gt=0, le=1)
+    norm: float = option(0.0, help="Norm.", ge=0)
+    budget_s: float | None = option(None, help="Time.", gt=0, parse=parse_duration)
+    wait_s: float = option(10.0, help="Time.", parse=parse_duration)
+    mode: Literal["fast", "slow"] = option("fast", help="Mode.")
+    batch: int | Literal["auto"] | None = option(None, help="Batch.", ge=1, unset="16 to 64")
+    scopes: tuple[Literal["model", "file"], ...] = option(
+        ("model",), help="Scopes.", name="scope", nonempty="scope"
     )
+    threads: tuple[int, ...] = option((), help="Threads.", ge=1, metavar="1,2")
+    models: tuple[str, ...] = option(("a", "b"), help="Models.", nonempty="architecture")
+    modes: tuple[str, ...] = option((), help="Modes.", choices=("x", "y"), empty_word="none")
+    inner: Inner = field(default_factory=Inner)
 
-
-def test_parse_size_rounds_down() -> None:
-    assert parse_size("1.5") == 1
-    assert parse_size(" 1.5gib ") == 3 * 2**29
-
-
-@given(counts, counts, counts)
-def test_parse_duration_adds_units(hours: int, minutes: int, seconds: int) -> None:
-    assert parse_duration(f"{hours}h{minutes}m{seconds}s") == 3600 * hours + 60 * minutes + seconds
-    assert parse_duration(f"{hours}h") == 3600 * hours
-    assert parse_duration(f"{minutes}M") == 60 * minutes
-    assert parse_duration(f"{hours}h{seconds}s") == 3600 * hours + seconds
-    assert parse_duration(f" {seconds} ") == parse_duration(f"{seconds}s") == seconds
-
-
-@given(
-    st.integers(0, 10**6), st.integers(0, 999), st.sampled_from([("h", 3600), ("m", 60), ("s", 1)])
-)
-def test_parse_duration_accepts_decimals(
-    integer: int, thousandths: int, unit: tuple[str, int]
-) -> None:
-    exact = Fraction(1000 * integer + thousandths, 1000) * unit[1]
-    assert parse_duration(f"{integer}.{thousandths:03d}{unit[0]}") == float(exact)
+    def __post_init__(self) -> None:
+        validate(
+            self,
+            [check(self.mode == "fast" or self.count == 1, "{mode} slow needs {count} 1.")],
+        )
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("values", "message"),
     [
-        "",
-        " ",
-        "m",
-        "1d",
-        "-5m",
-        "1h30",
-        "30m1h",
-        "1m1m",
-        "1.m",
-        ".5h",
-        "1e3",
-        "inf",
-        "1h,30m",
-        "5 m",
-        "٣m",
-        "9" * 400,
+        ({"count": 0}, "count must be >= 1 (none is useless), got 0."),
+        ({"size": 31}, "size must be >= 32 pixels, got 31."),
+        ({"size": 65}, "size must be <= 64 pixels, got 65."),
+        ({"share": 1.0}, "share must be < 1, got 1.0."),
+        ({"share": -0.1}, "share must be >= 0, got -0.1."),
+        ({"share": math.nan}, "share must be >= 0, got nan."),
+        ({"ratio": 0.0}, "ratio must be > 0, got 0.0."),
+        ({"ratio": 1.1}, "ratio must be <= 1, got 1.1."),
+        ({"norm": math.inf}, "norm must be finite, got inf."),
+        ({"norm": math.nan}, "norm must be >= 0, got nan."),
+        ({"norm": -1.0}, "norm must be >= 0, got -1.0."),
+        ({"budget_s": 0.0}, "budget_s must be > 0, got 0.0 s."),
+        ({"wait_s": math.inf}, "wait_s must be finite, got inf s."),
+        ({"mode": "quick"}, "mode must be one of fast, slow, got 'quick'."),
+        ({"batch": 0}, "batch must be >= 1 or auto, got 0."),
+        ({"batch": "many"}, "batch must be a number or auto, got many."),
+        ({"scopes": ()}, "scopes must name at least one scope: model, file."),
+        ({"scopes": ("model", "image")}, "scopes must be among model, file, got 'image'."),
+        ({"threads": (1, 0)}, "threads must be >= 1, got 0."),
+        ({"models": ()}, "models must name at least one architecture."),
+        ({"modes": ("x", "z", "w")}, "modes must be among x, y, got 'z', 'w'."),
+        ({"mode": "slow", "count": 2}, "mode slow needs count 1."),
     ],
 )
-def test_parse_duration_rejects_other_text(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not a duration"):
-        parse_duration(text)
+def test_validate_names_field_bound_and_value(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Config(**values)
+    assert str(raised.value) == message
 
 
 @pytest.mark.parametrize(
-    "text", ["", "GB", "-1GB", "2XB", "1,5GB", "1e9", "2GB4", "inf", "nan", "٣GB", "9" * 5000]
-)
-def test_parse_size_rejects_other_text(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not a size"):
-        parse_size(text)
+    "values",
+    [
+        {"size": 32}, {"size": 64}, {"share": 0.0}, {"ratio": 1.0}, {"batch": "auto"}, {"batch": 1},
+        {"threads": ()}, {"scopes": ("file", "model")}, {"modes": ("y",)}, {"budget_s": 1e-9},
+    ],
+)  # fmt: skip
+def test_validate_accepts_boundary(values: dict[str, Any]) -> None:
+    Config(**values)
 
 
-@given(st.text(st.sampled_from("0123456789.hmskgibt -"), max_size=12) | st.text(max_size=12))
-def test_parsers_return_number_or_config_error(text: str) -> None:
-    for parse in (parse_duration, parse_size):
-        with suppress(ConfigError):
-            assert 0 <= parse(text) < math.inf
+def test_errors_name_fields_or_options() -> None:
+    with pytest.raises(ConfigError) as raised:
+        Config(budget_s=-1.0, scopes=(), mode="slow", count=2)
+    assert str(raised.value).splitlines() == [
+        "budget_s must be > 0, got -1.0 s.",
+        "scopes must name at least one scope: model, file.",
+        "mode slow needs count 1.",
+    ]
+    assert raised.value.command_line_message.splitlines() == [
+        "--budget must be > 0, got -1.0 s.",
+        "--scope must name at least one scope: model, file.",
+        "--mode slow needs --count 1.",
+    ]
+
+
+def test_error_keeps_braces_of_values() -> None:
+    problem = "{mode} must be one of fast, slow, got '{0}' and '{other}'."
+    with pytest.raises(ConfigError) as raised:
+        raise_config_errors([problem], Config)
+    assert str(raised.value) == problem.replace("{mode}", "mode")
+    assert raised.value.command_line_message == problem.replace("{mode}", "--mode")
+
+
+def test_flags_include_nested_configuration() -> None:
+    assert get_flags(Config)["max_p99_ms"] == "--max-p99"
+
+
+def test_flag_of_every_config_is_unique() -> None:
+    for config in (FinetuneConfig, ExportConfig, CompareConfig, BenchConfig):
+        flags = list(get_flags(config).values())
+        assert len(flags) == len(set(flags)), config
+
+
+def test_default_text_is_value_or_description() -> None:
+    texts = {declared.name: declared.default_text for declared in get_option_fields(Config)}
+    assert texts["count"] == "1"
+    assert texts["ratio"] == "1"
+    assert texts["wait_s"] == "10s"
+    assert texts["batch"] == "16 to 64"
+    assert texts["models"] == "a,b"
+    assert texts["size"] == ""
+
+
+def test_parse_list_joins_texts_without_duplicates() -> None:
+    fields = {declared.name: declared for declared in get_option_fields(Config)}
+    assert fields["threads"].parse(["1, 2", "2,4"]) == (1, 2, 4)
+    assert fields["scopes"].parse(["file"]) == ("file",)
+    assert fields["modes"].parse(["none"]) == ()
+    assert fields["budget_s"].parse(["1m"]) == 60.0
+    with pytest.raises(ConfigError, match="must be integers separated by commas, such as 1,2, got"):
+        fields["threads"].parse(["1,1.5"])
 
 
 def test_raise_config_errors_joins_problems() -> None:
@@ -110,3 +158,7 @@ def test_raise_config_errors_joins_problems() -> None:
     with pytest.raises(ConfigError) as raised:
         raise_config_errors([None, "one", None, "two"])
     assert str(raised.value) == "one\ntwo"
+
+
+def test_field_that_is_no_option_is_an_argument() -> None:
+    assert get_flags(FinetuneConfig)["data"] == "DATA"
