@@ -1,4 +1,4 @@
-"""Entry point of the `edgetl` program: register commands, turn errors into exit statuses."""
+"""Entry point of the `edgetl` program: register commands, turn errors into exit codes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import typer
 
 from edgetl.cli.command import Command
 from edgetl.cli.console import err, tolerate_closed_pipes
+from edgetl.cli.exit_codes import ExitCode
 from edgetl.cli.interruption import install_signal_handlers, interrupted_exit_status
 from edgetl.core.errors import ConfigError, EdgetlError
 from edgetl.core.registry import convert_import_error
 
-EXIT_USER_ERROR = 1
-EXIT_BUG = 3
 COMMANDS = (
     "check",
     "finetune",
@@ -76,11 +75,7 @@ def create_app(command: str = "") -> typer.Typer:
 
 
 def main() -> None:
-    """Run the program.
-
-    Exit status: 0 on success, 1 on an error the user can fix, 2 on wrong usage, 3 on a bug in
-    edgetl; 130, 143 or 129 after Ctrl-C, SIGTERM or SIGHUP.
-    """
+    """Run the program and exit with an `ExitCode`."""
     tolerate_closed_pipes()
     install_signal_handlers()
     try:
@@ -128,7 +123,7 @@ def _exit_with_error(error: EdgetlError) -> None:
     err.print("Error:", style="bold red", end=" ")
     message = error.command_line_message if isinstance(error, ConfigError) else str(error)
     err.print(message, markup=False, soft_wrap=True)
-    sys.exit(EXIT_USER_ERROR)
+    sys.exit(ExitCode.USER_ERROR)
 
 
 def _exit_with_traceback() -> None:
@@ -137,4 +132,4 @@ def _exit_with_traceback() -> None:
         "\nThis is a bug in edgetl. Please report it with the traceback above.",
         style="bold red",
     )
-    sys.exit(EXIT_BUG)
+    sys.exit(ExitCode.BUG)

@@ -43,6 +43,7 @@ from edgetl.cli.bench_options import (
     Variant,
     Wheels,
 )
+from edgetl.cli.exit_codes import ExitCode
 from edgetl.cli.progress import measure_and_show
 
 if TYPE_CHECKING:
@@ -51,10 +52,6 @@ if TYPE_CHECKING:
     from edgetl.core.artifacts.bench import BenchResult
     from edgetl.core.config.bench import BenchConfig
 
-EXIT_LIMIT_BROKEN = 4
-"""Exit status if a limit is broken."""
-EXIT_LIMIT_UNDECIDED = 5
-"""Exit status if the measurements are inconclusive for a limit."""
 _DEFAULT_ROUNDS = 8
 _DEFAULT_CLASSES = 10
 
@@ -99,8 +96,8 @@ def bench(
     PyTorch's predictions are timed. Each round runs in fresh processes, and speed-ups are reported
     with 95% intervals. The verdict is `inconclusive` or `noisy` if the measurements are.
 
-    Exit status: 0 on success, also if comparisons are inconclusive; 1, nothing was measured or a
-    variant failed its check; 4, a limit is broken; 5, a limit is undecided.
+    Exit code: 0 on success, also if comparisons are inconclusive; 1, nothing was measured or a
+    variant failed its check; 4, a limit is exceeded; 5, the data do not decide for a limit.
     """
     options = BenchOptions(**locals())
     if options.loadgen is not None:
@@ -314,6 +311,6 @@ def _measure(config: BenchConfig, as_json: bool) -> None:
 def _exit_by_limits(result: BenchResult) -> None:
     outcomes: set[Any] = {check.outcome for check in result.limit_checks}
     if "broken" in outcomes:
-        raise typer.Exit(EXIT_LIMIT_BROKEN)
+        raise typer.Exit(ExitCode.FAILED_CHECK)
     if "undecided" in outcomes:
-        raise typer.Exit(EXIT_LIMIT_UNDECIDED)
+        raise typer.Exit(ExitCode.UNDECIDED)

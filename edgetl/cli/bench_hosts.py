@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgetl.cli.console import err, out, print_json
+from edgetl.cli.exit_codes import ExitCode
 from edgetl.core.files import SCHEMA
 from edgetl.core.formatting import describe_device, format_duration, format_milliseconds
 
@@ -104,7 +105,7 @@ def run_hosts(
 ) -> None:
     """Measure on every host and print the results.
 
-    Exits with status 1 if a host failed, otherwise with the status `edgetl bench` has for limits.
+    Exits with code 1 if a host failed, otherwise with the worst code of a host.
     """
     from edgetl.fleet.bench import bench_hosts
 
@@ -120,27 +121,25 @@ def run_hosts(
         )
     else:
         _show_host_results(outcomes)
-    exit_status = _fleet_exit_status(outcomes)
-    if exit_status:
-        raise typer.Exit(exit_status)
+    if code := _fleet_exit_code(outcomes):
+        raise typer.Exit(code)
 
 
-def _fleet_exit_status(outcomes: Sequence[HostResult]) -> int:
+def _fleet_exit_code(outcomes: Sequence[HostResult]) -> ExitCode:
     if any(outcome.failure for outcome in outcomes):
-        return 1
+        return ExitCode.USER_ERROR
     statuses = {outcome.status for outcome in outcomes}
-    if 4 in statuses:
-        return 4
-    return 5 if 5 in statuses else 0
+    from_worst = (ExitCode.FAILED_CHECK, ExitCode.UNDECIDED)
+    return next((code for code in from_worst if code in statuses), ExitCode.OK)
 
 
 def describe_host_result(outcome: HostResult) -> str:
     """Describe the outcome of a host in a few words."""
     if outcome.failure:
         return f"failed: {outcome.failure}"
-    if outcome.status == 4:
+    if outcome.status == ExitCode.FAILED_CHECK:
         return "measured, a limit is broken"
-    if outcome.status == 5:
+    if outcome.status == ExitCode.UNDECIDED:
         return "measured, a limit is undecided"
     return "measured"
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgetl.cli.console import err, out, print_json
+from edgetl.cli.exit_codes import ExitCode
 from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
     from edgetl.train.check.dataset_check import DatasetReport
 
-EXIT_ERRORS = 5
-EXIT_WARNINGS = 4
+_EXIT_CODES = {"error": ExitCode.FAILED_CHECK, "warning": ExitCode.UNDECIDED}
 _SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _MAX_LISTED = 3
 """Number of groups listed per finding, and of files listed per group."""
@@ -54,8 +54,8 @@ def check(
     Finds unreadable files, decompression bombs, exact and near duplicates within and across
     splits, contradictory labels, imbalance, empty classes and stray files.
 
-    Exit status: 0, at most notes; 4, warnings; 5, errors, which invalidate metrics or prevent
-    training.
+    Exit code: 0, at most notes; 4, errors, which invalidate metrics or prevent training; 5, only
+    warnings.
     """
     from edgetl.cli.progress import open_step_progress
     from edgetl.train.check.dataset_check import check as check_dataset
@@ -83,8 +83,8 @@ def check(
                 markup=False,
                 soft_wrap=True,
             )
-    if report.worst_severity in ("error", "warning"):
-        raise typer.Exit(EXIT_ERRORS if report.worst_severity == "error" else EXIT_WARNINGS)
+    if report.worst_severity in _EXIT_CODES:
+        raise typer.Exit(_EXIT_CODES[report.worst_severity])
 
 
 def show_dataset_report(report: DatasetReport) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from edgetl.cli.config_options import config_options
 from edgetl.cli.console import err, heavy_imports, out, print_json
+from edgetl.cli.exit_codes import ExitCode
 from edgetl.cli.interruption import interrupted_exit_status
 from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
@@ -107,7 +108,7 @@ def _print_result(experiment: Experiment, as_json: bool) -> None:
             soft_wrap=True,
         )
     if experiment.failed_runs:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.USER_ERROR)
 
 
 def show_experiment(experiment: Experiment) -> None:

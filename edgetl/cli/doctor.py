@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgetl.cli.console import out, print_json
+from edgetl.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
     from edgetl.device.doctor import Environment
@@ -19,7 +20,7 @@ def doctor(
 ) -> None:
     """Show the hardware and packages of this machine.
 
-    Reports problems and the commands that fix them. Exit status 1 if even `predict` and `bench`
+    Reports problems and the commands that fix them. Exit code 1 if even `predict` and `bench`
     cannot run.
     """
     from edgetl.device.doctor import inspect_environment
@@ -30,7 +31,7 @@ def doctor(
     else:
         show_environment(environment)
     if environment.fatal_findings:
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.USER_ERROR)
 
 
 def show_environment(environment: Environment) -> None:

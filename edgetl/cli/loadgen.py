@@ -7,7 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgetl.cli.console import out
+import typer
+
+from edgetl.cli.console import err, out
+from edgetl.cli.exit_codes import ExitCode
 from edgetl.cli.progress import measure_and_show
 from edgetl.core.formatting import describe_device, format_milliseconds, format_percent, pluralize
 
@@ -63,11 +66,12 @@ def run_loadgen(
 
     Raises:
         ConfigError: the options are invalid or cannot be combined.
-        BenchError: the gate failed, or the accuracy is too low. The result is printed before.
+        BenchError: the gate failed.
+        Exit: the accuracy is too low. The result is printed before.
     """
     from edgetl.core.config.loadgen import LoadgenConfig
     from edgetl.core.config.parsers import parse_duration, parse_share
-    from edgetl.core.errors import BenchError, ConfigError
+    from edgetl.core.errors import ConfigError
 
     conflicts = [option for option, value in unsupported_options.items() if value]
     if conflicts:
@@ -107,11 +111,14 @@ def run_loadgen(
     result = measure_and_show(partial(loadgen, config), show_loadgen_result, as_json)
     accuracy = result.accuracy
     if accuracy is not None and not accuracy.passed:
-        raise BenchError(
+        err.print(
             f"LoadGen's accuracy run failed: {accuracy.correct_images} of {accuracy.images} images "
             f"correct, at least {format_percent(accuracy.least)} required. Use another --variant, "
-            "or lower --min-accuracy."
+            "or lower --min-accuracy.",
+            markup=False,
+            soft_wrap=True,
         )
+        raise typer.Exit(ExitCode.FAILED_CHECK)
 
 
 def show_loadgen_result(result: LoadgenResult) -> None:

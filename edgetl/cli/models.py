@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edgetl.cli.console import err, out
+from edgetl.cli.exit_codes import ExitCode
 
 _CAPTION = (
     "Unfreeze: blocks that phase 2 trains by default. "
@@ -40,7 +41,7 @@ def models(
         return
     if not matches:
         err.print(f"No architecture matches {pattern!r}. `edgetl models` lists all.", markup=False)
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.USER_ERROR)
     from rich.table import Table
 
     table = Table(caption=_CAPTION, caption_justify="left")

@@ -58,7 +58,7 @@ def predict(
     """Classify images with a bundle. Does not require PyTorch.
 
     The model is checked on the bundle's golden images first; if they fail on this device, nothing
-    is classified. Images that cannot be read are reported and skipped; the exit status is then 1.
+    is classified. Images that cannot be read are reported and skipped; the exit code is then 1.
     """
     from edgetl.core.errors import ConfigError, DataError
 

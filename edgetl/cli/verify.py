@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgetl.cli.console import err, out, print_json
+from edgetl.cli.exit_codes import ExitCode
 from edgetl.core.files import SCHEMA
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def verify(
 
     Runs the golden images of the bundle with this device's ONNX Runtime, provider and CPU, and
     compares the logits with PyTorch's. Files whose checksums do not match the bundle are rejected.
-    Does not require PyTorch. Exit status 1 if a variant fails.
+    Does not require PyTorch. Exit code 4 if a variant fails.
     """
     from edgetl.device.hardware.cpu import is_emulated
     from edgetl.device.hardware.info import collect_device_info
@@ -76,7 +77,7 @@ def verify(
                 soft_wrap=True,
             )
     if not all(result.passed for result in results):
-        raise typer.Exit(1)
+        raise typer.Exit(ExitCode.FAILED_CHECK)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Error classes. The library raises them; only `edgetl.cli` prints messages and exits.
 
-EdgetlError                 an error that the user can fix: exit status 1
+EdgetlError                 an error that the user can fix: exit code 1
 ├── ConfigError             options or a configuration are invalid or contradict each other
 ├── DataError               images are missing, empty, inconsistent or undecodable
 │   └── DecodeError         a file is not a readable image

@@ -21,6 +21,9 @@ from edgetl.device.runtime.providers import CUDA_PROVIDERS
 from edgetl.fleet.payload import Payload
 from edgetl.fleet.ssh import RemoteError, SshHost
 
+MEASURED_STATUSES = (0, 4, 5)
+"""Exit codes of a completed bench: limits met, exceeded or undecided; see edgetl/cli/exit_codes.py."""
+
 
 @dataclass(frozen=True)
 class HostResult:
@@ -30,7 +33,7 @@ class HostResult:
     seconds: float
     """Duration of all steps."""
     status: int | None = None
-    """Exit status of `edgetl bench` on the host; None if it did not finish."""
+    """Exit code of `edgetl bench` on the host; None if it did not finish."""
     result: BenchResult | None = None
     failure: str = ""
     """Why there is no valid result; empty on success."""
@@ -211,7 +214,7 @@ class _HostTask:
             return self._make_host_result(failure=str(error), leftover_folder=leftover_folder)
         result = None if reply["result"] is None else self._store_result(reply["result"])
         failure = ""
-        if reply["status"] not in (0, 4, 5):
+        if reply["status"] not in MEASURED_STATUSES:
             last_line = reply["lines"][-1] if reply["lines"] else ""
             failure = f"edgetl bench failed on the host: {last_line}"
         return self._make_host_result(

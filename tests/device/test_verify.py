@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
+from edgetl.cli.exit_codes import ExitCode
 from edgetl.core.errors import BundleError, ProviderError
 from edgetl.core.files import sha256_file
 from edgetl.device import verify as verify_module
@@ -136,7 +137,7 @@ def test_verify_and_predict_commands_agree(edgetl: Run, bundle: Path) -> None:
     assert edgetl("predict", bundle, photo).returncode == 0
     break_weights(bundle)
     failed = edgetl("verify", bundle)
-    assert failed.returncode == 1
+    assert failed.returncode == ExitCode.FAILED_CHECK
     assert "FAILED" in failed.stdout
     prediction = edgetl("predict", bundle, photo)
     assert prediction.returncode == 1

@@ -18,6 +18,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from edgetl.cli.exit_codes import ExitCode
 from edgetl.core.artifacts.loadgen import LoadgenPerformance
 from edgetl.core.artifacts.loadgen_logs import (
     LoadgenSummary,
@@ -217,7 +218,7 @@ def test_min_accuracy_defaults_to_share_of_export_accuracy(
         labeled_folder[0],
     )
     completed = run_program(*command)
-    assert completed.returncode == 1
+    assert completed.returncode == ExitCode.FAILED_CHECK
     assert "8 of 11 images correct, at least 89.1% required" in completed.stderr
     assert "FAILED" in completed.stdout
     assert len(list((tmp_path / "bench").glob("*.json"))) == 1, "the result was not written"

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgetl.cli.exit_codes import ExitCode
 from edgetl.core.errors import DataError
 from edgetl.core.files import sha256_file
 from edgetl.train.check.dataset_check import DatasetReport, check, worst_files
@@ -170,7 +171,7 @@ def test_command_writes_json_sheet_and_quarantine(
         "--sheet",
         tmp_path / "sheet.png",
     )
-    assert result.returncode == 5
+    assert result.returncode == ExitCode.FAILED_CHECK
     content = json.loads(result.stdout)
     assert {finding["kind"]: finding["severity"] for finding in content["findings"]} == FAULTS
     with (tmp_path / "apart" / LIST_FILE_NAME).open() as stream:
@@ -183,14 +184,14 @@ def test_command_writes_json_sheet_and_quarantine(
     )
     assert Image.open(tmp_path / "sheet.png").size[0] > 600
     printed = forked("check", faulty)
-    assert printed.returncode == 5
+    assert printed.returncode == ExitCode.FAILED_CHECK
     assert "both train and val: validation accuracy is too optimistic" in printed.stdout
     assert "train/cat/2.jpg  =  val/cat/leak.png" in printed.stdout
 
 
 def test_exit_status_depends_on_severity(clean: Path, forked: Run) -> None:
     (clean / "train/cat/cut.jpg").write_bytes(b"no image")
-    assert forked("check", clean).returncode == 4
+    assert forked("check", clean).returncode == ExitCode.UNDECIDED
     (clean / "train/cat/cut.jpg").rename(clean / "train/cat/cut.txt")
     assert forked("check", clean).returncode == 0, "a stray file is a note"
 
@@ -227,7 +228,7 @@ def test_unusual_names_and_links_are_handled(clean: Path, forked: Run, tmp_path:
     unreadable = next(finding for finding in report.findings if finding.kind == "unreadable")
     assert len(unreadable.files) == 2, "the name of invalid UTF-8, and the broken link"
     result = forked("check", clean, "--quarantine", tmp_path / "apart")
-    assert result.returncode in (4, 5)
+    assert result.returncode == ExitCode.FAILED_CHECK
     assert "Traceback" not in result.stderr
     draw_worst_files(report, tmp_path / "sheet.png")
 
