@@ -13,6 +13,7 @@ from edgetl.cli.command import Command
 from edgetl.cli.console import err, tolerate_closed_pipes
 from edgetl.cli.exit_codes import ExitCode
 from edgetl.cli.interruption import install_signal_handlers, interrupted_exit_status
+from edgetl.cli.moved_options import describe_moved_option
 from edgetl.core.errors import ConfigError, EdgetlError
 from edgetl.core.registry import convert_import_error
 
@@ -24,6 +25,8 @@ COMMANDS = (
     "presets",
     "export",
     "bench",
+    "candidates",
+    "loadgen",
     "report",
     "verify",
     "predict",
@@ -78,6 +81,8 @@ def main() -> None:
     """Run the program and exit with an `ExitCode`."""
     tolerate_closed_pipes()
     install_signal_handlers()
+    if message := describe_moved_option(sys.argv[1:]):
+        _exit_with_error(EdgetlError(message), ExitCode.USAGE)
     try:
         create_app("".join(sys.argv[1:2]))(prog_name="edgetl")
     except KeyboardInterrupt as interrupt:
@@ -119,11 +124,11 @@ def _error_path(error: OSError) -> str:
     return str(error.filename) if error.filename else error.strerror or "no name"
 
 
-def _exit_with_error(error: EdgetlError) -> None:
+def _exit_with_error(error: EdgetlError, code: ExitCode = ExitCode.USER_ERROR) -> None:
     err.print("Error:", style="bold red", end=" ")
     message = error.command_line_message if isinstance(error, ConfigError) else str(error)
     err.print(message, markup=False, soft_wrap=True)
-    sys.exit(ExitCode.USER_ERROR)
+    sys.exit(code)
 
 
 def _exit_with_traceback() -> None:

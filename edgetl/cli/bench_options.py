@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-Targets = Annotated[
-    list[str] | None,
+Target = Annotated[
+    Path,
     typer.Argument(
-        metavar="RUN|BUNDLE|MODEL.onnx|ARCHITECTURE...",
-        help="A run directory, a bundle or an ONNX file; or architectures, to compare their "
-        "latency before training.",
+        metavar="RUN|BUNDLE|MODEL.onnx",
+        help="Run directory, bundle or ONNX file.",
         show_default=False,
     ),
 ]
@@ -131,25 +129,6 @@ MinSpeedup = Annotated[
         "below this.",
     ),
 ]
-Candidates = Annotated[
-    str | None,
-    typer.Option(metavar="A,B", help="Architectures to compare; same as giving arguments."),
-]
-Classes = Annotated[
-    int, typer.Option(help="With architectures: number of classes of the new head.")
-]
-ImageSize = Annotated[
-    str | None,
-    typer.Option(
-        metavar="160,224",
-        help="With architectures: side of the square input, in pixels.",
-        show_default="the architecture's own",
-    ),
-]
-LatencyBudget = Annotated[
-    str | None,
-    typer.Option(metavar="5ms", help="With architectures: largest acceptable p50."),
-]
 Host = Annotated[
     list[str] | None,
     typer.Option(
@@ -166,45 +145,6 @@ Wheels = Annotated[
         show_default="the host's package index",
     ),
 ]
-Loadgen = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SCENARIO",
-        help="Run the recommended variant under MLPerf LoadGen instead: `single-stream`, "
-        "`multi-stream` or `offline`.",
-    ),
-]
-LoadgenMode = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="With --loadgen: run the `accuracy` or the `performance` mode.",
-        show_default="both",
-    ),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="DIR",
-        help="With --loadgen: labelled images, one folder per label.",
-        show_default="the golden images",
-    ),
-]
-MinDuration = Annotated[
-    str | None,
-    typer.Option(
-        metavar="10m",
-        help="With --loadgen: LoadGen's min_duration; the MLPerf rules require 10m.",
-        show_default="10s",
-    ),
-]
-MinAccuracy = Annotated[
-    str | None,
-    typer.Option(
-        metavar="90%",
-        help="With --loadgen: fail if the accuracy is below this.",
-        show_default="100% on golden images, 99% of the accuracy at export on --data",
-    ),
-]
 Output = Annotated[
     Path | None,
     typer.Option(
@@ -216,41 +156,3 @@ Output = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Allow more threads than available cores.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-
-
-@dataclass(frozen=True)
-class BenchOptions:
-    """Options as they were typed on the command line."""
-
-    targets: list[str] | None
-    scope: list[str] | None
-    batch: list[str] | None
-    threads: list[str] | None
-    provider: list[str] | None
-    variant: list[str] | None
-    session: list[str] | None
-    pytorch: list[str] | None
-    rate: list[str] | None
-    rounds: int
-    sustained: str | None
-    profile: bool
-    inputs: Path | None
-    baseline: Path | None
-    any_model: bool
-    max_regression: str | None
-    max_p99: str | None
-    min_speedup: float | None
-    candidates: str | None
-    classes: int
-    image_size: str | None
-    latency_budget: str | None
-    host: list[str] | None
-    wheels: Path | None
-    loadgen: str | None
-    loadgen_mode: list[str] | None
-    data: Path | None
-    min_duration: str | None
-    min_accuracy: str | None
-    output: Path | None
-    force: bool
-    as_json: bool

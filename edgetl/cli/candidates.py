@@ -1,11 +1,12 @@
-"""`edgetl bench --candidates`: latency of architectures on this device, before training."""
+"""`edgetl candidates`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from edgetl.cli.console import out
 from edgetl.cli.progress import measure_and_show
@@ -21,45 +22,66 @@ _FITS_MARKUP = {
 }
 
 
-def run_candidates(
-    names: Sequence[str],
-    classes: int = 10,
-    image_sizes: str = "",
-    latency_budget: str | None = None,
-    threads: int | None = None,
-    rounds: int = 8,
-    provider: str = "cpu",
-    output: Path | None = None,
-    as_json: bool = False,
-    force: bool = False,
+def candidates(
+    architectures: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ARCHITECTURE...",
+            help="torchvision architectures; `edgetl models` lists them.",
+            show_default=False,
+        ),
+    ],
+    classes: Annotated[int, typer.Option(help="Number of classes of the new head.")] = 10,
+    image_size: Annotated[
+        str,
+        typer.Option(
+            metavar="160,224",
+            help="Sides of the square input, in pixels.",
+            show_default="the architecture's own",
+        ),
+    ] = "",
+    latency_budget: Annotated[
+        str | None, typer.Option(metavar="5ms", help="Largest acceptable p50.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Intra-op threads.", show_default="available cores")
+    ] = None,
+    provider: Annotated[
+        str, typer.Option(help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...")
+    ] = "cpu",
+    rounds: Annotated[
+        int,
+        typer.Option(
+            help="Number of rounds. Each runs every candidate once, in fresh processes and in "
+            "random order."
+        ),
+    ] = 8,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Result file to write.", show_default="a new file in ./bench"
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Allow more threads than available cores.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the result as one JSON object.")
+    ] = False,
 ) -> None:
-    """Time architectures and print which fit the latency budget.
+    """Time architectures on this device, before training.
 
-    Args:
-        names: torchvision names; an item may hold several, separated by commas.
-        classes: number of outputs of the new head.
-        image_sizes: sides of the input in pixels, separated by commas (`160,224`); empty for the
-            default of each architecture.
-        latency_budget: largest acceptable p50 (`5ms`, `800us`); None to only measure.
-        threads: intra-op threads; None for all available cores.
-        rounds: number of rounds.
-        provider: execution provider.
-        output: result file; None for a new file in ./bench.
-        as_json: print the result as one JSON object.
-        force: allow more threads than available cores.
-
-    Raises:
-        ConfigError: the values are invalid or an architecture is unknown.
-        BenchError: no candidate could be timed. The table with the reasons is printed before.
+    Each is exported with random weights and timed with one image, preprocessing included. With a
+    latency budget, the result shows which fit and which of them are the most capable.
     """
     from edgetl.core.config.candidates import CandidatesConfig
     from edgetl.core.config.parsers import parse_milliseconds, split_list
     from edgetl.core.errors import BenchError
 
     config = CandidatesConfig(
-        architectures=split_list(names),
+        architectures=split_list(architectures),
         classes=classes,
-        image_sizes=parse_image_sizes(image_sizes),
+        image_sizes=parse_image_sizes(image_size),
         latency_budget_ms=None if latency_budget is None else parse_milliseconds(latency_budget),
         threads=threads,
         provider=provider,

@@ -12,6 +12,7 @@ import pytest
 
 from edgetl.cli.bench_tables import show_bench_result
 from edgetl.cli.console import out
+from edgetl.cli.exit_codes import ExitCode
 from edgetl.core.artifacts.bench import BenchResult, Noise
 from edgetl.core.artifacts.comparison import EarlierRow
 from edgetl.device.runtime.images import load_image
@@ -125,10 +126,8 @@ def test_failed_gate_is_shown_and_exits_with_1(bundle: Path, tmp_path: Path) -> 
         (["bundle", "--sustained", "1s"], "--sustained must be at least 10s"),
         (["bundle", "--max-regression", "5%"], "give --baseline"),
         (["bundle", "--max-regression", "little"], "is not a share"),
-        (["bundle", "--latency-budget", "5ms"], "can only be used with architectures"),
         (["bundle", "--inputs", "x.npy"], "a bundle brings its own"),
-        (["bundle", "second"], "Expected one RUN"),
-        ([], "Expected one RUN"),
+        (["bundle", "--wheels", "."], "--wheels can only be used with --host"),
         (["bundle", "--variant", "int8"], "no variant 'int8'"),
         (["bundle", "--baseline", "absent.json"], "cannot be read"),
     ],
@@ -144,19 +143,33 @@ def test_invalid_options_are_rejected(
     assert not (tmp_path / "bench").exists()
 
 
-def test_architectures_are_timed_without_training(tmp_path: Path) -> None:
-    sizes = ("--image-size", "32,64", "--classes", "3", "--rounds", "2", "--latency-budget", "10s")
-    process = edgetl("bench", "squeezenet1_1", *sizes, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    assert "edgetl finetune DATA --model squeezenet1_1 --image-size 64" in process.stdout
-    (result_path,) = (tmp_path / "bench").iterdir()
-    assert json.loads(result_path.read_text())["kind"] == "candidates"
-    misspelled = edgetl("bench", "--candidates", "squeezenet1_1,mobilnet_v2", cwd=tmp_path)
-    assert misspelled.returncode == 1
-    assert "Did you mean mobilenet_v2" in " ".join(misspelled.stderr.split())
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--candidates", "mobilenet_v2,resnet18"], "Use `edgetl candidates ARCHITECTURE...`."),
+        (["mobilenet_v2", "resnet18"], "Use `edgetl candidates mobilenet_v2`."),
+        (["--threads", "1", "resnet18"], "Use `edgetl candidates resnet18`."),
+        (["bundle", "--latency-budget=5ms"], "bench has no option --latency-budget."),
+        (["bundle", "--loadgen", "offline"], "Use `edgetl loadgen TARGET --scenario SCENARIO`."),
+        (["bundle", "--min-accuracy", "90%"], "bench has no option --min-accuracy."),
+    ],
+)
+def test_old_spelling_names_the_new_command(
+    bundle: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    process = edgetl("bench", *arguments, cwd=tmp_path)
+    assert process.returncode == ExitCode.USAGE
+    (line,) = process.stderr.splitlines()
+    assert message in line
 
 
-@pytest.mark.parametrize("command", ["bench", "doctor"])
+def test_folder_named_like_an_architecture_is_a_target(bundle: Path, tmp_path: Path) -> None:
+    bundle.rename(tmp_path / "resnet18")
+    process = edgetl("bench", "resnet18", "--provider", "qnn", cwd=tmp_path)
+    assert "The installed onnxruntime has no" in process.stderr
+
+
+@pytest.mark.parametrize("command", ["bench", "candidates", "loadgen", "doctor"])
 def test_help_imports_no_heavy_package(command: str, tmp_path: Path) -> None:
     program = (
         "import sys\nfrom edgetl.cli.app import create_app\napp = create_app()\n"

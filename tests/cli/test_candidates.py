@@ -1,22 +1,22 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from edgetl.cli.candidates import (
-    parse_image_sizes,
-    run_candidates,
-    show_candidates,
-    summarize_candidates,
-)
+from edgetl.cli.app import create_app
+from edgetl.cli.candidates import parse_image_sizes, show_candidates, summarize_candidates
 from edgetl.core.artifacts.candidates import CandidatesResult
 from edgetl.core.config.candidates import CandidatesConfig
 from edgetl.core.errors import BenchError, ConfigError
 from tests.helpers.candidates import candidate, result_of
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 FAST, SLOW = (
     candidate("shufflenet_v2_x1_0", [2.0] * 4, 224, 69.4),
     candidate("mobilenet_v2", [6.0] * 4, 224, 72.2),
@@ -80,9 +80,19 @@ def test_parse_image_sizes_accepts_whole_numbers_only() -> None:
         parse_image_sizes("160,big,1.5")
 
 
-def test_run_candidates_builds_the_configuration(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_architectures_are_timed_without_training(edgetl: Run, tmp_path: Path) -> None:
+    sizes = ("--image-size", "32,64", "--classes", "3", "--rounds", "2", "--latency-budget", "10s")
+    process = edgetl("candidates", "squeezenet1_1", *sizes, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "edgetl finetune DATA --model squeezenet1_1 --image-size 64" in process.stdout
+    (result_path,) = (tmp_path / "bench").iterdir()
+    assert json.loads(result_path.read_text())["kind"] == "candidates"
+    misspelled = edgetl("candidates", "squeezenet1_1,mobilnet_v2", cwd=tmp_path)
+    assert misspelled.returncode == 1
+    assert "Did you mean mobilenet_v2" in " ".join(misspelled.stderr.split())
+
+
+def test_command_builds_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     from edgetl.export import candidates
 
     configs: list[CandidatesConfig] = []
@@ -92,17 +102,14 @@ def test_run_candidates_builds_the_configuration(
         return result_of(FAST if len(configs) == 1 else BROKEN, budget_ms=config.latency_budget_ms)
 
     monkeypatch.setattr(candidates, "time_candidates", time_candidates)
-    run_candidates(
-        ["mobilenet_v2, resnet18", "vgg11"],
-        4,
-        "96,128",
-        "800us",
-        1,
-        3,
-        "cpu",
-        Path("result.json"),
-        as_json=True,
+    names = ["mobilenet_v2, resnet18", "vgg11"]
+    sizes = ["--classes", "4", "--image-size", "96,128"]
+    timing = ["--latency-budget", "800us", "--threads", "1", "--rounds", "3"]
+    result = CliRunner().invoke(
+        create_app("candidates"),
+        ["candidates", *names, *sizes, *timing, "-o", "result.json", "--json"],
     )
+    assert result.exit_code == 0, result.output
     assert configs == [
         CandidatesConfig(
             ("mobilenet_v2", "resnet18", "vgg11"),
@@ -115,6 +122,7 @@ def test_run_candidates_builds_the_configuration(
             Path("result.json"),
         ),
     ]
-    assert json.loads(capsys.readouterr().out)["kind"] == "candidates"
-    with pytest.raises(BenchError, match="No candidate could be timed"):
-        run_candidates(["inception_v3"])
+    assert json.loads(result.stdout)["kind"] == "candidates"
+    failed = CliRunner().invoke(create_app("candidates"), ["candidates", "inception_v3"])
+    assert isinstance(failed.exception, BenchError)
+    assert "No candidate could be timed" in str(failed.exception)

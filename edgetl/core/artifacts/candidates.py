@@ -1,4 +1,4 @@
-"""Results of `edgetl bench --candidates`: latencies of architectures, timed before training."""
+"""Results of `edgetl candidates`: latencies of architectures, timed before training."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ def read_candidates(path: Path) -> CandidatesResult:
     if content.get("kind") != "candidates":
         raise BenchError(
             f"{path} is not a result of candidates: its kind is {content.get('kind')!r}. "
-            "Give a result of `edgetl bench --candidates`."
+            "Give a result of `edgetl candidates`."
         )
     try:
         return CandidatesResult(

@@ -1,4 +1,4 @@
-"""Results of `edgetl bench --loadgen`: latencies by MLPerf LoadGen and by edgetl's own loop."""
+"""Results of `edgetl loadgen`: latencies by MLPerf LoadGen and by edgetl's own loop."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class LoadgenPerformance:
 
 @dataclass(frozen=True)
 class LoadgenResult:
-    """Result of one `edgetl bench --loadgen` command."""
+    """Result of one `edgetl loadgen` command."""
 
     created: str
     """Time of the measurement, UTC, ISO 8601."""

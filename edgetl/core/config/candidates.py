@@ -1,4 +1,4 @@
-"""Configuration of `edgetl bench --candidates`."""
+"""Configuration of `edgetl candidates`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MIN_IMAGE_SIZE = 32
 
 @dataclass(frozen=True)
 class CandidatesConfig:
-    """Options of `edgetl bench --candidates`."""
+    """Options of `edgetl candidates`."""
 
     architectures: tuple[str, ...]
     """Names of torchvision architectures."""
@@ -48,7 +48,7 @@ class CandidatesConfig:
             [
                 check(
                     bool(self.architectures),
-                    "--candidates must name at least one architecture; `edgetl models` lists them.",
+                    "ARCHITECTURE must name at least one; `edgetl models` lists them.",
                 ),
                 check_minimum("--classes", self.classes, 2),
                 check(

@@ -1,4 +1,4 @@
-"""Configuration of `edgetl bench --loadgen`."""
+"""Configuration of `edgetl loadgen`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MULTI_STREAM_SAMPLES = 8
 
 @dataclass(frozen=True)
 class LoadgenConfig:
-    """Options of `edgetl bench --loadgen`."""
+    """Options of `edgetl loadgen`."""
 
     target: Path
     """Run directory or bundle."""
-    scenario: Scenario
+    scenario: Scenario = "single-stream"
     modes: tuple[LoadgenMode, ...] = get_args(LoadgenMode)
     """LoadGen's modes; each runs in a separate process."""
     scope: LoadgenScope = "model"
@@ -50,21 +50,18 @@ class LoadgenConfig:
         batch = 1 if self.batch is None else self.batch
         raise_config_errors(
             [
-                check_choice("--loadgen", self.scenario, Scenario),
-                *(check_choice("--loadgen-mode", mode, LoadgenMode) for mode in self.modes),
+                check_choice("--scenario", self.scenario, Scenario),
+                *(check_choice("--mode", mode, LoadgenMode) for mode in self.modes),
                 check(
                     bool(self.modes),
-                    "--loadgen-mode must name at least one of accuracy, performance.",
+                    "--mode must name at least one of accuracy, performance.",
                 ),
-                check(
-                    self.scope in get_args(LoadgenScope),
-                    f"--loadgen needs scope model or image, got {self.scope!r}: "
-                    "LoadGen loads its samples before timing starts.",
-                ),
+                # LoadGen loads its samples before timing starts, so files cannot be timed.
+                check_choice("--scope", self.scope, LoadgenScope),
                 check_minimum("--batch", self.batch, 1),
                 check(
                     max_batch is None or batch <= max_batch,
-                    f"--batch must be <= {max_batch} for --loadgen {self.scenario}, got {batch}.",
+                    f"--batch must be <= {max_batch} for --scenario {self.scenario}, got {batch}.",
                 ),
                 check(
                     batch <= 1 or self.scope != "image",

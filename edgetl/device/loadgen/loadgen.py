@@ -154,7 +154,7 @@ def _open_variant(config: LoadgenConfig) -> tuple[Bundle, Variant]:
     """
     if config.target.suffix == ".onnx":
         raise BenchError(
-            "--loadgen needs a bundle: a lone ONNX file has no images. Pass a run or a bundle."
+            "LoadGen needs a bundle: a lone ONNX file has no images. Pass a run or a bundle."
         )
     bundle = open_bundle(config.target)
     variant = bundle.select_variant(config.variant)

@@ -26,7 +26,7 @@ def test_all_config_errors_are_reported_together() -> None:
             seed=-1,
         )
     assert [line.split()[0] for line in str(raised.value).splitlines()] == [
-        "--candidates",
+        "ARCHITECTURE",
         "--classes",
         "--image-size",
         "--latency-budget",

@@ -112,7 +112,7 @@ def test_statistics_are_recomputed_on_reading(tmp_path: Path) -> None:
     [
         ("{", "not valid JSON"),
         ("[]", "no schema number"),
-        ('{"schema": 1, "kind": "bench"}', "kind is 'bench'.*--candidates"),
+        ('{"schema": 1, "kind": "bench"}', "kind is 'bench'.*edgetl candidates"),
         ('{"schema": 1}', "kind is None"),
         ('{"schema": 2, "kind": "candidates"}', "schema 2"),
         ('{"schema": 1, "kind": "candidates"}', "broken.*Measure again"),

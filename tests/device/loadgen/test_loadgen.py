@@ -206,11 +206,9 @@ def test_min_accuracy_defaults_to_share_of_export_accuracy(
     manifest["variants"][0]["accuracy"] = {"top1": 0.9}
     (bundle / "bundle.json").write_text(json.dumps(manifest))
     command = (
-        "bench",
+        "loadgen",
         bundle,
-        "--loadgen",
-        "single-stream",
-        "--loadgen-mode",
+        "--mode",
         "accuracy",
         "--threads",
         1,
@@ -251,16 +249,12 @@ def test_cli_prints_loadgen_summary(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     completed = run_program(
-        "bench",
+        "loadgen",
         make_bundle(),
-        "--loadgen",
-        "single-stream",
         "--min-duration",
         "0.3s",
         "--threads",
         1,
-        "--pytorch",
-        "none",
     )
     assert completed.returncode == 0, completed.stderr
     for text in (
@@ -287,30 +281,21 @@ def test_loadgen_is_not_started_when_gate_fails(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--loadgen", "server"], "--loadgen must be one of single-stream, multi-stream, offline"),
         (
-            ["--loadgen", "offline", "--pytorch", "eager", "--sustained", "1m"],
-            "cannot be combined with --pytorch, --sustained",
+            ["--scenario", "server"],
+            "--scenario must be one of single-stream, multi-stream, offline",
         ),
-        (["--loadgen", "offline", "--rounds", "3"], "cannot be combined with --rounds"),
-        (["--loadgen", "offline", "--threads", "1,2"], "give only one value for --threads"),
-        (["--loadgen", "offline", "--scope", "file"], "needs scope model or image"),
-        (["--loadgen", "multi-stream", "--batch", "9"], "--batch must be <= 8"),
-        (["--loadgen", "offline", "--batch", "2", "--scope", "image"], "--batch must be 1"),
-        (
-            ["--loadgen", "offline", "--loadgen-mode", "submission"],
-            "--loadgen-mode must be one of accuracy, performance",
-        ),
-        (["--loadgen", "offline", "--variant", "all"], "measures one variant"),
-        (["--loadgen", "offline", "--data", "absent"], "Folder not found: absent"),
-        (["--loadgen", "offline", "--data", "."], "not labels of the bundle: bundle"),
-        (
-            ["--data", "photos", "--min-duration", "1m"],
-            "--data, --min-duration can only be used with --loadgen",
-        ),
+        (["--scope", "file"], "--scope must be one of model, image"),
+        (["--scenario", "multi-stream", "--batch", "9"], "--batch must be <= 8"),
+        (["--scenario", "offline", "--batch", "2", "--scope", "image"], "--batch must be 1"),
+        (["--mode", "submission"], "--mode must be one of accuracy, performance"),
+        (["--threads", "1,2"], "'1,2' is not a valid integer"),
+        (["--variant", "all"], "no variant 'all'"),
+        (["--data", "absent"], "Folder not found: absent"),
+        (["--data", "."], "not labels of the bundle: bundle"),
     ],
 )
-def test_conflicting_options_are_rejected(
+def test_invalid_options_are_rejected(
     make_bundle: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -324,8 +309,8 @@ def test_conflicting_options_are_rejected(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Exception, match=message):
         CliRunner().invoke(
-            create_app("bench"),
-            ["bench", str(make_bundle()), *arguments],
+            create_app("loadgen"),
+            ["loadgen", str(make_bundle()), *arguments],
             catch_exceptions=False,
             standalone_mode=False,
         )
@@ -351,10 +336,8 @@ def test_missing_package_is_reported(make_bundle: Callable[..., Path], tmp_path:
         "-S",
         "-m",
         "edgetl",
-        "bench",
+        "loadgen",
         str(make_bundle()),
-        "--loadgen",
-        "offline",
     ]
     completed = subprocess.run(
         command,
@@ -378,10 +361,8 @@ def start_performance_run(bundle: Path, folder: Path) -> tuple[subprocess.Popen[
         sys.executable,
         "-m",
         "edgetl",
-        "bench",
+        "loadgen",
         str(bundle),
-        "--loadgen",
-        "single-stream",
         "--threads",
         "1",
         "--min-duration",
@@ -389,7 +370,7 @@ def start_performance_run(bundle: Path, folder: Path) -> tuple[subprocess.Popen[
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(folder)}
     program = subprocess.Popen(
-        [*command, "--loadgen-mode", "performance"],
+        [*command, "--mode", "performance"],
         stdout=-1,
         stderr=-1,
         text=True,
