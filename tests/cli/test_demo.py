@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.cli.demo import PAGES
 from edgetl.core.paths import BundleDirectory, RunDirectory
+from edgetl.demo.demo import PAGES
 from tests.conftest import ARCHITECTURE, ROOT
 
 SMALL_SETTINGS = (
@@ -21,8 +21,8 @@ SMALL_SETTINGS = (
 )
 CODE = f"""
 import sys
-from edgetl.cli import demo
-from edgetl.cli.demo import DemoSettings
+from edgetl.demo import demo
+from edgetl.demo.demo import DemoSettings
 demo.DEMO_SETTINGS = {SMALL_SETTINGS}
 from edgetl.cli.app import main
 main()
