@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from edgetl.cli.console import err, out, print_json
+from edgetl.cli.console import err, out, plain_table, print_json
 from edgetl.cli.exit_codes import ExitCode
 from edgetl.core.files import SCHEMA
 from edgetl.core.formatting import describe_device, format_duration, format_milliseconds
@@ -145,8 +145,6 @@ def describe_host_result(outcome: HostResult) -> str:
 
 
 def _latency_table(outcomes: Sequence[HostResult]) -> Table:
-    from edgetl.cli.bench_tables import plain_table
-
     table = plain_table()
     for name in ("host", "device", "variant", "scope"):
         table.add_column(name)
@@ -184,8 +182,6 @@ def _status_text(outcome: HostResult) -> Text:
 
 
 def _show_host_results(outcomes: Sequence[HostResult]) -> None:
-    from edgetl.cli.bench_tables import plain_table
-
     results = [outcome.result for outcome in outcomes if outcome.result is not None]
     if results:
         out.print(_latency_table(outcomes))

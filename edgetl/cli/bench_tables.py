@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from edgetl.cli.console import out
+from edgetl.cli.console import out, plain_table
 from edgetl.core.formatting import (
     MISSING_VALUE,
     PROFILE_CLOCK_DESCRIPTIONS,
@@ -380,16 +380,3 @@ def format_speedup(comparison: RowComparison) -> str:
     """Format a speed-up as `2.64× [2.05, 3.39]`, escaped for rich."""
     speedup = comparison.speedup
     return f"{speedup.ratio:.2f}× \\[{speedup.low:.2f}, {speedup.high:.2f}]"
-
-
-def plain_table() -> Table:
-    """Return an empty table whose only line is the one below the headings."""
-    from rich import box
-
-    return Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-        header_style="bold",
-        show_edge=False,
-    )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgetl.cli.console import out
+from edgetl.cli.console import out, plain_table
 from edgetl.cli.progress import measure_and_show
 from edgetl.core.formatting import MISSING_VALUE, describe_device, format_milliseconds, pluralize
 
@@ -119,8 +119,6 @@ def parse_image_sizes(text: str) -> tuple[int, ...]:
 
 def show_candidates(result: CandidatesResult) -> None:
     """Print the candidates, fastest first, with the ones that fit and the next step."""
-    from edgetl.cli.bench_tables import plain_table
-
     budget = "" if result.latency_budget_ms is None else f", budget {result.latency_budget_ms:g} ms"
     out.print(
         f"[bold]Candidates[/] with {result.classes} classes on {describe_device(result.device)}, "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgetl.cli.console import err, out, print_json
+from edgetl.cli.console import err, out, plain_table, print_json
 from edgetl.cli.exit_codes import ExitCode
 from edgetl.core.files import SCHEMA
 
@@ -90,8 +90,6 @@ def check(
 def show_dataset_report(report: DatasetReport) -> None:
     """Print image counts, sizes, formats and findings."""
     from rich.markup import escape
-
-    from edgetl.cli.bench_tables import plain_table
 
     table = plain_table()
     table.add_column("class")

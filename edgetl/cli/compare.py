@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgetl.cli.config_options import config_options
-from edgetl.cli.console import err, heavy_imports, out, print_json
+from edgetl.cli.console import err, heavy_imports, out, plain_table, print_json
 from edgetl.cli.exit_codes import ExitCode
 from edgetl.cli.interruption import interrupted_exit_status
 from edgetl.core.config.compare import CompareConfig
@@ -124,8 +124,6 @@ def show_experiment(experiment: Experiment) -> None:
 def print_table(text_table: TextTable) -> None:
     """Print a table of formatted cells with its title and note."""
     from rich.markup import escape
-
-    from edgetl.cli.bench_tables import plain_table
 
     out.print(f"[bold]{escape(text_table.title)}[/]")
     table = plain_table()

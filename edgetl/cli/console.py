@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
     from rich.segment import Segment
+    from rich.table import Table
 
 NON_TERMINAL_WIDTH = 200
 """Columns if the output is a file or a pipe, so that paths and messages are not wrapped."""
@@ -154,6 +155,20 @@ def print_json(content: Any, indent: int | None = None) -> None:
     escape_non_ascii = not _is_unicode(sys.stdout.encoding or "utf-8")
     text = json.dumps(content, ensure_ascii=escape_non_ascii, allow_nan=False, indent=indent)
     sys.stdout.write(escape_json_controls(text) + "\n")
+
+
+def plain_table() -> Table:
+    """Return an empty table whose only line is the one below the headings."""
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        header_style="bold",
+        show_edge=False,
+    )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgetl.cli.console import err, out, print_json
+from edgetl.cli.console import err, out, plain_table, print_json
 from edgetl.core.errors import ConfigError
 from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory
 
@@ -199,7 +199,6 @@ def show_bench_results(results: Sequence[BenchResult]) -> None:
     """Print one table of all results, followed by noise and interruptions."""
     from rich.markup import escape
 
-    from edgetl.cli.bench_tables import plain_table
     from edgetl.core.formatting import format_milliseconds
     from edgetl.report.html.text import (
         find_baseline_comparison,
