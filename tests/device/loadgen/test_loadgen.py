@@ -289,7 +289,7 @@ def test_loadgen_is_not_started_when_gate_fails(
         (["--scenario", "multi-stream", "--batch", "9"], "--batch must be <= 8"),
         (["--scenario", "offline", "--batch", "2", "--scope", "image"], "--batch must be 1"),
         (["--mode", "submission"], "--mode must be one of accuracy, performance"),
-        (["--threads", "1,2"], "'1,2' is not a valid integer"),
+        (["--threads", "1,2"], "'1,2' is not a valid int"),
         (["--variant", "all"], "no variant 'all'"),
         (["--data", "absent"], "Folder not found: absent"),
         (["--data", "."], "not labels of the bundle: bundle"),
