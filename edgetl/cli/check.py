@@ -61,25 +61,16 @@ def check(
     from edgetl.train.check.dataset_check import check as check_dataset
 
     with open_step_progress() as progress:
-        report = check_dataset(data, lambda done, total: progress("Decoding images", done, total))
-    if sheet is not None:
-        from edgetl.train.check.review import draw_worst_files
-
-        draw_worst_files(report, sheet)
-    copied_count = None
-    if quarantine is not None:
-        from edgetl.train.check.review import quarantine as quarantine_files
-
-        copied_count = quarantine_files(report, quarantine)
+        report = check_dataset(data, progress, sheet, quarantine)
     if as_json:
         print_json({"schema": SCHEMA, **report.to_json()})
     else:
         show_dataset_report(report)
         if sheet is not None:
             err.print(f"Sheet  {sheet}", markup=False, soft_wrap=True)
-        if copied_count is not None:
+        if quarantine is not None:
             err.print(
-                f"{copied_count} files copied to {quarantine}; list.csv gives the reason for each.",
+                f"{report.quarantined_files} files copied to {quarantine}; list.csv gives the reason for each.",
                 markup=False,
                 soft_wrap=True,
             )

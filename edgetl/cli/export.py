@@ -72,7 +72,7 @@ def export(
 
     with open_step_progress() as progress:
         if is_run:
-            bundle = export_run(RunDirectory.open(Path(model)), config, progress)
+            bundle = export_run(model, config, progress)
         else:
             bundle = export_architecture(model, weights, config, images, image_size, progress)
     _print_bundle(bundle)

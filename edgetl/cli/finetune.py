@@ -163,7 +163,7 @@ def _prepare_resume(
     def work(progress: Progress) -> RunDirectory:
         from edgetl.train.finetune import resume
 
-        return resume(RunDirectory(run.expanduser().absolute()), progress)
+        return resume(run.expanduser().absolute(), progress)
 
     return work
 

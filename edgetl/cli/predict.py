@@ -64,27 +64,22 @@ def predict(
 
     if as_json and as_csv:
         raise ConfigError("--json cannot be combined with --csv. Remove one of them.")
-    from edgetl.device.predict import expand_paths
-    from edgetl.device.predict import predict as predict_files
-    from edgetl.device.runtime.classifier import open_verified_classifier
+    from edgetl.device.predict import predict as predict_images
 
-    paths, problems = expand_paths(images)
-    predictions = predict_files(
-        open_verified_classifier(bundle, variant, provider, threads), paths, top_k
-    )
+    predictions = predict_images(bundle, images, top_k, variant, provider, threads)
     if as_csv:
         printed = _print_csv(predictions)
     elif as_json:
         printed = _print_json(predictions)
     else:
         printed = _print_table(predictions)
-    problems += [prediction.error for prediction in printed if prediction.error]
-    if problems:
-        for problem in problems:
-            err.print(problem, style="red", markup=False, soft_wrap=True)
-        classified_count = sum(1 for prediction in printed if not prediction.error)
+    errors = [prediction.error for prediction in printed if prediction.error]
+    if errors:
+        for error in errors:
+            err.print(error, style="red", markup=False, soft_wrap=True)
         raise DataError(
-            f"Cannot read {len(problems)} of the images; {classified_count} are classified above."
+            f"Cannot read {len(errors)} of the images; {len(printed) - len(errors)} are classified "
+            "above."
         )
 
 

@@ -59,7 +59,7 @@ def verify(
 
     opened = open_bundle(bundle)
     with open_verify_progress() as progress:
-        results = verify_bundle(opened, variant or (), provider or ("cpu",), threads, progress)
+        results = verify_bundle(bundle, variant or (), provider or ("cpu",), threads, progress)
     if as_json:
         content = {
             "schema": SCHEMA,

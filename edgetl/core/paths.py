@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from edgetl.core.errors import BundleError, RunError
 
+StrPath = str | os.PathLike[str]
+"""Path argument of a public function. RunDirectory and Bundle are accepted as well."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, init=False)
 class RunDirectory:
-    """Run directory, written by `edgetl finetune` and read by `export`, `bench` and `report`."""
+    """Run directory, written by `edgetl finetune` and read by `export`, `bench` and `report`.
+
+    It is accepted wherever a path is.
+    """
 
     path: Path
+
+    def __init__(self, path: StrPath) -> None:
+        object.__setattr__(self, "path", Path(path))
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     @property
     def config(self) -> Path:
@@ -99,25 +115,25 @@ class RunDirectory:
         return (path / "config.json").is_file()
 
     @classmethod
-    def open(cls, path: Path) -> RunDirectory:
+    def open(cls, path: StrPath) -> RunDirectory:
         """Open an existing run that has weights.
 
         Raises:
             RunError: `path` is not a run directory, or training ended before the first epoch.
         """
         run = cls(path)
-        if not path.is_dir():
+        if not run.path.is_dir():
             raise RunError(
-                f"Run directory {path} not found. `edgetl finetune DATA -o {path}` creates it."
+                f"Run directory {run} not found. `edgetl finetune DATA -o {run}` creates it."
             )
         if not run.config.is_file():
             raise RunError(
-                f"{path} is not a run directory: it has no config.json. "
+                f"{run} is not a run directory: it has no config.json. "
                 "Give a folder that `edgetl finetune` wrote."
             )
         if not run.weights.is_file():
             raise RunError(
-                f"{path} has no weights: training ended before the first epoch. "
+                f"{run} has no weights: training ended before the first epoch. "
                 "Run `edgetl finetune` again with --force."
             )
         return run

@@ -31,7 +31,6 @@ from edgetl.demo.summary import accuracy_gain_table, latency_gain_table
 from edgetl.device.bench.protocol import QUICK_PROTOCOL
 from edgetl.device.bench.rounds import BenchProgress
 from edgetl.device.bench.runner import bench
-from edgetl.device.runtime.bundle import open_bundle
 from edgetl.device.verify import VerifyResult, verify
 from edgetl.experiment.compare import compare
 from edgetl.experiment.progress import ExperimentProgress
@@ -233,7 +232,7 @@ class _Demo:
             5, "Verify the bundle with this machine's ONNX Runtime", "verify", relative_path
         )
         with self._progress.open_verify() as progress:
-            results = verify(open_bundle(run.bundle), progress=progress)
+            results = verify(run, progress=progress)
         self._progress.on_verified(results)
         if not all(result.passed for result in results):
             raise BundleError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgetl.core.errors import DataError, DecodeError
-from edgetl.device.runtime.classifier import Classifier
+from edgetl.core.errors import ConfigError, DataError, DecodeError
+from edgetl.core.paths import StrPath
+from edgetl.device.runtime.classifier import Classifier, open_verified_classifier
 from edgetl.device.runtime.images import IMAGE_SUFFIXES, list_images, load_image
 
 
@@ -17,66 +19,113 @@ class Prediction:
     """Labels of one image file, or the error that prevented reading it."""
 
     path: Path
-    top_labels: list[tuple[str, float]]
-    """(label, probability), best first; empty if the file could not be read."""
+    """The file; the argument itself if it matches no file."""
+    top_labels: tuple[tuple[str, float], ...]
+    """(label, probability), best first; empty after an error."""
     error: str | None = None
+    """Problem with the file and the next step; None if it was classified."""
+
+    def __repr__(self) -> str:
+        if self.error is not None:
+            return f"Prediction({str(self.path)!r}, error={self.error!r})"
+        label, probability = self.top_labels[0]
+        return f"Prediction({str(self.path)!r}, {label!r}, {probability:.4f})"
 
 
-def expand_paths(arguments: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Expand files, folders and patterns to unique files, with a message per unmatched argument.
+def predict(
+    bundle: StrPath,
+    images: StrPath | Iterable[StrPath],
+    top_k: int = 5,
+    variant: str | None = None,
+    provider: str = "cpu",
+    threads: int | None = None,
+) -> Iterator[Prediction]:
+    """Classify image files with a bundle, after checking it on its golden images on this device.
 
-    Files may have any name. Folders, searched recursively, and shell patterns match only files with
-    an image suffix.
+    The checks are made by the call; each image is decoded and classified when its prediction is
+    requested. An image that cannot be read, or an argument that matches no file, yields a prediction
+    with its error, and the others continue.
+
+    Args:
+        bundle: a bundle, a run with a bundle, or an ONNX file written by edgetl, which has no
+            golden images and is not checked.
+        images: files, folders (searched recursively) and shell patterns such as `photos/*.jpg`.
+            Folders and patterns match only files with an image suffix; every file is classified
+            once.
+        top_k: number of labels per image, at least 1.
+        variant: variant of the bundle; None uses the recommended one.
+        provider: execution provider (cpu, cuda, tensorrt, ...), without silent fallback.
+        threads: intra-op threads; None uses all available cores.
+
+    Returns:
+        An iterator over the predictions, in the order of the arguments.
+
+    Raises:
+        ConfigError: `top_k` is less than 1.
+        DataError: no argument matches a file.
+        BundleError: the bundle is missing or altered, or its logits are wrong on this device.
+        ProviderError: the provider is unknown, did not start, or did not take all nodes.
+    """
+    if top_k < 1:
+        raise ConfigError(f"top_k must be >= 1, got {top_k}.")
+    entries = _expand_paths([images] if isinstance(images, str | os.PathLike) else images)
+    classifier = open_verified_classifier(bundle, variant, provider, threads)
+    return (
+        entry if isinstance(entry, Prediction) else _predict_file(classifier, entry, top_k)
+        for entry in entries
+    )
+
+
+def _expand_paths(arguments: Iterable[StrPath]) -> list[Path | Prediction]:
+    """Expand files, folders and patterns to unique files, or to an error for an unmatched argument.
 
     Raises:
         DataError: no argument matches a file.
     """
-    paths: dict[Path, None] = {}
-    problems = []
+    entries: dict[Path, Path | Prediction] = {}
     for argument in arguments:
         path = Path(argument)
-        if path.is_dir():
-            try:
-                matches = list_images(path)
-            except DataError as cause:
-                problems.append(str(cause))
-                continue
-            if not matches:
-                suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-                problems.append(f"No images in the folder {path}. Known suffixes: {suffixes}.")
-        elif path.exists():
-            matches = [path]
-        else:
-            # Path.glob does not support absolute patterns.
-            names = glob.glob(argument, recursive=True)  # noqa: PTH207
-            matches = sorted(match for match in map(Path, names) if match.is_file())
-            matches = [match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES]
-            if not matches:
-                problems.append(
-                    f"{argument} not found. "
-                    "Give image files, folders or patterns such as 'photos/*.jpg'."
-                )
-        paths.update(dict.fromkeys(matches))
-    if not paths:
-        raise DataError("\n".join(problems))
-    return list(paths), problems
+        try:
+            entries |= {match: match for match in _list_matches(path) if match not in entries}
+        except DataError as cause:
+            entries[path] = Prediction(path, (), str(cause))
+    errors = [entry.error for entry in entries.values() if isinstance(entry, Prediction)]
+    if len(errors) == len(entries):
+        raise DataError("\n".join(map(str, errors)) or "No images to classify.")
+    return list(entries.values())
 
 
-def predict(classifier: Classifier, paths: Sequence[Path], top_k: int = 5) -> Iterator[Prediction]:
-    """Yield a prediction for each path; a file that cannot be read yields its error."""
-    for path in paths:
-        try:
-            image = load_image(path)
-        except DecodeError as error:
-            yield Prediction(path, [], str(error))
-            continue
-        try:
-            probabilities = classifier.classify(image)
-        except DecodeError as error:
-            yield Prediction(path, [], f"{path}: {error}")
-            continue
-        top_indices = probabilities.argsort()[::-1][:top_k]
-        top_labels = [
-            (classifier.labels[index], float(probabilities[index])) for index in top_indices
-        ]
-        yield Prediction(path, top_labels)
+def _list_matches(path: Path) -> list[Path]:
+    if path.is_dir():
+        matches = list_images(path)
+        if not matches:
+            suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+            raise DataError(f"No images in the folder {path}. Known suffixes: {suffixes}.")
+        return matches
+    if path.exists():
+        return [path]
+    # Path.glob does not support absolute patterns.
+    names = glob.glob(str(path), recursive=True)  # noqa: PTH207
+    matches = sorted(match for match in map(Path, names) if match.is_file())
+    matches = [match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES]
+    if not matches:
+        raise DataError(
+            f"{path} not found. Give image files, folders or patterns such as 'photos/*.jpg'."
+        )
+    return matches
+
+
+def _predict_file(classifier: Classifier, path: Path, top_k: int) -> Prediction:
+    try:
+        image = load_image(path)
+    except DecodeError as error:
+        return Prediction(path, (), str(error))
+    try:
+        probabilities = classifier.classify(image)
+    except DecodeError as error:
+        return Prediction(path, (), f"{path}: {error}")
+    top_indices = probabilities.argsort()[::-1][:top_k]
+    return Prediction(
+        path,
+        tuple((classifier.labels[index], float(probabilities[index])) for index in top_indices),
+    )

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from edgetl.core.errors import BenchError, BundleError, ProviderError
+from edgetl.core.paths import StrPath
 from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.job import WorkerJob
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.worker_process import run_job
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.hardware.info import has_int8_dot_product
-from edgetl.device.runtime.bundle import Bundle, UnreadableModelError, Variant
+from edgetl.device.runtime.bundle import Bundle, UnreadableModelError, Variant, open_bundle
 from edgetl.device.runtime.golden import GoldenSet, check_logits, gate_tolerance
 from edgetl.device.runtime.session import check_provider
 
@@ -51,7 +52,7 @@ class VerifyResult:
 
 
 def verify(
-    bundle: Bundle,
+    bundle: StrPath,
     variants: Sequence[str] = (),
     providers: Sequence[str] = ("cpu",),
     threads: int | None = None,
@@ -62,29 +63,33 @@ def verify(
     A variant that crashes fails without affecting the others.
 
     Args:
-        bundle: the bundle to verify.
+        bundle: the bundle, or a run with a bundle.
         variants: variant names; all if empty.
         providers: short names of execution providers.
         threads: intra-op threads; None uses all available cores.
         progress: called with the name of each variant and provider before it runs.
 
+    Returns:
+        One result for each variant and provider.
+
     Raises:
         BundleError: a file is missing or altered, or there is no such variant.
         ProviderError: the installed onnxruntime lacks a provider.
     """
+    opened = open_bundle(bundle)
     selected_variants = [
-        bundle.select_variant(name) for name in dict.fromkeys(variants)
-    ] or bundle.variants
+        opened.select_variant(name) for name in dict.fromkeys(variants)
+    ] or opened.variants
     for provider in providers:
         check_provider(provider)
-    golden = bundle.load_golden()
+    golden = opened.load_golden()
     # All files are checked before any is run, so that a badly copied bundle fails as a whole.
-    files = {variant.name: _path_or_error(bundle, variant) for variant in selected_variants}
-    bundle.companion_files()
+    files = {variant.name: _path_or_error(opened, variant) for variant in selected_variants}
+    opened.companion_files()
     with tempfile.TemporaryDirectory(prefix="edgetl-verify-") as folder:
         return [
             _verify_variant(
-                bundle,
+                opened,
                 variant,
                 files[variant.name],
                 provider,

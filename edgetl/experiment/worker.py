@@ -14,7 +14,6 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from edgetl.core.errors import EdgetlError, error_to_json
@@ -58,10 +57,9 @@ def _train(task: dict[str, Any], send: SendMessage) -> None:
 
 def _export(task: dict[str, Any], send: SendMessage) -> None:
     from edgetl.core.config.export import ExportConfig
-    from edgetl.core.paths import RunDirectory
     from edgetl.export.exporter import export_run
 
-    export_run(RunDirectory.open(Path(task["run"])), ExportConfig(force=True))
+    export_run(task["run"], ExportConfig(force=True))
 
 
 _TASK_HANDLERS: dict[str, Callable[[dict[str, Any], SendMessage], None]] = {

@@ -15,7 +15,7 @@ import onnx
 from edgetl import __version__
 from edgetl.core.config.export import ExportConfig, name_fixed_size_variant
 from edgetl.core.errors import DataError
-from edgetl.core.paths import BundleDirectory, RunDirectory
+from edgetl.core.paths import BundleDirectory, RunDirectory, StrPath
 from edgetl.device.bench.protocol import QUICK_PROTOCOL
 from edgetl.device.hardware.memory import keep_freed_memory
 from edgetl.device.runtime.bundle import Bundle, Variant, open_bundle
@@ -70,18 +70,29 @@ class _ExportInputs:
 
 
 def export_run(
-    run: RunDirectory, config: ExportConfig, progress: ExportProgress | None = None
+    run: StrPath, config: ExportConfig | None = None, progress: ExportProgress | None = None
 ) -> Bundle:
     """Export a run's best weights and prove them on its validation images.
 
     Training images are used if the run has no validation images.
 
+    Args:
+        run: the run directory.
+        config: options of the export; None uses the defaults.
+        progress: called with (step, images done, images in total); the counts are 0 for steps
+            without any.
+
+    Returns:
+        The bundle, in `config.output` or the run's folder `bundle`.
+
     Raises:
+        RunError: `run` is not a run directory, or training ended before the first epoch.
         BundleError: the output already exists.
         ExportError: the model cannot be exported, or its accuracy does not match the run's metrics.
         ParityError: the exported file does not match PyTorch. No files are left behind.
         DataError: images of the run are missing.
     """
+    run, config = RunDirectory.open(run), config or ExportConfig()
     output = config.output or run.bundle
     refuse_existing(output, config.force)
     rows = read_split(run)
@@ -112,15 +123,26 @@ def export_run(
 
 def export_architecture(
     architecture: str,
-    weights: str,
-    config: ExportConfig,
-    images: Path | None = None,
+    weights: str = "imagenet",
+    config: ExportConfig | None = None,
+    images: StrPath | None = None,
     image_size: int | None = None,
     progress: ExportProgress | None = None,
 ) -> Bundle:
-    """Export a stock ImageNet model and prove it on the photos in `images`.
+    """Export a stock ImageNet model and prove it on photos.
 
-    Generated images are used if `images` is None.
+    Args:
+        architecture: a torchvision classification architecture.
+        weights: `imagenet` (downloaded from torchvision), `builtin` (shipped with edgetl), `none`,
+            or a file, as for `FinetuneConfig.weights`.
+        config: options of the export; None uses the defaults.
+        images: photo, or folder of photos, for the proof, golden images and calibration; None
+            generates images.
+        image_size: side of the square input, pixels; None uses the architecture's own.
+        progress: see `export_run`.
+
+    Returns:
+        The bundle, in `config.output` or bundles/<architecture>.
 
     Raises:
         ArchitectureError: the architecture is unknown or cannot be built.
@@ -130,16 +152,18 @@ def export_architecture(
         ParityError: see `export_run`.
         DataError: there are no images in `images`.
     """
+    config = config or ExportConfig()
     output = config.output or Path("bundles") / architecture
     refuse_existing(output, config.force)
     with tempfile.TemporaryDirectory() as folder:
         if images is None:
             proof = EvaluationImages(generate_images(Path(folder), 16), None, "generated")
         else:
-            files = list_images(images) if images.is_dir() else [images]
+            path = Path(images)
+            files = list_images(path) if path.is_dir() else [path]
             if not files or not files[0].is_file():
                 raise DataError(
-                    f"No images in {images}. Give a folder of photos, or omit --images to use generated images."
+                    f"No images in {path}. Give a folder of photos, or omit --images to use generated images."
                 )
             proof = EvaluationImages(files, None, "given")
         calibration_files = proof.files if proof.kind == "given" else []

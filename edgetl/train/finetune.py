@@ -15,7 +15,7 @@ from edgetl.core.artifacts.measured_choices import AutoChoices
 from edgetl.core.artifacts.run_config import RunConfiguration, read_run_configuration
 from edgetl.core.config.finetune import Device, FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, DecodeError, RunError
-from edgetl.core.paths import RunDirectory
+from edgetl.core.paths import RunDirectory, StrPath
 from edgetl.device.hardware.info import collect_device_info
 from edgetl.train.common.distributed import ignore_sigterm, init_distributed, is_peer_failure
 from edgetl.train.common.progress import NullProgress, Progress
@@ -138,13 +138,13 @@ def finetune(
         )
 
 
-def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory:
+def resume(run: StrPath, progress: Progress | None = None) -> RunDirectory:
     """Resume a run from its last checkpoint, or from the start if it has none.
 
     On a CPU the final weights are bit-identical to those of an uninterrupted run.
 
     Args:
-        path: the run directory.
+        run: the run directory.
         progress: receiver of progress reports.
 
     Raises:
@@ -157,26 +157,27 @@ def resume(path: RunDirectory, progress: Progress | None = None) -> RunDirectory
     """
     progress = progress or NullProgress()
     start = time.perf_counter()
-    with init_distributed(_recorded_device(path)) as processes:
-        recorded = processes.run_on_main(lambda: read_unfinished_run(path))
+    directory = RunDirectory(run)
+    with init_distributed(_recorded_device(directory)) as processes:
+        recorded = processes.run_on_main(lambda: read_unfinished_run(directory))
         assert recorded.requested_config is not None
         config = recorded.requested_config
         choices = recorded.choices
-        reopened = OutputDirectory.reopen(path) if processes.is_main else nullcontext()
+        reopened = OutputDirectory.reopen(directory) if processes.is_main else nullcontext()
         with (
             reopened as output,
             deterministic_algorithms(config.deterministic),
             use_recorded_threads(choices),
         ):
-            checkpoint = processes.run_on_main(lambda: _read_checkpoint_if_exists(path))
+            checkpoint = processes.run_on_main(lambda: _read_checkpoint_if_exists(directory))
             # The free memory may differ now, but what was derived from it must not change.
             config = replace(
                 config,
-                output=path.path,
+                output=directory.path,
                 cache_budget=recorded.config.cache_budget,
                 workers=recorded.config.workers,
             )
-            setup = prepare_run(config, path, progress, processes, choices)
+            setup = prepare_run(config, directory, progress, processes, choices)
             _report_resume(setup, recorded, checkpoint, progress)
             return _run_training(
                 setup,

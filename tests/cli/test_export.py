@@ -22,7 +22,6 @@ from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
 from edgetl.device.predict import predict
 from edgetl.device.runtime.bundle import open_bundle
-from edgetl.device.runtime.classifier import open_bundle_classifier
 from edgetl.export import latency
 from edgetl.export.exporter import export_run
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
@@ -168,9 +167,7 @@ def test_web_page_runs_recommended_variant_when_size_optimised(
         page = Page(web_browser, bundle.directory.web)
         page.visit()
         assert f"variant {bundle.recommended_variant_name}," in page.text("origin")
-        for prediction in predict(
-            open_bundle_classifier(bundle), bundle.load_golden().files, top_k=5
-        ):
+        for prediction in predict(bundle, bundle.load_golden().files):
             assert agrees(page.label(prediction.path, "click"), dict(prediction.top_labels))
         assert web_browser.complaints == []
         page.server.shutdown()

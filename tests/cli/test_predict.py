@@ -57,7 +57,13 @@ def test_missing_files_do_not_stop_the_others(
         1,
     )
     assert process.returncode == 1
-    assert len(list(csv.DictReader(io.StringIO(process.stdout)))) == 1
+    missing, photo, unmatched = csv.DictReader(io.StringIO(process.stdout))
+    assert photo["label"]
+    assert not photo["error"]
+    assert (missing["path"], missing["label"]) == ("nothing.jpg", "")
+    assert "not found" in missing["error"]
+    assert "*.txt not found" in unmatched["error"]
+    assert "Cannot read 2 of the images; 1 are classified" in process.stderr
     assert "nothing.jpg not found" in process.stderr
     assert "*.txt" in process.stderr
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgetl.core.errors import DataError
-from edgetl.device.predict import expand_paths
+from edgetl.device.predict import predict
 from edgetl.device.runtime.images import list_images
 from edgetl.train.data.folders import find_files
 
@@ -44,10 +44,14 @@ def test_find_files_names_unreadable_folder(data_folder: Path) -> None:
         find_files(data_folder)
 
 
-def test_list_images_names_unreadable_folder(data_folder: Path) -> None:
+def test_list_images_names_unreadable_folder(
+    data_folder: Path, make_bundle: Callable[..., Path]
+) -> None:
     with pytest.raises(DataError, match=r"Cannot read the folder .*dog/closed"):
         list_images(data_folder)
-    files, problems = expand_paths([str(data_folder / "cat"), str(data_folder / "dog")])
-    assert len(files) == 3
-    assert "Cannot read the folder" in problems[0]
-    assert "dog/closed" in problems[0]
+    *cats, dogs = predict(make_bundle(), [data_folder / "cat", data_folder / "dog"])
+    assert [prediction.error for prediction in cats] == [None] * 3
+    assert dogs.path == data_folder / "dog"
+    assert dogs.error is not None
+    assert "Cannot read the folder" in dogs.error
+    assert "dog/closed" in dogs.error

@@ -27,7 +27,7 @@ from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
 from edgetl.demo.images.dataset import generate_inspection_dataset
 from edgetl.device.runtime.bundle import Bundle, Variant, open_bundle
-from edgetl.device.runtime.classifier import open_bundle_classifier
+from edgetl.device.runtime.classifier import open_classifier
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.export.exporter import export_run
 from edgetl.export.web.runtime import RUNTIME, VERSION
@@ -135,7 +135,7 @@ def check(bundle: Bundle, variant: Variant, pythons: dict[str, Path], folder: Pa
     inputs = np.concatenate(
         [preprocess(image, bundle.preprocessing) for image in golden.load_images()]
     )
-    classifier = open_bundle_classifier(bundle, variant.name)
+    classifier = open_classifier(bundle, variant.name)
     expected = np.concatenate([classifier.run(image[None])[0] for image in inputs])
     lines = [f"{variant.name}: onnx.checker, full: passed"]
     for runtime in RUNTIMES:

@@ -71,7 +71,10 @@ class ScreenedNetwork:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Content of compare.json."""
+    """Content of compare.json, the result of `edgetl compare`.
+
+    It is accepted wherever the path of its folder is.
+    """
 
     created: str
     edgetl: str
@@ -89,6 +92,12 @@ class Experiment:
     """Architectures timed before training, if there was a latency budget."""
     folder: Path = field(default=Path(), compare=False)
     """Folder of the experiment; not in the file."""
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        return f"Experiment({str(self.folder)!r}, {len(self.runs)} of {len(self.planned)} runs)"
 
     @property
     def target_accuracy(self) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from edgetl.core.config.export import InputKind
 from edgetl.core.errors import BundleError, ConfigError
 from edgetl.core.files import parse_json, read_json, sha256_file
-from edgetl.core.paths import BundleDirectory
+from edgetl.core.paths import BundleDirectory, StrPath
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.typed_json import FieldError, parse_as
 from edgetl.device.runtime.golden import (
@@ -136,7 +136,10 @@ class _VariantMetrics:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Bundle with a parsed manifest. Files are checked against it on access."""
+    """Bundle with a parsed manifest. Files are checked against it on access.
+
+    It is accepted wherever a path is.
+    """
 
     directory: BundleDirectory
     model: str
@@ -147,6 +150,9 @@ class Bundle:
     contents: BundleContents
     manifest: dict[str, Any]
     """bundle.json as read, including fields that are not in `contents`."""
+
+    def __fspath__(self) -> str:
+        return str(self.directory.path)
 
     @property
     def recommended_variant_name(self) -> str | None:
@@ -270,13 +276,15 @@ class Bundle:
                 )
 
 
-def open_bundle(path: Path) -> Bundle:
+def open_bundle(path: StrPath) -> Bundle:
     """Open the bundle at `path`, or in the run directory at `path`.
+
+    The manifest is read and checked here, the other files when they are used.
 
     Raises:
         BundleError: there is no bundle, or its manifest is broken.
     """
-    directory = BundleDirectory.find(path)
+    directory = BundleDirectory.find(Path(path))
     manifest = read_json(directory.manifest, BundleError, "The bundle's manifest")
     try:
         contents = parse_as(BundleContents, manifest, "bundle.json", extra="ignore")

@@ -2,34 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgetl.core.config.export import InputKind
 from edgetl.core.errors import BundleError, ConfigError, DecodeError
+from edgetl.core.paths import StrPath
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.typed_json import FieldError, parse_as
-from edgetl.device.runtime.bundle import Bundle, open_bundle, read_metadata
+from edgetl.device.runtime.bundle import Bundle, Variant, open_bundle, read_metadata
 from edgetl.device.runtime.golden import check_logits, gate_tolerance
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.device.runtime.session import create_session, raise_provider_failure
 from edgetl.device.runtime.time_limit import run_with_timeout
 
 
+class TensorInfo(Protocol):
+    """Input of a session: onnxruntime's `NodeArg`."""
+
+    @property
+    def name(self) -> str:
+        """Name in the graph."""
+
+    @property
+    def shape(self) -> Sequence[int | str | None]:
+        """Sides; a name or None for a dynamic one."""
+
+
+class Session(Protocol):
+    """Methods of `onnxruntime.InferenceSession`, which has no types of its own."""
+
+    def get_inputs(self) -> Sequence[TensorInfo]:
+        """Return the inputs of the graph."""
+
+    def get_providers(self) -> Sequence[str]:
+        """Return onnxruntime's names of the execution providers, in order of preference."""
+
+
 @dataclass(frozen=True)
 class Classifier:
     """ONNX Runtime session with its labels and preprocessing."""
 
-    session: onnxruntime.InferenceSession
+    session: Session
+    """The `onnxruntime.InferenceSession`."""
     labels: list[str]
+    """Names of the classes, in the order of the logits."""
     preprocessing: Preprocessing
     input: InputKind
+    """Whether the graph takes images or preprocessed tensors."""
+
+    def __repr__(self) -> str:
+        return f"Classifier({len(self.labels)} labels, input={self.input!r})"
 
     def prepare_input(self, image: NDArray[np.uint8]) -> NDArray[np.uint8] | NDArray[np.float32]:
         """Return the model's input for one decoded image [height, width, 3].
@@ -53,9 +82,10 @@ class Classifier:
     @cached_property
     def fixed_size(self) -> tuple[int, int] | None:
         """Fixed input image size (height, width); None for any size or preprocessed tensors."""
-        shape = self.session.get_inputs()[0].shape
-        is_fixed = self.input == "image" and all(isinstance(side, int) for side in shape[1:3])
-        return (shape[1], shape[2]) if is_fixed else None
+        if self.input != "image":
+            return None
+        sides = [side for side in self.session.get_inputs()[0].shape[1:3] if isinstance(side, int)]
+        return (sides[0], sides[1]) if len(sides) == 2 else None
 
     def run(
         self, batch: NDArray[np.uint8] | NDArray[np.float32]
@@ -88,7 +118,12 @@ class Classifier:
         return logits, probabilities
 
     def classify(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the probabilities [classes] for one decoded image [height, width, 3]."""
+        """Return the probabilities [classes] of one decoded RGB image, uint8 [height, width, 3].
+
+        Raises:
+            DecodeError: the image does not have the model's fixed size.
+            ProviderError, BundleError: see `run`.
+        """
         probabilities: NDArray[np.float32] = self.run(self.prepare_input(image))[1][0]
         return probabilities
 
@@ -103,14 +138,26 @@ class _ModelMetadata:
 
 
 def open_classifier(
-    path: Path, variant: str | None = None, provider: str = "cpu", threads: int | None = None
+    bundle: StrPath,
+    variant: str | None = None,
+    provider: str = "cpu",
+    threads: int | None = None,
 ) -> Classifier:
     """Open the model of a bundle, of a run directory's bundle, or of an ONNX file from edgetl.
 
+    Args:
+        bundle: the bundle, run directory or ONNX file.
+        variant: variant of the bundle; None uses the recommended one.
+        provider: execution provider (cpu, cuda, tensorrt, ...), without silent fallback.
+        threads: intra-op threads; None uses all available cores.
+
     Raises:
-        BundleError: the bundle or file is missing or altered, or the file lacks edgetl's metadata.
-        ProviderError: see `create_session`.
+        BundleError: the bundle or file is missing or altered, there is no such variant, or the file
+            lacks edgetl's metadata.
+        ProviderError: the provider is unknown, not in this onnxruntime, did not start, or did not
+            take all compute nodes.
     """
+    path = Path(bundle)
     if path.suffix == ".onnx":
         if not path.is_file():
             raise BundleError(f"ONNX file not found: {path}.")
@@ -131,14 +178,13 @@ def open_classifier(
             )
         except (FieldError, ConfigError) as cause:
             raise BundleError(f"{path} is broken: {cause}. Export it again.") from cause
-    return open_bundle_classifier(open_bundle(path), variant, provider, threads)
+    opened = open_bundle(path)
+    return _open_variant(opened, opened.select_variant(variant), provider, threads)
 
 
-def open_bundle_classifier(
-    bundle: Bundle, variant: str | None = None, provider: str = "cpu", threads: int | None = None
+def _open_variant(
+    bundle: Bundle, bundle_variant: Variant, provider: str, threads: int | None
 ) -> Classifier:
-    """Open a variant of an open bundle; see `open_classifier`."""
-    bundle_variant = bundle.select_variant(variant)
     session = create_session(
         bundle.variant_path(bundle_variant), provider, threads, precision=bundle_variant.precision
     )
@@ -146,7 +192,10 @@ def open_bundle_classifier(
 
 
 def open_verified_classifier(
-    path: Path, variant: str | None = None, provider: str = "cpu", threads: int | None = None
+    bundle: StrPath,
+    variant: str | None = None,
+    provider: str = "cpu",
+    threads: int | None = None,
 ) -> Classifier:
     """Open a classifier and check this session on the bundle's golden images.
 
@@ -154,14 +203,15 @@ def open_verified_classifier(
 
     Raises:
         BundleError: see `open_classifier`; or the logits do not match the reference.
-        ProviderError: see `create_session`.
+        ProviderError: see `open_classifier`.
     """
+    path = Path(bundle)
     if path.suffix == ".onnx":
         return open_classifier(path, variant, provider, threads)
-    bundle = open_bundle(path)
-    bundle_variant = bundle.select_variant(variant)
-    golden = bundle.load_golden()
-    classifier = open_bundle_classifier(bundle, bundle_variant.name, provider, threads)
+    opened = open_bundle(path)
+    bundle_variant = opened.select_variant(variant)
+    golden = opened.load_golden()
+    classifier = _open_variant(opened, bundle_variant, provider, threads)
     logits = np.stack(
         [
             classifier.run(classifier.prepare_input(image))[0][0]

@@ -23,6 +23,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from edgetl.core.errors import DataError, DecodeError
 from edgetl.core.files import read_regular_file
+from edgetl.core.paths import StrPath
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -95,7 +96,7 @@ def raise_unreadable_folder(cause: OSError) -> NoReturn:
     ) from cause
 
 
-def load_image(source: Path | bytes, min_side: int | None = None) -> NDArray[np.uint8]:
+def load_image(source: StrPath | bytes, min_side: int | None = None) -> NDArray[np.uint8]:
     """Decode a file or its bytes to RGB, uint8 [height, width, 3].
 
     Args:
@@ -107,9 +108,9 @@ def load_image(source: Path | bytes, min_side: int | None = None) -> NDArray[np.
     Raises:
         DecodeError: the file is missing, empty, truncated or not an image.
     """
-    name = str(source) if isinstance(source, Path) else "the image"
+    name = "the image" if isinstance(source, bytes) else str(source)
     try:
-        encoded = read_image_file(source) if isinstance(source, Path) else source
+        encoded = source if isinstance(source, bytes) else read_image_file(Path(source))
     except DecodeError as cause:
         raise DecodeError(f"{name}: {cause}") from cause
     if not encoded:

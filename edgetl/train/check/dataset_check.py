@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from edgetl.core.paths import StrPath
 from edgetl.train.check.findings import SEVERITIES, Finding, Severity, find_problems
 from edgetl.train.check.inspect_files import inspect_files
 from edgetl.train.data.folders import find_files
@@ -29,6 +30,14 @@ class DatasetReport:
     modes: dict[str, int]
     findings: list[Finding]
     """Findings, worst first."""
+    quarantined_files: int | None = None
+    """Number of files copied to the quarantine folder; None without one."""
+
+    def __repr__(self) -> str:
+        return (
+            f"DatasetReport({str(self.folder)!r}, {len(self.labels)} classes, "
+            f"{self.image_count} images, worst_severity={self.worst_severity!r})"
+        )
 
     @property
     def image_count(self) -> int:
@@ -81,22 +90,45 @@ class DatasetReport:
 
 
 def check(
-    data: Path, report: Callable[[int, int], None] = lambda done, total: None
+    data: StrPath,
+    progress: Callable[[str, int, int], None] | None = None,
+    sheet: StrPath | None = None,
+    quarantine: StrPath | None = None,
 ) -> DatasetReport:
-    """Decode every image of a folder and report problems; nothing is changed.
+    """Decode every image of a folder and report problems; nothing in it is changed.
 
     Args:
-        data: the data folder.
-        report: called with (files done, files in total).
+        data: folder with train/ and val/ folders of classes, or with one folder for each class.
+        progress: called with (step, files done, files in total).
+        sheet: PNG file to write: a contact sheet of the worst files.
+        quarantine: folder to copy the files with errors or warnings to, with a list.csv of reasons;
+            it must not exist or be empty.
 
     Raises:
-        DataError: if the folder does not exist or has no class folders.
+        DataError: the data folder does not exist or has no class folders, or the quarantine folder
+            cannot be used.
     """
+    report = _inspect(Path(data), progress or (lambda step, done, total: None))
+    # Imported here because they load matplotlib.
+    if sheet is not None:
+        from edgetl.train.check.review import draw_worst_files
+
+        draw_worst_files(report, Path(sheet))
+    if quarantine is not None:
+        from edgetl.train.check.review import copy_problem_files
+
+        report = replace(report, quarantined_files=copy_problem_files(report, Path(quarantine)))
+    return report
+
+
+def _inspect(data: Path, progress: Callable[[str, int, int], None]) -> DatasetReport:
     folder = data.expanduser().absolute()
     problems: list[str] = []
     dataset_files = find_files(folder, problems)
     labels = dataset_files.labels
-    images, unreadable = inspect_files(dataset_files.files, report)
+    images, unreadable = inspect_files(
+        dataset_files.files, lambda done, total: progress("Decoding images", done, total)
+    )
     rejected = sorted([*dataset_files.rejected, *unreadable], key=lambda entry: entry.path)
     counts: dict[str, dict[str, int]] = {}
     for image in images:
@@ -114,7 +146,7 @@ def check(
     )
 
 
-def _value_counts(values: Any) -> dict[str, int]:
+def _value_counts(values: Iterable[str]) -> dict[str, int]:
     return dict(Counter(values).most_common())
 
 

@@ -49,7 +49,7 @@ def _load_tile(path: Path) -> NDArray[Any]:
 LIST_FILE_NAME = "list.csv"
 
 
-def quarantine(report: DatasetReport, folder: Path) -> int:
+def copy_problem_files(report: DatasetReport, folder: Path) -> int:
     """Copy the files of errors and warnings into a new folder, with a list of them.
 
     There is one subfolder for each kind of finding.
@@ -62,21 +62,18 @@ def quarantine(report: DatasetReport, folder: Path) -> int:
     """
     folder = folder.expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(
-            f"{folder} already exists and is not empty. Choose another folder for --quarantine."
-        )
+        raise DataError(f"{folder} already exists and is not empty. Choose another folder.")
     if folder.resolve().is_relative_to(report.folder.resolve()):
         raise DataError(
             f"{folder} must not be inside the data folder, where it would become a class. "
-            "Choose another folder for --quarantine."
+            "Choose another folder."
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return _copy_files(report, folder)
     except OSError as cause:
         raise DataError(
-            f"Cannot write to {folder} ({cause.strerror or cause}). "
-            "Choose another folder for --quarantine."
+            f"Cannot write to {folder} ({cause.strerror or cause}). Choose another folder."
         ) from cause
 
 

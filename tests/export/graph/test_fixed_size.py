@@ -25,7 +25,7 @@ from edgetl.device.bench.runner import bench
 from edgetl.device.loadgen.loadgen import loadgen
 from edgetl.device.predict import predict
 from edgetl.device.runtime.bundle import Bundle, open_bundle
-from edgetl.device.runtime.classifier import open_bundle_classifier, open_verified_classifier
+from edgetl.device.runtime.classifier import open_classifier
 from edgetl.device.runtime.preprocessing import resize_and_crop, resize_to
 from edgetl.device.verify import verify
 from edgetl.export.golden import generate_images
@@ -125,20 +125,19 @@ def test_fixed_size_variant_is_proven_but_not_recommended(bundle: Bundle) -> Non
 def test_verify_and_predict_use_fixed_size_logits(bundle: Bundle, tmp_path: Path) -> None:
     results = [(result.variant, result.passed) for result in verify(bundle)]
     assert results == [("fp32", True), (NAME, True)]
-    classifier = open_verified_classifier(bundle.directory.path, NAME)
     photo = resize_to(bundle.load_golden().load_images()[0], SIZE)
     Image.fromarray(photo).save(tmp_path / "right.png")
     Image.fromarray(photo[:-1]).save(tmp_path / "wrong.png")
-    right, wrong = predict(classifier, [tmp_path / "right.png", tmp_path / "wrong.png"], top_k=1)
-    (expected,) = predict(open_bundle_classifier(bundle, "fp32"), [tmp_path / "right.png"], top_k=1)
+    right, wrong = predict(bundle, sorted(tmp_path.glob("*.png")), 1, NAME)
+    (expected,) = predict(bundle, tmp_path / "right.png", variant="fp32")
     assert right.error is None
     assert right.top_labels[0][0] == expected.top_labels[0][0]
-    assert wrong.top_labels == []
+    assert wrong.top_labels == ()
     assert "wrong.png: The image must have 128 x 96 pixels for this variant, got 128 x 95." in (
         wrong.error or ""
     )
     with pytest.raises(DecodeError, match="must have 128 x 96 pixels"):
-        classifier.classify(photo[:-1])
+        open_classifier(bundle, NAME).classify(photo[:-1])
 
 
 def test_verify_detects_wrong_fixed_size_logits(bundle: Bundle) -> None:

@@ -20,7 +20,6 @@ from edgetl.core.files import sha256_file
 from edgetl.core.paths import BundleDirectory
 from edgetl.device.predict import predict
 from edgetl.device.runtime.bundle import Bundle, open_bundle
-from edgetl.device.runtime.classifier import open_bundle_classifier
 from edgetl.device.verify import verify
 from edgetl.export.exporter import export_architecture
 from edgetl.export.web import export, runtime
@@ -76,10 +75,9 @@ def bundle(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def predictions(bundle: Bundle, photos: list[Path]) -> dict[Path, dict[str, float]]:
     """Label to probability for each photo, by onnxruntime, which the export proved correct."""
-    classifier = open_bundle_classifier(bundle, "fp32")
     return {
         prediction.path: dict(prediction.top_labels)
-        for prediction in predict(classifier, photos, top_k=len(bundle.labels))
+        for prediction in predict(bundle, photos, len(bundle.labels), "fp32")
     }
 
 
@@ -312,7 +310,7 @@ def test_node_client_errors_are_one_line(
     assert process.stdout.count("\n") == 2
     assert process.stderr.count("\n") == 1
     assert process.stderr.startswith(f"{notes}: cannot be read as an image (")
-    (prediction,) = predict(open_bundle_classifier(bundle), [rotated_webp], top_k=1)
+    (prediction,) = predict(bundle, rotated_webp, top_k=1)
     label, probability = prediction.top_labels[0]
     assert process.stdout.splitlines()[1].split("\t") == [
         str(rotated_webp),

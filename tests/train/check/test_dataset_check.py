@@ -25,7 +25,7 @@ from edgetl.core.errors import DataError
 from edgetl.core.files import sha256_file
 from edgetl.train.check.dataset_check import DatasetReport, check, worst_files
 from edgetl.train.check.near_duplicates import group_near_duplicates
-from edgetl.train.check.review import LIST_FILE_NAME, draw_worst_files, quarantine
+from edgetl.train.check.review import LIST_FILE_NAME, copy_problem_files, draw_worst_files
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -205,7 +205,7 @@ def test_quarantine_raises_unless_folder_is_new(faulty: Path, tmp_path: Path) ->
         (faulty / "apart", "inside the data folder"),
     ):
         with pytest.raises(DataError, match=reason):
-            quarantine(report, folder)
+            copy_problem_files(report, folder)
     assert (tmp_path / "mine/file").read_text() == "keep"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.device.runtime.bundle import open_bundle
-from edgetl.device.runtime.classifier import Classifier, open_bundle_classifier
+from edgetl.device.runtime.classifier import Classifier, open_classifier
 from edgetl.device.runtime.placement import COMPUTE_OPERATORS
 from edgetl.device.runtime.profile import profile_nodes
 from edgetl.device.runtime.providers import PROVIDERS
@@ -45,8 +45,8 @@ def check_placement(settings: Settings, record: Record) -> None:
 
 def _check_variant(settings: Settings, record: Record, variant: str) -> None:
     bundle = open_bundle(settings.run)
-    classifier = open_bundle_classifier(bundle, variant, settings.device)
-    reference = open_bundle_classifier(bundle, variant, "cpu")
+    classifier = open_classifier(bundle, variant, settings.device)
+    reference = open_classifier(bundle, variant, "cpu")
     differences = []
     failures = []
     largest = 0.0

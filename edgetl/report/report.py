@@ -1,0 +1,170 @@
+"""`edgetl report`: write the HTML page of a run, a bundle, an experiment or bench results."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from edgetl.core.artifacts.bench import BenchResult
+from edgetl.core.artifacts.bench_json import read_results, read_run_results
+from edgetl.core.artifacts.bundle import BundleManifest, read_bundle_manifest
+from edgetl.core.artifacts.experiment import Experiment, read_experiment
+from edgetl.core.artifacts.run import RunRecord, read_run_record
+from edgetl.core.errors import ConfigError
+from edgetl.core.files import SCHEMA
+from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory, StrPath
+from edgetl.report.bench.page import render_bench_report
+from edgetl.report.bundle.page import render_bundle_report
+from edgetl.report.compare.page import render_compare_report
+from edgetl.report.html.blocks import write_page
+from edgetl.report.run.page import render_run_report
+
+ReportKind = Literal["bench", "run", "bundle", "experiment"]
+
+_SINGLE_PAGE_KINDS: dict[ReportKind, str] = {"bundle": "a bundle", "experiment": "an experiment"}
+_DEFAULT_PAGE = Path("report.html")
+"""Default page of bundles and bench results. Bundles are copied to devices and stay unchanged."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """A page that was written, with its content."""
+
+    page: Path
+    """The HTML file."""
+    run: RunRecord | None = None
+    bundle: BundleManifest | None = None
+    experiment: Experiment | None = None
+    results: tuple[BenchResult, ...] = ()
+    """Bench results on the page, those of the run if it shows a run."""
+
+    @property
+    def kind(self) -> ReportKind:
+        """Kind of the subject."""
+        if self.run is not None:
+            return "run"
+        if self.bundle is not None:
+            return "bundle"
+        return "bench" if self.experiment is None else "experiment"
+
+    def __repr__(self) -> str:
+        return f"Report({str(self.page)!r}, kind={self.kind!r}, {len(self.results)} results)"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the output of `edgetl report --json`."""
+        content: dict[str, Any] = {"schema": SCHEMA, "kind": "report", "page": str(self.page)}
+        for name, subject in (
+            ("run", self.run),
+            ("bundle", self.bundle),
+            ("experiment", self.experiment),
+        ):
+            if subject is not None:
+                content[name] = subject.to_json()
+        if self.kind in ("run", "bench"):
+            content["results"] = [_result_without_latencies(result) for result in self.results]
+        return content
+
+
+def write_report(
+    subjects: StrPath | BenchResult | Iterable[StrPath | BenchResult],
+    output: StrPath | None = None,
+    force: bool = False,
+) -> Report:
+    """Write a self-contained HTML page about a run, a bundle, an experiment or bench results.
+
+    Args:
+        subjects: a run, a bundle, an experiment, or one or several bench results: their files,
+            folders of them, runs that were benchmarked, or results of `bench` and `read_result`.
+        output: the page; None writes report.html into the run or experiment, for bundles and bench
+            results into the current folder.
+        force: overwrite a file that was not written by edgetl.
+
+    Raises:
+        ConfigError: the page cannot be written, or a bundle or an experiment is not alone.
+        RunError, BundleError, BenchError: a file is missing or broken.
+    """
+    entries = [subjects] if isinstance(subjects, str | os.PathLike | BenchResult) else [*subjects]
+    paths = [Path(entry) for entry in entries if not isinstance(entry, BenchResult)]
+    results = [entry for entry in entries if isinstance(entry, BenchResult)]
+    report, render = _read_subject(paths, results)
+    if output is not None:
+        report = replace(report, page=Path(output))
+    write_page(report.page, render, force)
+    return report
+
+
+def _read_subject(
+    paths: Sequence[Path], results: Sequence[BenchResult]
+) -> tuple[Report, Callable[[], str]]:
+    """Return the content of the page, with its default path, and the function that renders it."""
+    kind = "bench" if results else detect_common_kind(paths)
+    if kind == "run":
+        run = read_run_record(paths[0])
+        run_results = tuple(read_run_results(run.directory))
+        report = Report(run.directory.report, run=run, results=run_results)
+        return report, partial(render_run_report, run, run_results)
+    if kind == "bundle":
+        bundle = read_bundle_manifest(paths[0])
+        return Report(_DEFAULT_PAGE, bundle=bundle), partial(render_bundle_report, bundle)
+    if kind == "experiment":
+        folder = ExperimentDirectory(paths[0])
+        experiment = read_experiment(folder.result)
+        report = Report(folder.report, experiment=experiment)
+        return report, partial(render_compare_report, experiment)
+    all_results = (*read_results(paths), *results)
+    return Report(_DEFAULT_PAGE, results=all_results), partial(render_bench_report, all_results)
+
+
+def detect_kind(path: Path) -> ReportKind:
+    """Return the kind of directory at `path`; "bench" if it is no run, bundle or experiment."""
+    if BundleDirectory.exists_at(path):
+        return "bundle"
+    if RunDirectory.exists_at(path):
+        return "run"
+    if ExperimentDirectory.exists_at(path):
+        return "experiment"
+    return "bench"
+
+
+def detect_common_kind(paths: Sequence[Path]) -> ReportKind:
+    """Return what one page can show for all paths.
+
+    A single path is shown by its kind. Several paths are searched for bench results, which runs
+    contain as well.
+
+    Raises:
+        ConfigError: there is no path, or a bundle or an experiment is not the only one.
+    """
+    kinds = {path: detect_kind(path) for path in paths}
+    if not kinds:
+        raise ConfigError("Nothing to report on. Give a run, a bundle, an experiment or results.")
+    if len(kinds) == 1:
+        return next(iter(kinds.values()))
+    for path, kind in kinds.items():
+        if kind in _SINGLE_PAGE_KINDS:
+            raise ConfigError(
+                f"{path} is {_SINGLE_PAGE_KINDS[kind]} and cannot share a page with other "
+                f"paths. Use `edgetl report {path}`."
+            )
+    return "bench"
+
+
+def _result_without_latencies(result: BenchResult) -> dict[str, Any]:
+    """Return the JSON object of a result without raw latencies, which are in the result file."""
+    content = result.to_json()
+    rows = [
+        {name: value for name, value in row.items() if name != "rounds"} for row in content["rows"]
+    ]
+    sustained = content["sustained"]
+    if sustained is not None:
+        sustained = {name: value for name, value in sustained.items() if name != "windows"}
+    return {
+        **content,
+        "path": None if result.path is None else str(result.path),
+        "rows": rows,
+        "sustained": sustained,
+    }
