@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -70,3 +71,23 @@ def test_run_directory_is_accepted_as_path() -> None:
     assert Path(run) == run.path == Path("runs/first")
     assert str(run) == "runs/first"
     assert run.weights == Path("runs/first/weights.safetensors")
+
+
+def test_configs_convert_paths() -> None:
+    run = edgetl.RunDirectory("runs/first")
+    config = edgetl.FinetuneConfig("photos", output=run, augment_file="pipeline.json")
+    assert config == edgetl.FinetuneConfig(
+        Path("photos"), output=Path("runs/first"), augment_file=Path("pipeline.json")
+    )
+    for path in (config.data, config.output, config.augment_file):
+        assert isinstance(path, Path)
+    assert replace(config, output="elsewhere").output == Path("elsewhere")
+    assert edgetl.ExportConfig(output="bundle").output == Path("bundle")
+    assert edgetl.CompareConfig("experiment").output == Path("experiment")
+
+
+def test_repr_of_config_shows_changed_fields() -> None:
+    config = edgetl.FinetuneConfig("photos", epochs=3)
+    assert repr(config) == "FinetuneConfig(data='photos', epochs=3)"
+    assert repr(edgetl.ExportConfig()) == "ExportConfig()"
+    assert repr(edgetl.CompareConfig("experiment")) == "CompareConfig(output='experiment')"

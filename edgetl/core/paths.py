@@ -6,11 +6,30 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgetl.core.errors import BundleError, RunError
 
 StrPath = str | os.PathLike[str]
 """Path argument of a public function. RunDirectory and Bundle are accepted as well."""
+
+if TYPE_CHECKING:
+    RequiredPath = StrPath
+
+    class OptionalPath:
+        """Type of a field that takes any path and holds a Path.
+
+        Type checkers take the type of the constructor's parameter from `__set__`. They do so only
+        for fields with a default, so a required field is a StrPath to them.
+        """
+
+        def __get__(self, instance: object, owner: type | None = None) -> Path | None: ...
+
+        def __set__(self, instance: object, value: StrPath | None) -> None: ...
+
+else:
+    RequiredPath = Path
+    OptionalPath = Path | None
 
 
 @dataclass(frozen=True, init=False)

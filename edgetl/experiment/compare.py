@@ -81,7 +81,7 @@ def compare(
         KeyboardInterrupt: finished runs are kept, and the same call continues.
     """
     progress = progress or NullExperimentProgress()
-    folder = ExperimentDirectory(config.output)
+    folder = ExperimentDirectory(Path(config.output))
     plan = plan_experiment(config, recipe, progress)
     folder.runs.mkdir(parents=True, exist_ok=True)
     with _lock_folder(folder):
@@ -187,7 +187,7 @@ def _build_experiment(
         device=collect_device_info(),
         config=request_json(config, recipe),
         classes=classes,
-        data={**data, "folder": recipe.data.name},
+        data={**data, "folder": Path(recipe.data).name},
         planned=tuple(run.name for run in plan.runs),
         runs=tuple(results),
         deployed_models=tuple(model for model in deployed_models if model.run in names),

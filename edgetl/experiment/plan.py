@@ -81,13 +81,13 @@ def make_plan(
         WeightsError: the weights cannot be loaded.
         BenchError: no network is within the latency budget.
     """
-    folder = ExperimentDirectory(config.output)
+    folder = ExperimentDirectory(Path(config.output))
     _check_output_folder(folder, recipe)
     if recipe.val_split == 0:
         raise ConfigError(
             "--val-split must be > 0: strategies are compared on validation images. Use 0.2."
         )
-    labels = find_files(recipe.data.expanduser().absolute()).labels
+    labels = find_files(Path(recipe.data).expanduser().absolute()).labels
     networks = _list_networks(config)
     candidates = None
     if config.latency_budget_ms is not None:
@@ -225,7 +225,7 @@ def run_identity(planned: PlannedRun) -> dict[str, Any]:
 
 
 def _check_output_folder(folder: ExperimentDirectory, recipe: FinetuneConfig) -> None:
-    path, data = folder.path.expanduser().resolve(), recipe.data.expanduser().resolve()
+    path, data = folder.path.expanduser().resolve(), Path(recipe.data).expanduser().resolve()
     if path == data or data in path.parents or path in data.parents:
         raise ConfigError(
             f"The output folder {folder.path} and the data folder {recipe.data} must not contain "

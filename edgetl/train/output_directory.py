@@ -13,11 +13,11 @@ from typing import BinaryIO, Self
 from edgetl.core.artifacts.foreign_files import describe_foreign_files, find_foreign_run_files
 from edgetl.core.errors import RunError
 from edgetl.core.files import move_aside, read_json
-from edgetl.core.paths import RunDirectory, find_free_path
+from edgetl.core.paths import RunDirectory, StrPath, find_free_path
 
 
 def choose_output_directory(
-    output: Path | None, data: Path, model: str, force: bool
+    output: Path | None, data: StrPath, model: str, force: bool
 ) -> RunDirectory:
     """Choose the run directory; nothing is created or removed.
 
@@ -31,7 +31,7 @@ def choose_output_directory(
         RunError: the directory already exists, or it lies inside the data folder, where it would
             become a class of the next run.
     """
-    data = data.expanduser().absolute()
+    data = Path(data).expanduser().absolute()
     path = output or find_free_path(Path("runs"), f"{data.resolve().name}-{model}")
     path = path.expanduser().absolute()
     if path.resolve() == data.resolve() or data.resolve() in path.resolve().parents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -90,7 +91,7 @@ def prepare_run(
     preprocessing = preprocessing_for(config.model, config.image_size)
     augmentation = Augmentation(config.augment, preprocessing, config.seed, config.augment_file)
     # Checked before weights are downloaded, so that a missing folder is reported at once.
-    find_files(config.data.expanduser().absolute())
+    find_files(Path(config.data).expanduser().absolute())
     with processes.local_group.main_process_first():
         weights = read_weights(config.weights, config.model)
     cache_budget, decoded_budget = processes.broadcast(_cache_budgets(config, run_choices))
@@ -160,7 +161,7 @@ def _read_data(
     )
     data = processes.run_on_main(
         lambda: read_dataset(
-            config.data,
+            Path(config.data),
             config.val_split,
             config.resolved_split_seed,
             progress.on_files_checked,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from edgetl.core.config.options import option, validate
+from edgetl.core.config.options import option, repr_config, validate
 from edgetl.core.config.parsers import parse_duration, parse_milliseconds
+from edgetl.core.paths import RequiredPath
 
 STRATEGIES = ("scratch", "head", "finetune", "full", "freeze-sweep")
 """Values of `--strategies`."""
@@ -33,7 +33,7 @@ REFERENCE_STRATEGIES = ("finetune", "full", "head")
 class CompareConfig:
     """Options of `edgetl compare`; the recipe of all runs is a separate FinetuneConfig."""
 
-    output: Path = option(
+    output: RequiredPath = option(
         help="Experiment folder to write; an unfinished experiment in it is resumed.",
         short="o",
         unset="experiments/<data>",
@@ -98,6 +98,8 @@ class CompareConfig:
         gt=0,
     )
     bench: bool = option(True, help="Export and benchmark the recommended run of each network.")
+
+    __repr__ = repr_config
 
     def __post_init__(self) -> None:
         validate(self)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from edgetl.core.config.options import check, option, validate
+from edgetl.core.config.options import check, option, repr_config, validate
 from edgetl.core.config.parsers import parse_height_width, parse_milliseconds
+from edgetl.core.paths import OptionalPath
 from edgetl.core.registry import QUANTIZERS
 
 InputKind = Literal["image", "tensor"]
@@ -24,7 +24,7 @@ GRAPH, PROOF, VARIANTS, CLIENTS = "Graph", "Proof", "Variants and limits", "Clie
 class ExportConfig:
     """Options of `edgetl export`."""
 
-    output: Path | None = option(
+    output: OptionalPath = option(
         None,
         help="Bundle to write.",
         short="o",
@@ -128,6 +128,8 @@ class ExportConfig:
         panel=CLIENTS,
         basic=True,
     )
+
+    __repr__ = repr_config
 
     def __post_init__(self) -> None:
         validate(self, self._find_contradictions())

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from edgetl.core.config.options import check, config_to_json, option, validate
+from edgetl.core.config.options import check, config_to_json, option, repr_config, validate
 from edgetl.core.config.parsers import abbreviate, parse_duration, parse_size
 from edgetl.core.errors import ConfigError
+from edgetl.core.paths import OptionalPath, RequiredPath
 from edgetl.core.preprocessing import MAX_RESIZE
 from edgetl.core.typed_json import MAX_INTEGER, parse_as
 
@@ -74,9 +75,9 @@ def parse_augment(text: str) -> str | Path:
 class FinetuneConfig:
     """Options of `edgetl finetune`; defaults are those of the preset `default`."""
 
-    data: Path
+    data: RequiredPath
     """Folder with train/ and val/ folders of classes, or with one folder for each class."""
-    output: Path | None = option(
+    output: OptionalPath = option(
         None, help="Run directory to write.", short="o", unset="runs/<data>-<model>", basic=True
     )
     model: str = option(
@@ -304,7 +305,7 @@ class FinetuneConfig:
         parse=parse_augment,
         path_field="augment_file",
     )
-    augment_file: Path | None = option(
+    augment_file: OptionalPath = option(
         None,
         help="File of a pipeline saved by albumentations (`A.save`), used instead of `augment`.",
         panel=DATA,
@@ -414,6 +415,8 @@ class FinetuneConfig:
         panel=MACHINE,
     )
     force: bool = option(False, help="Replace an existing run directory.", basic=True)
+
+    __repr__ = repr_config
 
     def __post_init__(self) -> None:
         validate(self, self._find_contradictions())

@@ -246,8 +246,20 @@ def get_flags(config: type) -> Mapping[str, str]:
     return flags
 
 
+@cache
+def _list_path_fields(config: type) -> list[str]:
+    hints = get_type_hints(config)
+    return [
+        item.name
+        for item in fields(config)
+        if Path in (hints[item.name], *get_args(hints[item.name]))
+    ]
+
+
 def validate(config: Any, contradictions: Iterable[str | None] = ()) -> None:
     """Check the range and choices of every option, and report all problems at once.
+
+    Paths in other types, such as `str` or RunDirectory, are converted to Path first.
 
     Args:
         config: Configuration whose fields are declared with `option`.
@@ -258,6 +270,10 @@ def validate(config: Any, contradictions: Iterable[str | None] = ()) -> None:
         ConfigError: Values are out of range or contradict each other.
     """
     kind: type = type(config)
+    for name in _list_path_fields(kind):
+        value = getattr(config, name)
+        if value is not None:
+            object.__setattr__(config, name, Path(value))
     problems = [
         declared.find_problem(getattr(config, declared.name))
         for declared in get_option_fields(kind)
@@ -313,6 +329,18 @@ def check_seed(option: str, value: int | None) -> str | None:
     return check(
         value is None or 0 <= value < 2**63, f"{option} must be in [0, 2^63), got {value}."
     )
+
+
+def repr_config(config: Any) -> str:
+    """Return the constructor call of a configuration, without the fields that have their default."""
+    changed = []
+    for item in fields(config):
+        value = getattr(config, item.name)
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        if value != default:
+            text = repr(str(value) if isinstance(value, Path) else value)
+            changed.append(f"{item.name}={text}")
+    return f"{type(config).__name__}({', '.join(changed)})"
 
 
 def config_to_json(config: Any) -> dict[str, Any]:

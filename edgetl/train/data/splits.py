@@ -120,7 +120,9 @@ def _parse_entry(configuration: RunConfiguration, row: dict[str, str]) -> SplitE
         raise ValueError(
             f"the split of {_shorten(path)} must be train or val, got {_shorten(split)}"
         )
-    return SplitEntry(configuration.config.data / path, label, "val" if split == "val" else "train")
+    return SplitEntry(
+        Path(configuration.config.data, path), label, "val" if split == "val" else "train"
+    )
 
 
 def _shorten(cell: str) -> str:
