@@ -31,8 +31,6 @@ from typing import (
     overload,
 )  # fmt: skip
 
-from edgetl.core.files import read_json
-
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -55,24 +53,37 @@ class FieldError(ValueError):
 
 
 def in_json(
-    *, key: str | None = None, omit_default: bool = False, none_is_empty: bool = False
+    *,
+    key: str | None = None,
+    stored: bool = True,
+    omit_default: bool = False,
+    none_is_empty: bool = False,
 ) -> Mapping[str, Any]:
     """Return the `metadata` of a dataclass field that is not stored under its name as it is.
 
     Args:
         key: Key in JSON; None is the field's name.
+        stored: Whether the field is in JSON at all.
         omit_default: Whether the key is left out when the value equals the field's default.
         none_is_empty: Whether None is stored as an empty object.
     """
-    return {"key": key, "omit_default": omit_default, "none_is_empty": none_is_empty}
+    return {
+        "key": key,
+        "stored": stored,
+        "omit_default": omit_default,
+        "none_is_empty": none_is_empty,
+    }
 
 
 class computed(Generic[T]):  # noqa: N801 (a decorator, like `property`)
     """Read-only property that `to_json` writes under its name and `parse_as` ignores."""
 
-    def __init__(self, function: Callable[[Any], T], key: str | None = None) -> None:
+    def __init__(
+        self, function: Callable[[Any], T], key: str | None = None, none_is_empty: bool = False
+    ) -> None:
         self.function = function
         self.key = key or function.__name__
+        self.none_is_empty = none_is_empty
         self.__doc__ = function.__doc__
 
     @overload
@@ -83,9 +94,11 @@ class computed(Generic[T]):  # noqa: N801 (a decorator, like `property`)
         return self if instance is None else self.function(instance)
 
 
-def computed_as(key: str) -> Callable[[Callable[[Any], T]], computed[T]]:
-    """Return the decorator `computed` for a property that is stored under another key."""
-    return lambda function: computed(function, key)
+def computed_as(
+    key: str, *, none_is_empty: bool = False
+) -> Callable[[Callable[[Any], T]], computed[T]]:
+    """Return the decorator `computed` for a property stored otherwise, see `in_json`."""
+    return lambda function: computed(function, key, none_is_empty)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +128,7 @@ def json_fields(kind: type) -> tuple[JsonField, ...]:
     hints = get_type_hints(kind)
     fields = []
     for field in dataclasses.fields(kind):
-        if not field.init:
+        if not field.init or not field.metadata.get("stored", True):
             continue
         default = field.default
         if default is dataclasses.MISSING:
@@ -153,7 +166,8 @@ def to_json(value: DataclassInstance) -> JsonObject:
         if not field.is_omitted(part):
             content[field.key] = {} if part is None and field.none_is_empty else _encode(part)
     for item in computed_properties(kind):
-        content[item.key] = _encode(item.function(value))
+        part = item.function(value)
+        content[item.key] = {} if part is None and item.none_is_empty else _encode(part)
     return content
 
 
@@ -192,6 +206,9 @@ def read_as(kind: type[T], path: Path, error: type[Exception], what: str, advice
         error: The file cannot be read, has another schema number, or a field is missing, unknown or
             of the wrong type.
     """
+    # A benchmark's worker parses its job; the modules that `files` imports would delay it.
+    from edgetl.core.files import read_json
+
     content = read_json(path, error, what)
     del content["schema"]
     try:

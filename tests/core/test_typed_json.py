@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,6 +155,7 @@ class Stored:
     accuracy: Inner | None = field(default=None, metadata=in_json(none_is_empty=True))
     web: Inner | None = field(default=None, metadata=in_json(omit_default=True))
     notes: Mapping[str, Inner] = field(default_factory=dict, metadata=in_json(omit_default=True))
+    origin: Path | None = field(default=None, metadata=in_json(stored=False))
 
     def __post_init__(self) -> None:
         if self.interval[0] > self.interval[1]:
@@ -168,6 +169,10 @@ class Stored:
     def width(self) -> float:
         return self.interval[1] - self.interval[0]
 
+    @computed_as("largest", none_is_empty=True)
+    def largest_shape(self) -> Inner | None:
+        return Inner(max(self.shapes)) if self.shapes else None
+
 
 STORED = {
     "ci95": [1.0, 2.0],
@@ -177,6 +182,7 @@ STORED = {
     "accuracy": {},
     "middle": 1.5,
     "width_ms": 1.0,
+    "largest": {"size": [3, 4], "name": ""},
 }
 
 
@@ -184,7 +190,9 @@ def test_keys_differ_from_names_where_declared() -> None:
     stored = Stored((1.0, 2.0), Colored(3), ((1, 2), (3, 4)), Path("a/b"))
     assert stored.middle == 1.5
     assert to_json(stored) == STORED
+    assert to_json(replace(stored, origin=Path("f.json"))) == STORED
     assert parse_as(Stored, json.loads(json.dumps(STORED))) == stored
+    assert to_json(replace(stored, shapes=()))["largest"] == {}
 
 
 def test_values_that_differ_from_default_are_written() -> None:
@@ -197,6 +205,7 @@ def test_values_that_differ_from_default_are_written() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"origin": "f.json"}, "f.json has an unknown field 'origin'"),
         ({"interval": [1, 2]}, "f.json has an unknown field 'interval'"),
         ({"ci95": [2, 1]}, "f.json: the interval is empty"),
         ({"ci95": ["a", 1]}, r"f.json.ci95\[0\] must be a number, got 'a'"),
