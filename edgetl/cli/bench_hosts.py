@@ -17,7 +17,7 @@ from rich.text import Text
 from edgetl.cli.console import err, out, plain_table, print_json
 from edgetl.cli.exit_codes import ExitCode
 from edgetl.core.files import SCHEMA
-from edgetl.core.formatting import describe_device, format_duration, format_milliseconds
+from edgetl.core.formatting import format_duration, format_milliseconds
 
 if TYPE_CHECKING:
     from edgetl.core.config.bench import BenchConfig
@@ -160,7 +160,7 @@ def _latency_table(outcomes: Sequence[HostResult]) -> Table:
                 noise = "failed"
             cells = (
                 outcome.host if index == 0 else "",
-                describe_device(outcome.result.device) if index == 0 else "",
+                outcome.result.device.description if index == 0 else "",
                 row.variant,
                 row.scope,
                 str(row.batch),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
 from rich.table import Table
@@ -12,16 +12,17 @@ from edgetl.cli.console import out, plain_table
 from edgetl.core.formatting import (
     MISSING_VALUE,
     PROFILE_CLOCK_DESCRIPTIONS,
-    describe_device,
     format_gpu_state,
     format_milliseconds,
     pluralize,
 )
+from edgetl.core.typed_json import to_json
 
 if TYPE_CHECKING:
     from edgetl.core.artifacts.bench import BenchResult
     from edgetl.core.artifacts.bench_rows import BenchRow
     from edgetl.core.artifacts.comparison import RowComparison
+    from edgetl.core.artifacts.session import OperatorProfile
     from edgetl.core.artifacts.sustained import SustainedResult
 
 VERDICT_STYLES = {
@@ -39,24 +40,24 @@ _MAX_NODES = 4
 
 def show_bench_result(result: BenchResult) -> None:
     """Print a bench result as tables and notes."""
-    name = result.model.get("name") or result.target
+    name = result.model.name or result.target
     thread_counts = {row.threads for row in result.rows}
     threads = ""
     if len(thread_counts) == 1:
         threads = f", {pluralize(next(iter(thread_counts)), 'thread')}"
-    out.print(f"[bold]{name}[/] on {describe_device(result.device)}{threads}", highlight=False)
+    out.print(f"[bold]{name}[/] on {result.device.description}{threads}", highlight=False)
     out.print(_latency_table(result))
     out.print()
     out.print(_resource_table(result))
     out.print()
-    if any(row.summarize_stages_ms() for row in result.rows):
+    if any(row.stages_ms for row in result.rows):
         out.print(_stage_table(result))
         out.print()
     for row_id, profile in result.profiles.items():
         out.print(_profile_table(row_id, profile))
-        if "clock" in profile:
+        if profile.clock is not None:
             out.print(
-                f"Times are {PROFILE_CLOCK_DESCRIPTIONS[profile['clock']]}.",
+                f"Times are {PROFILE_CLOCK_DESCRIPTIONS[profile.clock]}.",
                 style="dim",
                 soft_wrap=True,
             )
@@ -147,7 +148,7 @@ def _speedup_cells(
 
 
 def _resource_table(result: BenchResult) -> Table:
-    has_energy = any(row.summarize_energy_mj() for row in result.rows)
+    has_energy = any(row.energy_mj for row in result.rows)
     table = plain_table()
     table.add_column("cold start, ms")
     for heading in (
@@ -171,14 +172,14 @@ def _resource_table(result: BenchResult) -> Table:
         name = f"{row.runtime} {row.variant}"
         if has_several:
             name += f" {row.provider} b{row.batch} t{row.threads}"
-        cold_start = row.summarize_cold_starts()
-        times = [
-            f"{cold_start[key]:.0f}" if cold_start else MISSING_VALUE
-            for key in ("import_ms", "session_ms", "first_inference_ms", "total_ms")
-        ]
+        cold = row.cold
+        times = [MISSING_VALUE] * 4
+        if cold is not None:
+            parts_ms = (cold.import_ms, cold.session_ms, cold.first_inference_ms, cold.total_ms)
+            times = [f"{value:.0f}" for value in parts_ms]
         growth = row.memory_growth_bytes
         memory = [
-            _format_mebibytes(cold_start.get("peak_memory_bytes")),
+            _format_mebibytes(None if cold is None else cold.peak_memory_bytes),
             MISSING_VALUE if growth is None else f"{growth / 2**20:+.1f}",
         ]
         file_size = f"{row.file_bytes / 1e6:.1f}"
@@ -188,28 +189,30 @@ def _resource_table(result: BenchResult) -> Table:
 
 
 def _energy_cell(row: BenchRow) -> str:
-    energy_mj = row.summarize_energy_mj()
+    energy_mj = row.energy_mj
     return ", ".join(f"{mj:.1f} ({source})" for source, mj in energy_mj.items()) or MISSING_VALUE
 
 
 def _gate_cell(row: BenchRow) -> str:
-    if not row.gate["checked"]:
-        return f"[yellow]not checked[/], {row.session.get('feed', 'random')} input"
+    gate = row.gate
+    if not gate.checked:
+        return f"[yellow]not checked[/], {row.session.feed or 'random'} input"
     if row.has_failed_gate:
         return "[bold red]failed[/]"
-    agreement = f"{row.gate['top1_agreement']}/{row.gate['images']} agree"
-    return f"[green]{agreement}[/] |Δlogit| {row.gate['max_logit_difference']:.1g}"
+    difference = gate.max_logit_difference
+    small = "" if difference is None else f" |Δlogit| {difference:.1g}"
+    return f"[green]{gate.top1_agreement}/{gate.images} agree[/]{small}"
 
 
 def _stage_table(result: BenchResult) -> Table:
-    rows = [row for row in result.rows if row.summarize_stages_ms()]
-    names = list(dict.fromkeys(name for row in rows for name in row.summarize_stages_ms()))
+    rows = [row for row in result.rows if row.stages_ms]
+    names = list(dict.fromkeys(name for row in rows for name in row.stages_ms))
     table = plain_table()
     table.add_column("stages, median ms")
     for name in names:
         table.add_column(name, justify="right")
     for row in rows:
-        stages = row.summarize_stages_ms()
+        stages = row.stages_ms
         paced = "" if row.rate is None else f" {row.rate:g}/s"
         table.add_row(
             f"{row.runtime} {row.variant} {row.scope}{paced} t{row.threads}",
@@ -218,31 +221,27 @@ def _stage_table(result: BenchResult) -> Table:
     return table
 
 
-def _profile_table(row_id: str, profile: dict[str, Any]) -> Table:
+def _profile_table(row_id: str, profile: OperatorProfile) -> Table:
     table = plain_table()
-    table.add_column(f"{profile.get('rows', 'operators')} of {row_id}")
+    table.add_column(f"{profile.rows} of {row_id}")
     table.add_column("provider")
     for heading in ("nodes", "µs", "share"):
         table.add_column(heading, justify="right")
-    for entry in profile["operators"][:_MAX_OPERATORS]:
+    for operator in profile.operators[:_MAX_OPERATORS]:
         table.add_row(
-            str(entry["operator"]),
-            str(entry["provider"]),
-            str(entry["nodes"]),
-            f"{entry['us']:.0f}",
-            f"{entry['share']:.1%}",
+            operator.operator,
+            operator.provider,
+            str(operator.nodes),
+            f"{operator.us:.0f}",
+            f"{operator.share:.1%}",
         )
-    others = profile["operators"][_MAX_OPERATORS:]
+    others = profile.operators[_MAX_OPERATORS:]
     if others:
-        share = sum(float(str(entry["share"])) for entry in others)
+        share = sum(operator.share for operator in others)
         table.add_row(f"[dim]{len(others)} more[/]", "", "", "", f"{share:.1%}")
-    for entry in profile["nodes"][:_MAX_NODES]:
+    for node in profile.nodes[:_MAX_NODES]:
         table.add_row(
-            f"[dim]node {escape(str(entry['node']))}[/]",
-            "",
-            "",
-            f"{entry['us']:.0f}",
-            f"{entry['share']:.1%}",
+            f"[dim]node {escape(node.node)}[/]", "", "", f"{node.us:.0f}", f"{node.share:.1%}"
         )
     return table
 
@@ -280,9 +279,9 @@ def _show_notes(result: BenchResult) -> None:
                 "wait for the previous inference."
             )
     for row in result.rows:
-        if row.summarize_gpu():
+        if row.gpu is not None:
             out.print(
-                f"GPU      {row.id}: {format_gpu_state(row.summarize_gpu())}",
+                f"GPU      {row.id}: {format_gpu_state(row.gpu)}",
                 markup=False,
                 soft_wrap=True,
             )
@@ -336,7 +335,7 @@ def _show_recommendation(result: BenchResult) -> None:
         out.print(text, markup=False, soft_wrap=True)
         options = ", ".join(
             f"{name}={value}"
-            for name, value in choice.options.items()
+            for name, value in to_json(choice.options).items()
             if name not in ("variant", "batch")
         )
         out.print(f"         session: {options}", style="dim", markup=False, soft_wrap=True)
@@ -344,15 +343,12 @@ def _show_recommendation(result: BenchResult) -> None:
 
 def _noise_summary(result: BenchResult) -> str:
     measured = result.noise.measured
-    parts = [
-        f"{measured[name]:.1%} {description}"
-        for name, description in (
-            ("other_cpu", "of the CPU used by other processes"),
-            ("steal", "CPU steal"),
-        )
-        if measured.get(name) is not None
-    ]
-    spread = max(measured.get("round_spread", {}).values(), default=None)
+    shares = (
+        (measured.other_cpu, "of the CPU used by other processes"),
+        (measured.steal, "CPU steal"),
+    )
+    parts = [f"{share:.1%} {description}" for share, description in shares if share is not None]
+    spread = max(measured.round_spread.values(), default=None)
     if spread is not None:
         parts.append(f"rounds within {spread:.1%}")
     return ", ".join(parts) or "no measurements available"

@@ -10,7 +10,7 @@ import typer
 
 from edgetl.cli.console import out, plain_table
 from edgetl.cli.progress import measure_and_show
-from edgetl.core.formatting import MISSING_VALUE, describe_device, format_milliseconds, pluralize
+from edgetl.core.formatting import MISSING_VALUE, format_milliseconds, pluralize
 
 if TYPE_CHECKING:
     from edgetl.core.artifacts.candidates import CandidateRow, CandidatesResult
@@ -121,7 +121,7 @@ def show_candidates(result: CandidatesResult) -> None:
     """Print the candidates, fastest first, with the ones that fit and the next step."""
     budget = "" if result.latency_budget_ms is None else f", budget {result.latency_budget_ms:g} ms"
     out.print(
-        f"[bold]Candidates[/] with {result.classes} classes on {describe_device(result.device)}, "
+        f"[bold]Candidates[/] with {result.classes} classes on {result.device.description}, "
         f"{pluralize(result.threads, 'thread')}{budget}",
         highlight=False,
     )

@@ -58,7 +58,7 @@ def show_environment(environment: Environment) -> None:
 
 def _environment_rows(environment: Environment) -> list[tuple[str, str]]:
     cores = environment.cores
-    quota = "" if cores["quota"] is None else f", CPU quota {cores['quota']:g}"
+    quota = "" if cores.quota is None else f", CPU quota {cores.quota:g}"
     memory = "unknown"
     if environment.memory_bytes is not None:
         memory = f"{environment.memory_bytes / 2**30:.1f} GiB"
@@ -66,7 +66,7 @@ def _environment_rows(environment: Environment) -> list[tuple[str, str]]:
         ("Python", f"{environment.python}  {environment.executable}"),
         ("system", environment.system),
         ("processor", environment.cpu or "unknown"),
-        ("cores", f"{cores['available']} available of {cores['logical']}{quota}"),
+        ("cores", f"{cores.available} available of {cores.logical}{quota}"),
         ("memory", memory),
         ("GPU", _describe_gpus(environment)),
         *(
@@ -84,6 +84,6 @@ def _describe_gpus(environment: Environment) -> str:
     torch = environment.torch
     if torch is None:
         return gpus
-    torch_gpus = ", ".join(torch["gpus"]) or "no GPU"
-    build = f"built for CUDA {torch['cuda']}" if torch["cuda"] else "built without CUDA"
+    torch_gpus = ", ".join(torch.gpus) or "no GPU"
+    build = f"built for CUDA {torch.cuda}" if torch.cuda else "built without CUDA"
     return f"{gpus}; torch detects {torch_gpus} ({build})"

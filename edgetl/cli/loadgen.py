@@ -11,7 +11,7 @@ import typer
 from edgetl.cli.console import err, out
 from edgetl.cli.exit_codes import ExitCode
 from edgetl.cli.progress import measure_and_show
-from edgetl.core.formatting import describe_device, format_milliseconds, format_percent, pluralize
+from edgetl.core.formatting import format_milliseconds, format_percent, pluralize
 
 if TYPE_CHECKING:
     from edgetl.core.artifacts.loadgen import LoadgenAccuracy, LoadgenPerformance, LoadgenResult
@@ -129,21 +129,18 @@ def loadgen(
 def show_loadgen_result(result: LoadgenResult) -> None:
     """Print a result; LoadGen's own messages are printed verbatim."""
     setup = result.configuration
-    name = f"[bold]{result.model.get('name') or result.target}[/] {setup['variant']}"
-    device = describe_device(result.device)
-    threads = pluralize(setup["threads"], "thread")
-    batch = f", batch {setup['batch']}" if setup["batch"] > 1 else ""
+    name = f"[bold]{result.model.name or result.target}[/] {setup.variant}"
+    device = result.device.description
+    threads = pluralize(setup.threads, "thread")
+    batch = f", batch {setup.batch}" if setup.batch > 1 else ""
     out.print(
-        f"{name} on {device}, {setup['provider']}, {threads}, scope {setup['scope']}{batch}",
+        f"{name} on {device}, {setup.provider}, {threads}, scope {setup.scope}{batch}",
         highlight=False,
     )
-    _print_line("LoadGen", f"{result.loadgen}, {result.scenario}, {result.samples['description']}")
-    gate = setup["gate"]
-    _print_line(
-        "Gate",
-        f"{gate['top1_agreement']}/{gate['images']} agree, "
-        f"max |Δlogit| {gate['max_logit_difference']:.2g}",
-    )
+    _print_line("LoadGen", f"{result.loadgen}, {result.scenario}, {result.samples.description}")
+    gate = setup.gate
+    difference = gate.max_logit_difference or 0.0
+    _print_line("Gate", f"{gate.top1_agreement}/{gate.images} agree, max |Δlogit| {difference:.2g}")
     if result.accuracy is not None:
         _show_accuracy(result.accuracy)
     if result.performance is not None:
@@ -167,7 +164,7 @@ def _show_accuracy(accuracy: LoadgenAccuracy) -> None:
         text += f", at least {format_percent(accuracy.least)} required: {outcome}"
     _print_line("Accuracy", text)
     for mistake in accuracy.wrong[:_MAX_MISTAKES_SHOWN]:
-        _print_line("", f"{mistake['file']}: {mistake['answer']}, expected {mistake['wanted']}")
+        _print_line("", f"{mistake.file}: {mistake.answer}, expected {mistake.expected}")
     if len(accuracy.wrong) > _MAX_MISTAKES_SHOWN:
         hidden_count = len(accuracy.wrong) - _MAX_MISTAKES_SHOWN
         _print_line("", f"and {hidden_count} more in the result file")

@@ -131,7 +131,7 @@ def show_bench_results(results: Sequence[BenchResult]) -> None:
             )
         if result.interrupted:
             out.print(f"[yellow]Interrupted[/]  {escape(title)}", soft_wrap=True)
-    models = {str(result.model.get("run_id") or result.target) for result in results}
+    models = {result.model.run_id or result.target for result in results}
     if len(models) > 1:
         out.print(
             "The results are of different models, so their latencies are not comparable.",

@@ -12,6 +12,7 @@ import typer
 from edgetl.cli.console import err, out, print_json
 from edgetl.cli.exit_codes import ExitCode
 from edgetl.core.files import SCHEMA
+from edgetl.core.typed_json import to_json
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -65,8 +66,8 @@ def verify(
             "schema": SCHEMA,
             "kind": "verification",
             "bundle": {"model": opened.model, "run_id": opened.run_id},
-            "device": collect_device_info(),
-            "variants": [result.to_json() for result in results],
+            "device": to_json(collect_device_info()),
+            "variants": [to_json(result) for result in results],
         }
         print_json(content, indent=2)
     else:
@@ -101,21 +102,19 @@ def print_verify_results(results: Sequence[VerifyResult]) -> None:
         table.add_column(heading, justify="right")
     for result in results:
         gate = result.gate
-        difference = gate.get("max_logit_difference")
-        agreement = gate.get("top1_agreement")
         table.add_row(
             result.variant,
             result.provider,
             _status_text(result),
-            str(gate.get("images", "")),
-            "" if agreement is None else f"{agreement} of {gate['images']}",
-            "" if difference is None else f"{difference:.3g}",
-            f"{gate['tolerance']:.3g}" if "tolerance" in gate else "",
+            "" if gate.images is None else str(gate.images),
+            "" if gate.top1_agreement is None else f"{gate.top1_agreement} of {gate.images}",
+            "" if gate.max_logit_difference is None else f"{gate.max_logit_difference:.3g}",
+            "" if gate.tolerance is None else f"{gate.tolerance:.3g}",
         )
     out.print(table)
     for result in results:
         if not result.passed:
-            reason = result.gate["reason"].rstrip(".")
+            reason = (result.gate.reason or "").rstrip(".")
             message = f"\n{result.variant} on {result.provider}: {reason}. {result.advice}"
             out.print(message.rstrip(), markup=False, soft_wrap=True)
 
@@ -125,4 +124,4 @@ def _status_text(result: VerifyResult) -> Text:
 
     if result.passed:
         return Text("passed", style="green")
-    return Text("FAILED" if result.gate["checked"] else "not run", style="bold red")
+    return Text("FAILED" if result.gate.checked else "not run", style="bold red")

@@ -1,9 +1,11 @@
-"""Formatting of numbers and device descriptions for the terminal and for pages."""
+"""Formatting of numbers for the terminal and for pages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edgetl.core.artifacts.bench_rows import GpuSummary
 
 MISSING_VALUE = "—"
 """Placeholder for a missing value: not measured, or not supported by the data."""
@@ -31,38 +33,21 @@ def pluralize(count: int, singular: str, plural: str = "") -> str:
     return f"{count} {singular}" if count == 1 else f"{count} {plural or singular + 's'}"
 
 
-def describe_device(device: Mapping[str, Any]) -> str:
-    """Return the common name of a result's device: its board, or else its CPU, machine or host."""
-    if device.get("emulated"):
-        # The board, and possibly the CPU's name, are those of the emulator's host.
-        return f"emulated {device.get('machine')} ({device.get('cpu')})"
-    names = (device.get(key) for key in ("board", "cpu", "machine", "host"))
-    return str(next(filter(None, names), "unknown device"))
-
-
-def format_gpu_state(state: Mapping[str, Any]) -> str:
-    """Describe a row's GPU state: clocks, temperature, power, memory and throttling.
-
-    Args:
-        state: Result of `BenchRow.summarize_gpu`, not empty.
-    """
-    clocks, limit = state["sm_clock_mhz"], state["max_sm_clock_mhz"]
+def format_gpu_state(state: GpuSummary) -> str:
+    """Describe a row's GPU state: clocks, temperature, power, memory and throttling."""
     parts = []
-    if clocks:
-        low, high = clocks
+    if state.sm_clock_mhz is not None:
+        low, high = state.sm_clock_mhz
         clock = f"{high}" if low == high else f"{low} to {high}"
-        parts.append(f"SM {clock} MHz" + (f" of {limit}" if limit else ""))
-    quantities = (
-        ("temperature_c", 1, "°C"),
-        ("power_w", 1, "W"),
-        ("memory_used_bytes", 2**20, "MiB"),
-    )
-    parts += [
-        f"{state[name] / divisor:.0f} {unit}"
-        for name, divisor, unit in quantities
-        if state[name] is not None
-    ]
-    parts.append(f"throttle reasons: {', '.join(state['throttle_reasons']) or 'none'}")
+        limit = f" of {state.max_sm_clock_mhz}" if state.max_sm_clock_mhz else ""
+        parts.append(f"SM {clock} MHz{limit}")
+    if state.temperature_c is not None:
+        parts.append(f"{state.temperature_c:.0f} °C")
+    if state.power_w is not None:
+        parts.append(f"{state.power_w:.0f} W")
+    if state.memory_used_bytes is not None:
+        parts.append(f"{state.memory_used_bytes / 2**20:.0f} MiB")
+    parts.append(f"throttle reasons: {', '.join(state.throttle_reasons) or 'none'}")
     return ", ".join(parts)
 
 

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from typing import Any
 import edgetl
 from edgetl import __version__
 from edgetl.core.files import SCHEMA
-from edgetl.device.hardware.cpu import available_cores, cgroup_cpu_quota
+from edgetl.core.typed_json import JsonObject, parse_as, to_json
+from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.hardware.info import collect_device_info, installed_version
 from edgetl.device.hardware.procfs import PROC, SYS
 from edgetl.device.runtime.cuda_libraries import find_missing_library, suggest_remedy
@@ -74,16 +75,12 @@ def try_provider(name: str) -> str | None:
     return "onnxruntime fell back to another provider" if provider else _last_line(stderr)
 
 
-def try_torch() -> tuple[dict[str, Any] | None, str | None]:
-    """Import torch and torchvision.
-
-    Returns:
-        ({"gpus", "cuda", "threads"}, None), or (None, the reason of the import error).
-    """
+def try_torch() -> tuple[TorchInfo | None, str | None]:
+    """Import torch and torchvision. Return (facts, None), or (None, the import error's reason)."""
     facts, stderr = _run_probe(_TORCH_SCRIPT)
     if facts is None:
         return None, _last_line(stderr)
-    return facts, None
+    return parse_as(TorchInfo, facts, "torch"), None
 
 
 def _run_probe(script: str) -> tuple[Any, str]:
@@ -140,6 +137,27 @@ class DoctorFinding:
 
 
 @dataclass(frozen=True)
+class CoreCounts:
+    """Numbers of CPU cores."""
+
+    logical: int | None
+    available: int
+    """Cores that this process may use."""
+    quota: float | None
+    """CPU quota of its cgroups, in cores."""
+
+
+@dataclass(frozen=True)
+class TorchInfo:
+    """GPUs and threads of the installed PyTorch."""
+
+    gpus: tuple[str, ...]
+    cuda: str | None
+    """CUDA version that it was built for; None without CUDA."""
+    threads: int
+
+
+@dataclass(frozen=True)
 class Environment:
     """Software and hardware of this machine, with the problems found."""
 
@@ -147,8 +165,7 @@ class Environment:
     executable: str
     system: str
     cpu: str | None
-    cores: Mapping[str, Any]
-    """{"logical", "available", "quota"}."""
+    cores: CoreCounts
     memory_bytes: int | None
     gpus: tuple[str, ...]
     """NVIDIA GPUs reported by the driver."""
@@ -156,8 +173,8 @@ class Environment:
     """Versions; None if not installed."""
     providers: Mapping[str, str | None]
     """onnxruntime's providers in its order of preference: None if it starts, else the reason."""
-    torch: Mapping[str, Any] | None
-    """{"gpus", "cuda", "threads"}; None if torch is missing or cannot be imported."""
+    torch: TorchInfo | None
+    """None if torch is missing or cannot be imported."""
     findings: tuple[DoctorFinding, ...]
 
     @property
@@ -165,9 +182,9 @@ class Environment:
         """Findings that prevent predict and bench from running."""
         return [finding for finding in self.findings if finding.fatal]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the output of `edgetl doctor --json`."""
-        return {"schema": SCHEMA, "kind": "doctor", **asdict(self)}
+        return {"schema": SCHEMA, "kind": "doctor", **to_json(self)}
 
 
 def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
@@ -191,11 +208,11 @@ def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
         names, problem = list_providers()
         providers = {name: try_provider(name) for name in names}
         cuda_problem = providers.get("CUDAExecutionProvider")
-        if cuda_problem and facts["gpus"]:
-            findings.append(_cuda_finding(facts["gpus"][0], cuda_problem))
+        if cuda_problem and facts.gpus:
+            findings.append(_cuda_finding(facts.gpus[0], cuda_problem))
         if problem:
             findings.append(_onnxruntime_import_finding(problem))
-    torch: dict[str, Any] | None = None
+    torch: TorchInfo | None = None
     if versions["torch"] and versions["torchvision"]:
         torch, problem = try_torch()
         if problem:
@@ -203,15 +220,11 @@ def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
     return Environment(
         python=platform.python_version(),
         executable=sys.executable,
-        system=f"{facts['system']} {facts['machine']}",
-        cpu=facts["cpu"],
-        cores={
-            "logical": os.cpu_count(),
-            "available": available_cores(proc, sys_root),
-            "quota": cgroup_cpu_quota(proc, sys_root),
-        },
-        memory_bytes=facts["memory_bytes"],
-        gpus=tuple(facts["gpus"]),
+        system=f"{facts.system} {facts.machine}",
+        cpu=facts.cpu,
+        cores=CoreCounts(facts.cores, available_cores(proc, sys_root), facts.cpu_quota),
+        memory_bytes=facts.memory_bytes,
+        gpus=facts.gpus,
         packages=versions,
         providers=providers,
         torch=torch,

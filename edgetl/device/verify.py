@@ -6,14 +6,14 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import BenchError, BundleError, ProviderError
 from edgetl.core.paths import StrPath
 from edgetl.device.bench.backend import ModelSource
-from edgetl.device.bench.job import WorkerJob
+from edgetl.device.bench.job import GateReply, WorkerJob
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.worker_process import run_job
 from edgetl.device.hardware.cpu import available_cores
@@ -30,25 +30,14 @@ class VerifyResult:
     variant: str
     precision: str
     provider: str
-    gate: dict[str, Any]
-    """Verdict of `edgetl.device.runtime.golden.check_logits`; no values if it did not run."""
+    gate: GateResult
     advice: str = ""
     """Next step after a failure."""
 
     @property
     def passed(self) -> bool:
         """Whether the logits match the reference."""
-        return bool(self.gate["passed"])
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the entry of `edgetl verify --json`."""
-        return {
-            "variant": self.variant,
-            "precision": self.precision,
-            "provider": self.provider,
-            "gate": self.gate,
-            "advice": self.advice,
-        }
+        return bool(self.gate.passed)
 
 
 def verify(
@@ -127,7 +116,7 @@ def _verify_variant(
             variant.name,
             variant.precision,
             provider,
-            {"checked": False, "passed": False, "reason": str(file)},
+            GateResult.failure(str(file)),
         )
     source = ModelSource(
         file.resolve(),
@@ -147,19 +136,19 @@ def _verify_variant(
         files=tuple(path.resolve() for path in golden.files),
     )
     try:
-        logits = np.asarray(run_job(job, folder)["golden_logits"], np.float64)
+        logits = np.asarray(run_job(job, folder, GateReply).golden_logits, np.float64)
     except (BenchError, BundleError, ProviderError) as cause:
-        gate: dict[str, Any] = {"checked": False, "passed": False, "reason": str(cause)}
+        gate = GateResult.failure(str(cause))
     else:
         reference = golden.logits_for(variant)
         tolerance = gate_tolerance(reference, provider, golden.tolerance, variant.tolerance)
         gate = check_logits(logits, reference, tolerance)
-    advice = "" if gate["passed"] else " ".join(_failure_advice(variant, provider, gate))
+    advice = "" if gate.passed else " ".join(_failure_advice(variant, provider, gate))
     return VerifyResult(variant.name, variant.precision, provider, gate, advice)
 
 
-def _failure_advice(variant: Variant, provider: str, gate: dict[str, Any]) -> Iterator[str]:
-    if not gate["checked"]:
+def _failure_advice(variant: Variant, provider: str, gate: GateResult) -> Iterator[str]:
+    if not gate.checked:
         return
     if variant.precision.startswith("int8") and provider == "cpu":
         if has_int8_dot_product():

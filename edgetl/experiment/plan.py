@@ -24,7 +24,6 @@ from edgetl.core.files import (
     read_regular_file,
     write_json,
 )
-from edgetl.core.formatting import describe_device
 from edgetl.core.paths import ExperimentDirectory, RunDirectory
 from edgetl.core.typed_json import FieldError, parse_as
 from edgetl.device.hardware.info import collect_device_info
@@ -346,7 +345,7 @@ def _time_networks(
         if (
             is_complete
             and cached.classes == classes
-            and describe_device(cached.device) == describe_device(collect_device_info())
+            and cached.device.description == collect_device_info().description
         ):
             return replace(cached, latency_budget_ms=config.latency_budget_ms, rows=rows)
         folder.candidates.unlink()

@@ -22,7 +22,7 @@ from edgetl.device.bench import target
 from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.correctness_gate import GatedCase, run_gates
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.rounds import BenchProgress, BenchRunner, RoundRunner
+from edgetl.device.bench.rounds import BenchProgress, RoundRunner
 from edgetl.device.hardware.cpu import resolve_intra_op_threads
 from edgetl.device.hardware.info import collect_device_info
 from edgetl.device.runtime.session import check_provider
@@ -88,7 +88,7 @@ def time_candidates(
         note = f"Timing {len(cases)} candidates in {config.rounds} rounds takes {duration}."
         if cases:
             report(0, 0, note)
-        runner = BenchRunner()
+        runner = RoundRunner()
         with runner.capture_stop():
             runner.measure(cases, config.rounds, config.seed, folder, report)
     row_names = {
@@ -96,12 +96,12 @@ def time_candidates(
         for item in candidates
         if item.gated_case is not None
     }
-    rows = tuple(_attach_rounds(item, runner.round_runner) for item in candidates)
+    rows = tuple(_attach_rounds(item, runner) for item in candidates)
     rounds_by_row = {row.name: row.rounds for row in rows}
     result = CandidatesResult(
         created=created.isoformat(timespec="seconds"),
         edgetl=edgetl.__version__,
-        device={**device_info, **runner.device_states},
+        device=runner.describe_device(device_info),
         noise=runner.evaluate_noise(rounds_by_row),
         protocol={
             **asdict(protocol),
@@ -110,9 +110,7 @@ def time_candidates(
             "scope": "model",
             "batch": 1,
         },
-        order=tuple(
-            tuple(row_names[name] for name in order) for order in runner.round_runner.case_order
-        ),
+        order=tuple(tuple(row_names[name] for name in order) for order in runner.case_order),
         classes=config.classes,
         latency_budget_ms=config.latency_budget_ms,
         provider=config.provider,
@@ -189,8 +187,8 @@ def _prepare(
             imagenet_top1=untrained.imagenet_top1,
             file_bytes=size_bytes,
             file_sha256=sha256,
-            parity=untrained.check,
-            session={**gated_row.session, "input": gated_row.input},
+            parity=untrained.parity,
+            session=replace(gated_row.session, input=gated_row.input),
         ),
         gated_case,
         open_s + _block_s(protocol, untrained.inference_s),

@@ -75,7 +75,7 @@ def measure_variant_latencies(
         "batch": 1,
         "threads": threads,
         "provider": "cpu",
-        "cpu": collect_device_info().get("cpu"),
+        "cpu": collect_device_info().cpu,
         "rounds": _ROUNDS,
     }
     records = {
@@ -89,7 +89,7 @@ def measure_variant_latencies(
 
 def _latency_record(row: BenchRow, fp32_row: BenchRow | None) -> dict[str, Any]:
     if not row.rounds:
-        reason = row.gate.get("reason", "its process ended before the first measurement")
+        reason = row.gate.reason or "its process ended before the first measurement"
         return {"p50_ms": None, "reason": reason}
     record: dict[str, Any] = {"p50_ms": row.percentile_ms(50)}
     if fp32_row is None or row is fp32_row or not fp32_row.rounds:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -17,6 +16,7 @@ from onnx import helper, numpy_helper
 from torch import fx, nn
 
 from edgetl import __version__
+from edgetl.core.artifacts.candidates import CandidateParity
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ArchitectureError, ConfigError, ExportError, ParityError
@@ -60,8 +60,7 @@ class UntrainedFile:
     """Number of parameters, including the new head."""
     imagenet_top1: float | None
     """Top-1 in percent of torchvision's default weights at their default size, by torchvision."""
-    check: dict[str, Any]
-    """{"max_logit_difference", "tolerance"} between the file and PyTorch on identical tensors."""
+    parity: CandidateParity
     inference_s: float
     """Rough seconds of one inference here, to estimate the duration of a measurement."""
 
@@ -120,10 +119,10 @@ def write_untrained(
     graph = _export_untrained_graph(network, architecture, crop, classes)
     model = assemble(graph, preprocessing, "image", metadata)
     file.write_bytes(model.SerializeToString(deterministic=True))
-    check, inference_s = _check_and_time(network, file, pixels, threads)
+    parity, inference_s = _check_and_time(network, file, pixels, threads)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return UntrainedFile(
-        file, preprocessing, parameters, imagenet_top1(architecture), check, inference_s
+        file, preprocessing, parameters, imagenet_top1(architecture), parity, inference_s
     )
 
 
@@ -197,7 +196,7 @@ def _match_exporter_output(traced: onnx.ModelProto) -> onnx.ModelProto:
 
 def _check_and_time(
     network: nn.Module, file: Path, pixels: torch.Tensor, threads: int
-) -> tuple[dict[str, Any], float]:
+) -> tuple[CandidateParity, float]:
     session = create_session(
         extract_network(read_back(file)).SerializeToString(), threads=threads, spinning=False
     )
@@ -221,4 +220,4 @@ def _check_and_time(
         start = time.perf_counter()
         session.run([LOGITS], {PIXELS: pixels[:1].numpy()})
         durations_s.append(time.perf_counter() - start)
-    return {"max_logit_difference": difference, "tolerance": tolerance}, min(durations_s)
+    return CandidateParity(difference, tolerance), min(durations_s)

@@ -20,7 +20,7 @@ from edgetl.device.bench.inputs import make_model_input
 from edgetl.device.runtime.bundle import Variant
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import normalize, resize_and_crop
-from edgetl.device.runtime.profile import profile_nodes, summarize_nodes
+from edgetl.device.runtime.profile import profile_nodes, summarize_operators
 from edgetl.device.runtime.session import create_session
 from edgetl.export.bundle_writer import write_model, write_ort
 from edgetl.export.graph.assemble import assemble
@@ -76,8 +76,8 @@ def operator_times(network: onnx.ModelProto) -> dict[str, dict[str, Any]]:
         lambda prefix: create_session(content, profile_prefix=prefix), {PIXELS: pixels}, _RUNS
     )
     return {
-        entry["operator"]: {"nodes": entry["nodes"], "share": entry["share"]}
-        for entry in summarize_nodes(nodes)["operators"]
+        time.operator: {"nodes": time.nodes, "share": time.share}
+        for time in summarize_operators(nodes)
     }
 
 

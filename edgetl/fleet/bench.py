@@ -253,7 +253,7 @@ class _HostTask:
     def _check_model(self, result: BenchResult) -> None:
         sent_hashes = {variant.sha256 for variant in self._bundle.variants}
         measured_hashes = {row.file_sha256 for row in result.rows}
-        is_same_run = result.model.get("run_id") == self._bundle.run_id
+        is_same_run = result.model.run_id == self._bundle.run_id
         if not is_same_run or not measured_hashes <= sent_hashes:
             raise RemoteError("Its result does not match the bundle that was sent.")
 

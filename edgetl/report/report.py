@@ -17,6 +17,7 @@ from edgetl.core.artifacts.run import RunRecord, read_run_record
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import SCHEMA
 from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory, StrPath
+from edgetl.core.typed_json import JsonObject, to_json
 from edgetl.report.bench.page import render_bench_report
 from edgetl.report.bundle.page import render_bundle_report
 from edgetl.report.compare.page import render_compare_report
@@ -153,17 +154,16 @@ def detect_common_kind(paths: Sequence[Path]) -> ReportKind:
     return "bench"
 
 
-def _result_without_latencies(result: BenchResult) -> dict[str, Any]:
+def _result_without_latencies(result: BenchResult) -> JsonObject:
     """Return the JSON object of a result without raw latencies, which are in the result file."""
-    content = result.to_json()
-    rows = [
-        {name: value for name, value in row.items() if name != "rounds"} for row in content["rows"]
-    ]
-    sustained = content["sustained"]
+    rows = [to_json(row) for row in result.rows]
+    for row in rows:
+        del row["rounds"]
+    sustained = None if result.sustained is None else to_json(result.sustained)
     if sustained is not None:
-        sustained = {name: value for name, value in sustained.items() if name != "windows"}
+        del sustained["windows"]
     return {
-        **content,
+        **result.to_json(),
         "path": None if result.path is None else str(result.path),
         "rows": rows,
         "sustained": sustained,

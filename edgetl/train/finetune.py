@@ -392,7 +392,7 @@ def _feature_key(setup: RunSetup, indices: dict[str, list[int]]) -> dict[str, An
         "seed": config.seed,
         "device": compute_config.device_name,
         # Results on a CPU depend on its instructions and on the number of threads that share a sum.
-        "cpu": [collect_device_info().get("cpu"), torch.get_num_threads()] if on_cpu else None,
+        "cpu": [collect_device_info().cpu, torch.get_num_threads()] if on_cpu else None,
         "deterministic": config.deterministic if on_gpu else None,
         "versions": package_versions("opencv-python-headless", "onnxruntime", "onnxruntime-gpu"),
         "images": {

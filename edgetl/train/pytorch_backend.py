@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgetl.core.artifacts.session import OperatorProfile, SessionRecord
 from edgetl.core.config.torch_modes import TORCH_MODES
 from edgetl.core.errors import BenchError, ProviderError
 from edgetl.core.paths import RunDirectory
@@ -77,7 +78,7 @@ class PyTorchBackend:
             torch.set_num_interop_threads(1)
         self.provider = "cuda" if source.provider in CUDA_PROVIDERS else "cpu"
         self._device = torch.device(self.provider)
-        self._mode_name = str(source.settings.get("mode", "eager"))
+        self._mode_name = source.settings.get("mode", "eager")
         self._mode = TORCH_MODES[self._mode_name]
         self._dtype: torch.dtype = getattr(torch, self._mode.dtype)
         if self._mode.gpu_only and self._device.type == "cpu":
@@ -98,7 +99,7 @@ class PyTorchBackend:
         self._preprocessing = loaded.preprocessing
         self._batch_size = source.batch
         self._model = loaded.model.eval().to(self._device, self._dtype)
-        self._set_memory_format(str(source.settings.get("memory_format", CONTIGUOUS)))
+        self._set_memory_format(source.settings.get("memory_format", CONTIGUOUS))
 
     def _set_memory_format(self, memory_format: str) -> None:
         self._memory_format = _FORMATS[memory_format]
@@ -173,7 +174,7 @@ class PyTorchBackend:
         generator = np.random.default_rng(0)
         return [generator.integers(0, 256, shape, np.uint8) for _ in range(count)]
 
-    def autotune(self, batch: NDArray[Any]) -> dict[str, Any]:
+    def autotune(self, batch: NDArray[Any]) -> dict[str, str]:
         """Choose the faster memory format.
 
         The formats take turns and are compared by their best turn, which other processes disturb
@@ -207,7 +208,7 @@ class PyTorchBackend:
         self.infer(batch)
         return perf_counter_ns() - start
 
-    def profile(self, batch: NDArray[Any], runs: int) -> dict[str, Any]:
+    def profile(self, batch: NDArray[Any], runs: int) -> OperatorProfile:
         """Profile operators with PyTorch's profiler: self times on the GPU, or on the CPU."""
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device.type == "cuda":
@@ -217,21 +218,21 @@ class PyTorchBackend:
                 self.infer(batch)
         return operator_profile(profiler.key_averages(), runs, self.provider)
 
-    def describe(self, batch: NDArray[Any]) -> dict[str, Any]:
+    def describe(self, batch: NDArray[Any]) -> SessionRecord:
         """Return the settings that affect the latency."""
-        return {
-            "torch": torch.__version__,
-            "mode": f"{self._mode_name}, inference_mode",
-            "dtype": self._mode.dtype,
-            "tf32": self._device.type == "cuda" and self._dtype == torch.float32,
-            "cuda_graph": self._mode.uses_cuda_graph,
-            "compile_arguments": self._mode.get_compile_arguments(self._device.type),
-            "intra_op_threads": torch.get_num_threads(),
-            "inter_op_threads": torch.get_num_interop_threads(),
-            "device": torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu",
-            "mkldnn": bool(torch.backends.mkldnn.is_available()),  # type: ignore[no-untyped-call]
-            "capability": torch.backends.cpu.get_cpu_capability(),
-        }
+        return SessionRecord(
+            torch=torch.__version__,
+            mode=f"{self._mode_name}, inference_mode",
+            dtype=self._mode.dtype,
+            tf32=self._device.type == "cuda" and self._dtype == torch.float32,
+            cuda_graph=self._mode.uses_cuda_graph,
+            compile_arguments=self._mode.get_compile_arguments(self._device.type),
+            intra_op_threads=torch.get_num_threads(),
+            inter_op_threads=torch.get_num_interop_threads(),
+            device=torch.cuda.get_device_name() if self._device.type == "cuda" else "cpu",
+            mkldnn=bool(torch.backends.mkldnn.is_available()),  # type: ignore[no-untyped-call]
+            capability=torch.backends.cpu.get_cpu_capability(),
+        )
 
 
 def _compile_error_message(error: str) -> str:

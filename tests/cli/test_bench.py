@@ -13,11 +13,14 @@ import pytest
 from edgetl.cli.bench_tables import show_bench_result
 from edgetl.cli.console import out
 from edgetl.cli.exit_codes import ExitCode
-from edgetl.core.artifacts.bench import BenchResult, Noise
-from edgetl.core.artifacts.comparison import EarlierRow
+from edgetl.core.artifacts.bench import BenchResult
+from edgetl.core.artifacts.comparison import EarlierPair, EarlierRow, Pair
+from edgetl.core.artifacts.noise import NoiseReport
+from edgetl.core.artifacts.session import OperatorProfile, ProfiledOperator
 from edgetl.device.runtime.images import load_image
 from tests.core.artifacts.test_bench import result, row
 from tests.helpers.bundles import colour_logits, colour_model, write_bundle, write_pictures
+from tests.helpers.gpus import gpu_reading
 
 ROOT = Path(__file__).parents[2]
 
@@ -197,7 +200,7 @@ def test_table_fits_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
         for scope in ("model", "file")
     ]
     pairs = tuple(
-        (f"pytorch-fp32-{scope}-cpu-b1-t2", f"onnxruntime-fp32-{scope}-cpu-b1-t2")
+        Pair(f"pytorch-fp32-{scope}-cpu-b1-t2", f"onnxruntime-fp32-{scope}-cpu-b1-t2")
         for scope in ("model", "file")
     )
     text = rendered_text(BenchResult(**{**vars(result()), "rows": tuple(rows), "pairs": pairs}))
@@ -216,15 +219,17 @@ def test_table_fits_100_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_table_shows_missing_values_noise_and_earlier_result() -> None:
     earlier = EarlierRow(
-        "old.json", "2025-01-01T00:00:00+00:00", True, False, False, 4, True, 8.0, (8e6, 8.1e6)
+        "old.json", "2025-01-01T00:00:00+00:00", True, False, 4, True, 8.0, (8e6, 8.1e6)
     )
     text = rendered_text(
         BenchResult(
             **{
                 **{name: value for name, value in vars(result()).items() if name != "comparisons"},
-                "noise": Noise(("other processes used 40% of the CPU",)),
+                "noise": NoiseReport(("other processes used 40% of the CPU",)),
                 "earlier_pairs": (
-                    ("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier),
+                    EarlierPair(
+                        "pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier
+                    ),
                 ),
             }
         )
@@ -236,28 +241,13 @@ def test_table_shows_missing_values_noise_and_earlier_result() -> None:
 
 
 def test_table_shows_profile_clock_and_gpu_state() -> None:
-    reading = {
-        "index": 0,
-        "sm_clocks_mhz": [1980],
-        "max_sm_clock_mhz": 1980,
-        "throttle_reasons": ["hw slowdown"],
-        "temperature_c": 61,
-    }
-    reading |= {"power_w": 300.0, "memory_used_bytes": 2**30}
+    reading = gpu_reading(throttle_reasons=("hw slowdown",), temperature_c=61)
     measured = row("onnxruntime", [2_000_000, 2_000_000])
     measured = replace(
         measured, rounds=tuple(replace(block, gpu=reading) for block in measured.rounds)
     )
-    operators = [
-        {
-            "operator": "Conv",
-            "nodes": 1,
-            "provider": "CUDAExecutionProvider",
-            "us": 1.0,
-            "share": 1.0,
-        }
-    ]
-    profile = {"runs": 3, "clock": "host dispatch", "operators": operators, "nodes": []}
+    operators = (ProfiledOperator("Conv", "CUDAExecutionProvider", 1, 1.0, 1.0),)
+    profile = OperatorProfile(3, operators, (), "host dispatch")
     content = replace(result(), rows=(measured,), pairs=(), profiles={measured.id: profile})
     text = " ".join(rendered_text(content).split())
     assert "Times are host dispatch: time to launch the work" in text
@@ -267,6 +257,6 @@ def test_table_shows_profile_clock_and_gpu_state() -> None:
     )
     old = replace(
         content,
-        profiles={measured.id: {name: value for name, value in profile.items() if name != "clock"}},
+        profiles={measured.id: replace(profile, clock=None)},
     )
     assert "Times are" not in rendered_text(old)

@@ -27,9 +27,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
     monkeypatch.setattr(doctor, "installed_version", versions.get)
     monkeypatch.setattr(doctor, "list_providers", lambda: (["CPUExecutionProvider"], None))
     monkeypatch.setattr(doctor, "try_provider", lambda name: None)
-    monkeypatch.setattr(
-        doctor, "try_torch", lambda: ({"gpus": [], "cuda": None, "threads": 2}, None)
-    )
+    monkeypatch.setattr(doctor, "try_torch", lambda: (doctor.TorchInfo((), None, 2), None))
     monkeypatch.setattr(
         doctor.metadata,
         "requires",

@@ -207,7 +207,7 @@ def test_every_variant_predicts_and_passes_the_gate(
         BenchConfig(bundle, scopes=("model",), rounds=2, output=tmp_path / "result.json"),
         protocol=SHORT,
     )
-    assert [row.gate["passed"] for row in result.rows] == [True] * 5
+    assert [row.gate.passed for row in result.rows] == [True] * 5
     client = subprocess.run(
         [sys.executable, "-I", bundle / "predict.py", photo],
         capture_output=True,

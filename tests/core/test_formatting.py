@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgetl.core.formatting import describe_device, format_duration, format_milliseconds, pluralize
+from edgetl.core.formatting import format_duration, format_milliseconds, pluralize
 
 
 @pytest.mark.parametrize(
@@ -26,13 +26,6 @@ def test_pluralize() -> None:
         "1 thread",
         "2 threads",
     ]
-
-
-def test_describe_device_uses_most_specific_name() -> None:
-    device = {"host": "here", "machine": "aarch64", "cpu": "Cortex-A76", "board": "Raspberry Pi 5"}
-    for name in ("board", "cpu", "machine", "host"):
-        assert describe_device(device) == device.pop(name)
-    assert describe_device({"board": None, "cpu": ""}) == "unknown device"
 
 
 @pytest.mark.parametrize(

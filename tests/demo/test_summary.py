@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import pytest
 
+from edgetl.core.artifacts.gate import GateResult
 from edgetl.demo.summary import accuracy_gain_table, latency_gain_table
 from tests.helpers.bench_results import bench_result, bench_row
 from tests.helpers.experiments import made_experiment
@@ -91,7 +92,7 @@ def test_latency_table_lists_pytorch_and_variants() -> None:
 
 
 def test_latency_table_reports_failed_gate() -> None:
-    gate = {"checked": True, "passed": False, "reason": "3 of 8 images"}
+    gate = GateResult(checked=True, passed=False, reason="3 of 8 images")
     wrong = bench_row("onnxruntime", "int8", 1.0, rounds=0, gate=gate)
     table = latency_gain_table(
         BUNDLE, bench_result((bench_row("pytorch", "fp32", 9.0), wrong)), 0.5

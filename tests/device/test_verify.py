@@ -55,8 +55,8 @@ def test_verify_passes_intact_bundle(bundle: Path) -> None:
     (result,) = verify(open_bundle(bundle))
     assert result.passed
     assert result.advice == ""
-    assert result.gate["top1_agreement"] == result.gate["images"] == 8
-    assert result.gate["max_logit_difference"] <= result.gate["tolerance"]
+    assert result.gate.top1_agreement == result.gate.images == 8
+    assert result.gate.max_logit_difference <= result.gate.tolerance
 
 
 def test_verify_fails_wrong_logits_with_advice(
@@ -65,7 +65,7 @@ def test_verify_fails_wrong_logits_with_advice(
     break_weights(bundle)
     (result,) = verify(open_bundle(bundle))
     assert not result.passed
-    assert "logits differ by" in result.gate["reason"]
+    assert "logits differ by" in result.gate.reason
     assert "another onnxruntime" in result.advice
     rewrite(bundle, lambda content: content["variants"][0].update(precision="int8"))
     for supported, advice in (
@@ -92,7 +92,7 @@ def test_verify_fails_only_the_broken_variant(bundle: Path) -> None:
     intact, truncated = verify(open_bundle(bundle))
     assert intact.passed
     assert not truncated.passed
-    assert not truncated.gate["checked"]
+    assert not truncated.gate.checked
 
 
 def test_verify_rejects_altered_files(bundle: Path, tmp_path: Path) -> None:

@@ -7,18 +7,23 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from edgetl.core.artifacts.bench import BenchResult, Noise
+from edgetl.core.artifacts.bench import BenchedModel, BenchResult
 from edgetl.core.artifacts.bench_rows import BenchRow, BlockResult, ColdStart
+from edgetl.core.artifacts.comparison import Pair
+from edgetl.core.artifacts.device import CpuTime, DeviceInfo, DeviceState, PressureStalls
+from edgetl.core.artifacts.gate import GateResult
+from edgetl.core.artifacts.noise import Interference, NoiseReport
+from edgetl.core.artifacts.session import OperatorProfile, ProfiledOperator, SessionRecord
 from edgetl.core.artifacts.sustained import LatencyWindow, SustainedResult
 
-GATE = {
-    "checked": True,
-    "passed": True,
-    "images": 8,
-    "top1_agreement": 8,
-    "max_logit_difference": 1.2e-5,
-    "tolerance": 0.05,
-}
+GATE = GateResult(
+    checked=True,
+    passed=True,
+    images=8,
+    top1_agreement=8,
+    max_logit_difference=1.2e-5,
+    tolerance=0.05,
+)
 STAGES = {"file": {"read": 0.3, "decode": 1.8, "preprocess": 0.7}, "image": {"preprocess": 0.7}}
 
 
@@ -80,11 +85,11 @@ def bench_row(
         "file_sha256": (variant.encode().hex() * 20)[:64],
         "file_bytes": {"fp32": 8_900_000, "int8": 2_400_000}.get(variant, 4_500_000),
         "gate": GATE,
-        "session": {
-            "intra_op_threads": threads,
-            "graph_optimization": "ORT_ENABLE_ALL",
-            "providers": ["CPUExecutionProvider"],
-        },
+        "session": SessionRecord(
+            intra_op_threads=threads,
+            graph_optimization="ORT_ENABLE_ALL",
+            providers=("CPUExecutionProvider",),
+        ),
     } | changes
     return BenchRow(
         runtime,
@@ -100,35 +105,31 @@ def bench_row(
 
 def device(
     host: str | None = "bench", cpu: str | None = "Cortex-A76", **changes: Any
-) -> dict[str, Any]:
-    """Return the device section of a result; `changes` replace other fields."""
-    state = {
-        "monotonic_s": 10.5,
-        "load": [0.1, 0.2, 0.3],
-        "cpu_seconds": {"busy": 10.0, "total": 100.0, "steal": 0.0},
-        "pressure_us": {"cpu": 5, "memory": None, "io": 0},
-        "throttling": None,
-        "temperature_c": 41.0,
-        "frequency_khz": 2_400_000,
-        "governors": ["schedutil"],
-    }
-    facts: dict[str, Any] = {
-        "host": host,
-        "board": None,
-        "machine": "aarch64",
-        "system": "Linux 6.6",
-        "cpu": cpu,
-        "cores": 4,
-        "cores_available": 4,
-        "cpu_quota": None,
-        "memory_bytes": 8 * 2**30,
-        "gpus": [],
-        "python": "3.12.3",
-        "packages": {"numpy": "2.1.0", "onnxruntime": "1.23.0"},
-        "before": state,
-        "after": {**state, "monotonic_s": 99.0, "temperature_c": 61.0},
-    }
-    return facts | changes
+) -> DeviceInfo:
+    """Return the device of a result; `changes` replace other fields."""
+    state = DeviceState(
+        monotonic_s=10.5,
+        load=(0.1, 0.2, 0.3),
+        cpu_seconds=CpuTime(busy=10.0, total=100.0, steal=0.0),
+        pressure_us=PressureStalls(cpu=5, io=0),
+        temperature_c=41.0,
+        frequency_khz=2_400_000,
+        governors=("schedutil",),
+    )
+    info = DeviceInfo(
+        host=host,
+        machine="aarch64",
+        system="Linux 6.6",
+        cpu=cpu,
+        cores=4,
+        cores_available=4,
+        memory_bytes=8 * 2**30,
+        python="3.12.3",
+        packages={"numpy": "2.1.0", "onnxruntime": "1.23.0"},
+        before=state,
+        after=replace(state, monotonic_s=99.0, temperature_c=61.0),
+    )
+    return replace(info, **changes)
 
 
 def sustained_run(row: BenchRow, windows: int = 120, sensors: bool = True) -> SustainedResult:
@@ -157,20 +158,19 @@ def bench_result(rows: tuple[BenchRow, ...], **changes: Any) -> BenchResult:
         "created": "2026-01-02T03:04:05+00:00",
         "edgetl": "0.1.0",
         "target": "runs/pets",
-        "model": {"name": "mobilenet_v2", "run_id": "0123456789ab"},
+        "model": BenchedModel("mobilenet_v2", "0123456789ab"),
         "device": device(),
-        "noise": Noise(
+        "noise": NoiseReport(
             (),
-            {
-                "other_cpu": 0.004,
-                "steal": None,
-                "round_spread": {row.id: row.spread for row in rows if row.rounds},
-            },
+            Interference(
+                other_cpu=0.004,
+                round_spread={row.id: row.spread for row in rows if row.rounds},
+            ),
         ),
         "protocol": {"block_seconds": 1.0, "block_runs": 100, "rounds": 6, "seed": 0},
         "order": tuple(("a", "b") for _ in range(6)),
         "pairs": tuple(
-            (baseline.id, row.id)
+            Pair(baseline.id, row.id)
             for baseline in rows
             for row in rows
             if baseline.runtime == "pytorch"
@@ -196,14 +196,8 @@ def board() -> BenchResult:
         bench_row("onnxruntime", "int8", 4.6, rate=50.0),
         bench_row("onnxruntime", "int8", 3.1, scope="file", rate=50.0),
     )
-    operators = [
-        {
-            "operator": name,
-            "nodes": nodes,
-            "provider": "CPUExecutionProvider",
-            "us": us,
-            "share": us / 4400,
-        }
+    operators = tuple(
+        ProfiledOperator(name, "CPUExecutionProvider", nodes, us, us / 4400)
         for name, nodes, us in (
             ("QLinearConv", 52, 3400.0),
             ("Resize", 1, 420.0),
@@ -211,8 +205,8 @@ def board() -> BenchResult:
             ("Gemm", 1, 180.0),
             ("Softmax", 1, 100.0),
         )
-    ]
-    profiles = {rows[2].id: {"runs": 50, "operators": operators, "nodes": []}}
+    )
+    profiles = {rows[2].id: OperatorProfile(50, operators, ())}
     return bench_result(
         rows,
         sustained=sustained_run(rows[2]),
@@ -241,7 +235,7 @@ def server() -> BenchResult:
             ("onnxruntime", "int8", 1.5),
         )
     )
-    failed_gate = {**GATE, "passed": False, "reason": "logits differ by 3.1, tolerance 0.05"}
+    failed_gate = replace(GATE, passed=False, reason="logits differ by 3.1, tolerance 0.05")
     rows += (replace(bench_row("onnxruntime", "fp16", 1.0), rounds=(), gate=failed_gate),)
     facts = device(
         "server",
@@ -250,13 +244,12 @@ def server() -> BenchResult:
         cores=64,
         packages={"numpy": "2.1.0", "onnxruntime": "1.24.0", "torch": "2.14.0"},
     )
-    noise = Noise(
-        ("other processes used 12% of the CPU",),
-        {"other_cpu": 0.12, "steal": None, "disturbance": 0.12},
+    noise = NoiseReport(
+        ("other processes used 12% of the CPU",), Interference(other_cpu=0.12, disturbance=0.12)
     )
     return bench_result(
         rows,
-        device={**facts, "memory_bytes": None},
+        device=replace(facts, memory_bytes=None),
         noise=noise,
         interrupted=True,
         sustained=sustained_run(rows[1], sensors=False),

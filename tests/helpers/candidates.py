@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.artifacts.bench import Noise
 from edgetl.core.artifacts.bench_rows import BlockResult, ColdStart
 from edgetl.core.artifacts.candidates import CandidateRow, CandidatesResult
+from edgetl.core.artifacts.device import DeviceInfo
+from edgetl.core.artifacts.noise import NoiseReport
 
 
 def candidate(
@@ -41,8 +42,8 @@ def result_of(
     return CandidatesResult(
         created="2026-01-01T00:00:00+00:00",
         edgetl="0",
-        device={"host": "here"},
-        noise=Noise(reasons),
+        device=DeviceInfo(host="here"),
+        noise=NoiseReport(reasons),
         protocol={},
         order=(),
         classes=10,

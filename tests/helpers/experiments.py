@@ -6,6 +6,7 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
+from edgetl.core.artifacts.device import DeviceInfo
 from edgetl.core.artifacts.experiment import DeployedModel, Experiment
 from edgetl.core.artifacts.experiment_runs import StrategyEpoch, StrategyRun
 
@@ -102,7 +103,7 @@ def made_experiment(
     return Experiment(
         created="2026-01-02T03:04:05+00:00",
         edgetl="0.1.0",
-        device={"cpu": "Test CPU", "host": "here"},
+        device=DeviceInfo(cpu="Test CPU", host="here"),
         config={**CONFIG, "compare": {**CONFIG["compare"], "seeds": seeds}},
         classes=("cat", "dog"),
         data={

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+
+from edgetl.core.artifacts.bench_rows import GpuReading
 
 
 class NVMLError(Exception):
@@ -107,16 +110,15 @@ class FakePynvml:
             raise NVMLError("Not Supported")
 
 
-def gpu_reading(**changes: Any) -> dict[str, Any]:
-    """Return a GPU reading of one round, in a worker's format, with `changes`."""
-    reading = {
-        "index": 0,
-        "sm_clocks_mhz": [1980],
-        "memory_clocks_mhz": [2619],
-        "max_sm_clock_mhz": 1980,
-        "throttle_reasons": [],
-        "temperature_c": 50,
-        "power_w": 300.0,
-        "memory_used_bytes": 2**30,
-    }
-    return {**reading, **changes}
+def gpu_reading(**changes: Any) -> GpuReading:
+    """Return a GPU reading of one round with `changes`."""
+    reading = GpuReading(
+        sm_clocks_mhz=(1980,),
+        max_sm_clock_mhz=1980,
+        throttle_reasons=(),
+        temperature_c=50,
+        power_w=300.0,
+        memory_used_bytes=2**30,
+        memory_clocks_mhz=(2619,),
+    )
+    return replace(reading, **changes)

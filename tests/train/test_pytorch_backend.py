@@ -145,7 +145,7 @@ def test_autotune_chooses_a_memory_format(exported: RunDirectory) -> None:
     assert settings["memory_format"] in (CONTIGUOUS, CHANNELS_LAST)
     assert np.abs(backend.infer(batch) - first).max() < 1e-4
     description = backend.describe(batch)
-    assert (description["intra_op_threads"], description["device"]) == (1, "cpu")
+    assert (description.intra_op_threads, description.device) == (1, "cpu")
 
 
 @pytest.mark.usefixtures("restored_threads")
@@ -178,10 +178,10 @@ def test_bench_compares_a_run_with_pytorch(run: RunDirectory) -> None:
         assert comparison.speedup.low <= comparison.speedup.ratio <= comparison.speedup.high
         assert comparison.verdict in ("faster", "slower", "inconclusive", "noisy")
     model = result.get_row("pytorch-fp32-model-cpu-b1-t1")
-    assert (model.session["intra_op_threads"], model.session["inter_op_threads"]) == (1, 1)
-    assert model.session["memory_format"] in (CONTIGUOUS, CHANNELS_LAST)
-    assert model.gate["max_logit_difference"] < 1e-3
-    assert result.get_row("onnxruntime-fp32-model-cpu-b1-t1").gate["model_scope_difference"] < 0.05
+    assert (model.session.intra_op_threads, model.session.inter_op_threads) == (1, 1)
+    assert model.session.memory_format in (CONTIGUOUS, CHANNELS_LAST)
+    assert model.gate.max_logit_difference < 1e-3
+    assert result.get_row("onnxruntime-fp32-model-cpu-b1-t1").gate.model_scope_difference < 0.05
     assert model.file_sha256 == sha256_file(run.weights)
     assert (
         model.summarize_cold_starts()["import_ms"]
@@ -210,8 +210,8 @@ def test_bench_compares_with_bfloat16_baseline(run: RunDirectory) -> None:
     )
     assert result.failed_rows == []
     bf16_row = result.get_row("pytorch-bf16-model-cpu-b2-t1")
-    assert bf16_row.session["mode"].startswith("bf16")
-    assert bf16_row.gate["max_logit_difference"] > 0
+    assert bf16_row.session.mode.startswith("bf16")
+    assert bf16_row.gate.max_logit_difference > 0
     pairs = {(pair.baseline, pair.candidate) for pair in result.comparisons}
     assert pairs == {
         (f"{baseline}-model-cpu-b2-t1", f"{candidate}-model-cpu-b2-t1")
@@ -284,16 +284,16 @@ def test_bench_skips_compile_without_a_compiler(
 def test_profile_lists_pytorch_operators(exported: RunDirectory) -> None:
     backend = PyTorchBackend(ModelSource(exported.path, 1))
     profile = backend.profile(backend.make_inputs(1)[0], 3)
-    assert (profile["clock"], profile["runs"]) == ("host", 3)
-    assert any("conv" in entry["operator"] for entry in profile["operators"])
-    assert sum(entry["share"] for entry in profile["operators"]) == pytest.approx(1)
+    assert (profile.clock, profile.runs) == ("host", 3)
+    assert any("conv" in entry.operator for entry in profile.operators)
+    assert sum(entry.share for entry in profile.operators) == pytest.approx(1)
 
 
 def test_bench_profiles_every_runtime(run: RunDirectory) -> None:
     config = BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), profile=True)
     result = bench(config, protocol=replace(BRIEF, profiled_runs=2))
     assert {
-        row_id.partition("-")[0]: profile["clock"] for row_id, profile in result.profiles.items()
+        row_id.partition("-")[0]: profile.clock for row_id, profile in result.profiles.items()
     } == {
         "pytorch": "host",
         "onnxruntime": "host",

@@ -334,7 +334,7 @@ def result(comparison: Comparison, runs: Sequence[Row]) -> Row:
     return {
         "kind": "finetune-comparison",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {name: facts[name] for name in MACHINE},
+        "machine": {name: getattr(facts, name) for name in MACHINE},
         "data": str(comparison.data),
         "weights": str(comparison.weights),
         "edgetl": comparison.edgetl,

@@ -7,25 +7,36 @@ with `jq`; `read_bench_result` reads only the raw latencies and recomputes the s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from edgetl.core.artifacts.bench_rows import BenchRow, relative_spread, round_ratios
 from edgetl.core.artifacts.comparison import (
-    EarlierRow,
+    EarlierPair,
+    Pair,
     RowComparison,
     are_ratios_consistent,
     decide_verdict,
+    parse_pair,
 )
+from edgetl.core.artifacts.device import DeviceInfo
 from edgetl.core.artifacts.limits import LimitCheck, check_limits
+from edgetl.core.artifacts.noise import NoiseReport
 from edgetl.core.artifacts.recommendation import Recommendation, recommend
+from edgetl.core.artifacts.session import OperatorProfile
 from edgetl.core.artifacts.sustained import SustainedResult
 from edgetl.core.config.bench import Limits
 from edgetl.core.files import SCHEMA
 from edgetl.core.statistics import paired_speedup, unpaired_speedup
-from edgetl.core.typed_json import parse_as
+from edgetl.core.typed_json import (
+    FieldError,
+    JsonObject,
+    computed_as,
+    in_json,
+    parse_as,
+    to_json,
+)
 
 EAGER_VARIANT = "fp32"
 """Variant of the PyTorch row that serves as baseline of speed-ups: eager mode, as trained."""
@@ -33,51 +44,14 @@ MIN_ROUNDS = 2
 """Fewest rounds from which an interval can be computed."""
 
 
-_DISTURBANCE_KEYS = ("disturbance", "other_cpu", "steal", "cpu_pressure")
-
-
 @dataclass(frozen=True)
-class Noise:
-    """Interference by other load during a measurement."""
+class BenchedModel:
+    """Model of a bundle or an ONNX file."""
 
-    reasons: tuple[str, ...]
-    """Signs of interference, for people; empty if the device was quiet."""
-    measured: Mapping[str, Any] = field(default_factory=dict)
-    """The values behind the reasons; None for those that the device does not report."""
-
-    @property
-    def is_noisy(self) -> bool:
-        """Whether there are signs of interference."""
-        return bool(self.reasons)
-
-    @property
-    def disturbance(self) -> float:
-        """Largest share of CPU time taken by something else; 0 if the device does not report it."""
-        # Results of older versions lack the total and have only its parts.
-        total_key, *part_keys = _DISTURBANCE_KEYS
-        keys = [total_key] if total_key in self.measured else part_keys
-        return max(float(self.measured.get(key) or 0.0) for key in keys)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the field `noise` of a result."""
-        return {
-            "verdict": "noisy" if self.is_noisy else "quiet",
-            "reasons": list(self.reasons),
-            "measured": dict(self.measured),
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> Noise:
-        """Parse the output of `to_json`.
-
-        Raises:
-            FieldError: A value has the wrong type.
-        """
-        noise = parse_as(cls, {name: content[name] for name in ("reasons", "measured")}, "noise")
-        for name, value in noise.measured.items():
-            if name in _DISTURBANCE_KEYS:
-                parse_as(float | None, value, f"noise.measured.{name}")  # type: ignore[arg-type]
-        return noise
+    name: str
+    """Architecture; the name of a single ONNX file."""
+    run_id: str | None
+    """None for a single ONNX file."""
 
 
 @dataclass(frozen=True)
@@ -89,31 +63,37 @@ class BenchResult:
     edgetl: str
     """Version of edgetl that measured."""
     target: str
-    model: Mapping[str, Any]
-    """{"name", "run_id"}; None for values missing from a single ONNX file."""
-    device: Mapping[str, Any]
-    noise: Noise
-    protocol: Mapping[str, Any]
+    model: BenchedModel
+    device: DeviceInfo
+    noise: NoiseReport
+    protocol: Mapping[str, int | float | str]
+    """Durations and counts of the protocol, with `rounds` and `seed`."""
     order: tuple[tuple[str, ...], ...]
     """Order of the processes in each round."""
     rows: tuple[BenchRow, ...]
-    pairs: tuple[tuple[str, str], ...]
-    """(baseline, candidate) row ids measured in the same rounds."""
-    earlier_pairs: tuple[tuple[str, str, EarlierRow], ...] = ()
-    """(row id in the earlier result, candidate row id, earlier row)."""
+    pairs: tuple[Pair, ...] = field(default=(), metadata=in_json(stored=False))
+    """Comparisons within this result."""
+    earlier_pairs: tuple[EarlierPair, ...] = field(default=(), metadata=in_json(stored=False))
     notes: tuple[str, ...] = ()
     sustained: SustainedResult | None = None
-    profiles: Mapping[str, Any] = field(default_factory=dict)
-    """Time by operator and by node, by row id.
-
-    {"runs", "clock", "operators": [{"operator", "nodes", "provider", "us", "share"}],
-    "nodes": [...]}; for `clock` see `edgetl.core.formatting.PROFILE_CLOCK_DESCRIPTIONS`.
-    """
-    limits: Limits = field(default_factory=Limits)
+    profiles: Mapping[str, OperatorProfile] = field(default_factory=dict)
+    """Time by operator and by node, by row id."""
+    limits: Limits = field(default=Limits(), metadata=in_json(stored=False))
     """Limits that the result is checked against."""
     interrupted: bool = False
-    path: Path | None = None
+    path: Path | None = field(default=None, metadata=in_json(stored=False))
     """The result file."""
+
+    def __post_init__(self) -> None:
+        ids = {row.id for row in self.rows}
+        row_ids = [
+            *(pair.baseline for pair in self.pairs),
+            *(pair.candidate for pair in self.pairs),
+            *(pair.candidate for pair in self.earlier_pairs),
+        ]
+        unknown = [row_id for row_id in row_ids if row_id not in ids]
+        if unknown:
+            raise FieldError(f"comparisons has {unknown[0]!r}, which is no row")
 
     def get_row(self, row_id: str) -> BenchRow:
         """Return the row with this id."""
@@ -127,7 +107,7 @@ class BenchResult:
     @property
     def is_emulated(self) -> bool:
         """Whether the CPU was emulated, so that latencies are not those of a real device."""
-        return bool(self.device.get("emulated"))
+        return self.device.emulated
 
     @cached_property
     def recommendation(self) -> Recommendation | None:
@@ -170,9 +150,9 @@ class BenchResult:
         return relative_spread(earlier.round_medians_ns) + self.get_row(pair.candidate).spread
 
     def _iterate_comparisons(self) -> Iterator[RowComparison]:
-        for baseline, candidate in self.pairs:
+        for pair in self.pairs:
             # After an interruption, one of the two rows may lack the last round.
-            ratios = round_ratios(self.get_row(baseline), self.get_row(candidate))
+            ratios = round_ratios(self.get_row(pair.baseline), self.get_row(pair.candidate))
             if len(ratios) >= MIN_ROUNDS:
                 speedup = paired_speedup(ratios)
                 verdict = decide_verdict(
@@ -182,41 +162,69 @@ class BenchResult:
                     are_ratios_consistent(ratios),
                 )
                 yield RowComparison(
-                    baseline, candidate, speedup, "noisy" if self.is_emulated else verdict
+                    pair.baseline,
+                    pair.candidate,
+                    speedup,
+                    "noisy" if self.is_emulated else verdict,
                 )
-        for baseline, candidate, earlier in self.earlier_pairs:
-            row = self.get_row(candidate)
+        for earlier_pair in self.earlier_pairs:
+            row = self.get_row(earlier_pair.candidate)
+            earlier = earlier_pair.earlier_row
             if min(len(earlier.round_medians_ns), len(row.rounds)) >= MIN_ROUNDS:
                 speedup = unpaired_speedup(earlier.round_medians_ns, row.round_medians_ns)
-                pair = RowComparison(baseline, candidate, speedup, "inconclusive", earlier)
-                verdict = decide_verdict(
-                    speedup, self.noise.is_noisy or earlier.noisy, self.compute_noise_margin(pair)
+                comparison = RowComparison(
+                    earlier_pair.baseline, row.id, speedup, "inconclusive", earlier
                 )
-                yield replace(pair, verdict="noisy" if self.is_emulated else verdict)
+                verdict = decide_verdict(
+                    speedup,
+                    self.noise.is_noisy or earlier.noisy,
+                    self.compute_noise_margin(comparison),
+                )
+                yield replace(comparison, verdict="noisy" if self.is_emulated else verdict)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the content of the result file, which `edgetl bench --json` prints as well."""
-        recommendation, sustained = self.recommendation, self.sustained
-        return {
-            "schema": SCHEMA,
-            "kind": "bench",
-            "created": self.created,
-            "edgetl": self.edgetl,
-            "target": self.target,
-            "model": dict(self.model),
-            "device": dict(self.device),
-            "noise": self.noise.to_json(),
-            "protocol": dict(self.protocol),
-            "order": [list(names) for names in self.order],
-            "interrupted": self.interrupted,
-            "notes": list(self.notes),
-            "rows": [row.to_json() for row in self.rows],
-            "comparisons": [comparison.to_json() for comparison in self.comparisons],
-            "recommendation": None if recommendation is None else recommendation.to_json(),
-            "limits": {
-                **asdict(self.limits),
-                "judged": [check.to_json() for check in self.limit_checks],
-            },
-            "sustained": None if sustained is None else sustained.to_json(),
-            "profiles": dict(self.profiles),
-        }
+        return {"schema": SCHEMA, "kind": "bench", **to_json(self)}
+
+    @classmethod
+    def from_json(cls, content: JsonObject) -> BenchResult:
+        """Parse the output of `to_json`; its statistics are ignored.
+
+        Raises:
+            FieldError: A field is missing, unknown or of the wrong type, or fields contradict each
+                other.
+        """
+        fields = {name: value for name, value in content.items() if name not in ("schema", "kind")}
+        result = parse_as(cls, fields, "the result")
+        limits = parse_as(dict[str, object], content.get("limits", {}), "limits")
+        limits.pop("judged", None)
+        rows = parse_as(tuple[dict[str, object], ...], content["rows"], "rows")
+        entries = parse_as(tuple[dict[str, object], ...], content.get("comparisons"), "comparisons")
+        # Row ids of older versions were shorter, so they are translated through the rows.
+        ids = {entry.get("id"): row.id for entry, row in zip(rows, result.rows, strict=True)}
+        pairs, earlier_pairs = [], []
+        for entry in entries:
+            pair = parse_pair(entry)
+            candidate = ids.get(pair.candidate, pair.candidate)
+            if isinstance(pair, Pair):
+                pairs.append(Pair(ids.get(pair.baseline, pair.baseline), candidate))
+            else:
+                earlier_pairs.append(replace(pair, candidate=candidate))
+        return replace(
+            result,
+            limits=parse_as(Limits, limits, "limits"),
+            pairs=tuple(pairs),
+            earlier_pairs=tuple(earlier_pairs),
+        )
+
+    @computed_as("comparisons")
+    def _stored_comparisons(self) -> list[RowComparison]:
+        return self.comparisons
+
+    @computed_as("recommendation")
+    def _stored_recommendation(self) -> Recommendation | None:
+        return self.recommendation
+
+    @computed_as("limits")
+    def _stored_limits(self) -> JsonObject:
+        return {**to_json(self.limits), "judged": [to_json(check) for check in self.limit_checks]}

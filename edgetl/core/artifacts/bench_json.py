@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from edgetl.core.artifacts.bench import BenchResult, Noise
-from edgetl.core.artifacts.bench_rows import BenchRow
-from edgetl.core.artifacts.comparison import (
-    EARLIER_RESULT,
-    SAME_RUN,
-    EarlierRow,
-)
-from edgetl.core.artifacts.sustained import SustainedResult
-from edgetl.core.config.bench import Limits
+from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.files import MAX_JSON_BYTES, parse_json, read_json, read_regular_file
 from edgetl.core.paths import RunDirectory
-from edgetl.core.typed_json import parse_as
+from edgetl.core.typed_json import FieldError, JsonObject
 
 
 def read_bench_result(path: Path) -> BenchResult:
@@ -36,81 +28,15 @@ def read_bench_result(path: Path) -> BenchResult:
             "Give a result of `edgetl bench` for a run, bundle or ONNX file."
         )
     try:
-        rows = {
-            entry["id"]: BenchRow.from_json(entry)
-            for entry in parse_as(list[dict[str, Any]], content["rows"], "rows")
-        }
-        # Row ids of older versions were shorter, so they are translated through the rows.
-        comparisons = [
-            {**entry, "candidate": rows[entry["candidate"]].id}
-            | ({"baseline": rows[entry["baseline"]].id} if entry["kind"] == SAME_RUN else {})
-            for entry in parse_as(list[dict[str, Any]], content["comparisons"], "comparisons")
-        ]
-        sustained, limits = content.get("sustained"), content.get("limits", {})
-        return BenchResult(
-            created=parse_as(str, content["created"], "created"),
-            edgetl=parse_as(str, content["edgetl"], "edgetl"),
-            target=parse_as(str, content["target"], "target"),
-            model=parse_as(dict[str, Any], content["model"], "model"),
-            device=parse_as(dict[str, Any], content["device"], "device"),
-            protocol=parse_as(dict[str, Any], content["protocol"], "protocol"),
-            interrupted=parse_as(bool, content["interrupted"], "interrupted"),
-            noise=Noise.from_json(content["noise"]),
-            order=parse_as(tuple[tuple[str, ...], ...], content["order"], "order"),
-            rows=tuple(rows.values()),
-            pairs=tuple(
-                (entry["baseline"], entry["candidate"])
-                for entry in comparisons
-                if entry["kind"] == SAME_RUN
-            ),
-            earlier_pairs=tuple(
-                (entry["baseline"], entry["candidate"], EarlierRow.from_json(entry))
-                for entry in comparisons
-                if entry["kind"] == EARLIER_RESULT
-            ),
-            notes=parse_as(tuple[str, ...], content["notes"], "notes"),
-            sustained=None if sustained is None else SustainedResult.from_json(sustained),
-            profiles=_parse_profiles(content.get("profiles", {})),
-            limits=parse_as(
-                Limits, {name: limits.get(name) for name in Limits.__dataclass_fields__}, "limits"
-            ),
-            path=path,
-        )
-    except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as cause:
-        raise BenchError(f"Bench result {path} is broken: {cause!r}. Measure again.") from cause
-
-
-@dataclass(frozen=True)
-class _OperatorTime:
-    operator: str
-    provider: str
-    nodes: int
-    us: float
-    share: float
-
-
-@dataclass(frozen=True)
-class _NodeTime:
-    node: str
-    operator: str
-    provider: str
-    us: float
-    share: float
-
-
-def _parse_profiles(content: Any) -> dict[str, Any]:
-    profiles = parse_as(dict[str, dict[str, Any]], content, "profiles")
-    for name, profile in profiles.items():
-        parse_as(int, profile["runs"], f"profiles.{name}.runs")
-        for key, kind in (("operators", _OperatorTime), ("nodes", _NodeTime)):
-            parse_as(list[kind], profile[key], f"profiles.{name}.{key}", extra="ignore")  # type: ignore[valid-type]
-    return profiles
+        return replace(BenchResult.from_json(content), path=path)
+    except (FieldError, ConfigError) as cause:
+        raise BenchError(f"Bench result {path} is broken: {cause}. Measure again.") from cause
 
 
 class JsonSerializable(Protocol):
     """Object that can be written to a result file."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the content of the file."""
 
 

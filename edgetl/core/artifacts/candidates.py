@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from edgetl.core.artifacts.bench import Noise
-from edgetl.core.artifacts.bench_rows import BlockResult, relative_spread
+from edgetl.core.artifacts.bench_rows import BlockResult, RoundStatistics
+from edgetl.core.artifacts.device import DeviceInfo
+from edgetl.core.artifacts.noise import NoiseReport
+from edgetl.core.artifacts.session import SessionRecord
 from edgetl.core.errors import BenchError
 from edgetl.core.files import SCHEMA, read_json
-from edgetl.core.statistics import median_interval, percentile
-
-_RESULT_FIELDS = (
-    "created",
-    "edgetl",
-    "classes",
-    "latency_budget_ms",
-    "provider",
-    "threads",
-    "interrupted",
-)
-_ROW_FIELDS = (
-    "architecture",
-    "image_size",
-    "parameters",
-    "imagenet_top1",
-    "file_bytes",
-    "file_sha256",
-    "failed",
+from edgetl.core.typed_json import (
+    FieldError,
+    JsonObject,
+    computed,
+    computed_as,
+    in_json,
+    parse_as,
+    to_json,
 )
 
 
 @dataclass(frozen=True)
-class CandidateRow:
+class CandidateParity:
+    """Parity of an untrained file with PyTorch on identical tensors."""
+
+    max_logit_difference: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class CandidateRow(RoundStatistics):
     """One architecture at one image size: its file and all its latencies."""
 
     architecture: str
@@ -50,58 +47,27 @@ class CandidateRow:
     """
     file_bytes: int | None = None
     file_sha256: str | None = None
-    parity: Mapping[str, Any] = field(default_factory=dict)
-    """Parity with PyTorch on identical tensors: {"max_logit_difference", "tolerance"}."""
-    session: Mapping[str, Any] = field(default_factory=dict)
-    """Configuration of the runtime and its input."""
+    parity: CandidateParity | None = field(
+        default=None, metadata=in_json(key="check", none_is_empty=True)
+    )
+    session: SessionRecord = field(default_factory=SessionRecord)
+    """Configuration of the runtime and its input; empty if it was not opened."""
     rounds: tuple[BlockResult, ...] = ()
     failed: str | None = None
     """Reason why it was not timed; None if it was."""
 
-    @property
+    @computed_as("id")
     def name(self) -> str:
         """Identifier, unique within a result."""
         return f"{self.architecture}-{self.image_size}"
 
-    @cached_property
-    def latencies_ns(self) -> list[int]:
-        """Latencies of all rounds, without exception."""
-        return [latency for block in self.rounds for latency in block.latencies_ns]
-
-    @cached_property
-    def p50_ms(self) -> float | None:
-        """Median latency over all rounds; None if not timed."""
-        return self._percentile_ms(50)
-
-    @cached_property
-    def p90_ms(self) -> float | None:
-        """90th percentile over all rounds; None if there are too few latencies for it."""
-        return self._percentile_ms(90)
-
-    @cached_property
+    @computed
     def ci95_ms(self) -> tuple[float, float] | None:
         """95% interval of p50 over rounds, widened to contain `p50_ms`; None below two rounds."""
-        if self.p50_ms is None or len(self.rounds) < 2:
+        if self.p50_ms is None or self.p50_interval_ms is None:
             return None
-        low, high = median_interval([block.median_ns for block in self.rounds])
-        return min(low / 1e6, self.p50_ms), max(high / 1e6, self.p50_ms)
-
-    @property
-    def images_per_second(self) -> float | None:
-        """Throughput: images divided by the sum of the latencies; None if not timed."""
-        if not self.latencies_ns:
-            return None
-        return len(self.latencies_ns) / (sum(self.latencies_ns) / 1e9)
-
-    @property
-    def spread(self) -> float:
-        """(largest - smallest) / median of the rounds' medians; 0 without rounds."""
-        return relative_spread([block.median_ns for block in self.rounds])
-
-    @property
-    def steady(self) -> bool:
-        """Whether the warm-up converged in every round."""
-        return all(block.steady for block in self.rounds)
+        low, high = self.p50_interval_ms
+        return min(low, self.p50_ms), max(high, self.p50_ms)
 
     def fits_budget(self, budget_ms: float | None, noisy: bool = False) -> bool | None:
         """Return whether the p50 is within the budget; None if inconclusive or not applicable.
@@ -119,10 +85,6 @@ class CandidateRow:
             return True
         return False if low > budget_ms else None
 
-    def _percentile_ms(self, percent: int) -> float | None:
-        value = percentile(self.latencies_ns, percent)
-        return None if value is None else value / 1e6
-
 
 @dataclass(frozen=True)
 class CandidatesResult:
@@ -132,9 +94,9 @@ class CandidatesResult:
     """Time of the measurement, UTC, ISO 8601."""
     edgetl: str
     """Version of edgetl that measured."""
-    device: Mapping[str, Any]
-    noise: Noise
-    protocol: Mapping[str, Any]
+    device: DeviceInfo
+    noise: NoiseReport
+    protocol: Mapping[str, int | float | str]
     order: tuple[tuple[str, ...], ...]
     """Order of the processes in each round."""
     classes: int
@@ -144,7 +106,7 @@ class CandidatesResult:
     rows: tuple[CandidateRow, ...]
     notes: tuple[str, ...] = ()
     interrupted: bool = False
-    path: Path | None = None
+    path: Path | None = field(default=None, metadata=in_json(stored=False))
     """The result file."""
 
     def fits_budget(self, row: CandidateRow) -> bool | None:
@@ -194,31 +156,23 @@ class CandidatesResult:
                 front.append(row)
         return front
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the content of the result file."""
-        return {
-            "schema": SCHEMA,
-            "kind": "candidates",
-            **{name: getattr(self, name) for name in _RESULT_FIELDS},
-            "device": dict(self.device),
-            "noise": self.noise.to_json(),
-            "protocol": dict(self.protocol),
-            "order": [list(names) for names in self.order],
-            "notes": list(self.notes),
-            "rows": [self._row_to_json(row) for row in self.rows],
-        }
+        rows = [{**to_json(row), "fits": self.fits_budget(row)} for row in self.rows]
+        return {"schema": SCHEMA, "kind": "candidates", **to_json(self), "rows": rows}
 
-    def _row_to_json(self, row: CandidateRow) -> dict[str, Any]:
-        statistics = ("p50_ms", "p90_ms", "images_per_second", "steady")
-        return {
-            "id": row.name,
-            **{name: getattr(row, name) for name in (*_ROW_FIELDS, *statistics)},
-            "ci95_ms": None if row.ci95_ms is None else list(row.ci95_ms),
-            "fits": self.fits_budget(row),
-            "check": dict(row.parity),
-            "session": dict(row.session),
-            "rounds": [asdict(block) for block in row.rounds],
-        }
+    @classmethod
+    def from_json(cls, content: Mapping[str, object]) -> CandidatesResult:
+        """Parse the output of `to_json`; its statistics are ignored.
+
+        Raises:
+            FieldError: A field is missing, unknown or of the wrong type.
+        """
+        rows = parse_as(tuple[dict[str, object], ...], content.get("rows"), "rows")
+        for row in rows:
+            row.pop("fits", None)
+        fields = {name: value for name, value in content.items() if name not in ("schema", "kind")}
+        return parse_as(cls, {**fields, "rows": rows}, "the result")
 
 
 def read_candidates(path: Path) -> CandidatesResult:
@@ -234,25 +188,8 @@ def read_candidates(path: Path) -> CandidatesResult:
             "Give a result of `edgetl candidates`."
         )
     try:
-        return CandidatesResult(
-            **{name: content[name] for name in _RESULT_FIELDS},
-            device=dict(content["device"]),
-            noise=Noise.from_json(content["noise"]),
-            protocol=dict(content["protocol"]),
-            order=tuple(tuple(names) for names in content["order"]),
-            rows=tuple(
-                CandidateRow(
-                    **{name: row[name] for name in _ROW_FIELDS},
-                    parity=dict(row["check"]),
-                    session=dict(row["session"]),
-                    rounds=tuple(BlockResult.from_json(block) for block in row["rounds"]),
-                )
-                for row in content["rows"]
-            ),
-            notes=tuple(content["notes"]),
-            path=path,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as cause:
+        return replace(CandidatesResult.from_json(content), path=path)
+    except FieldError as cause:
         raise BenchError(
-            f"Result of candidates {path} is broken: {cause!r}. Measure again."
+            f"Result of candidates {path} is broken: {cause}. Measure again."
         ) from cause

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from edgetl.core.statistics import Speedup, estimate_location
-from edgetl.core.typed_json import FieldError, parse_as
+from edgetl.core.typed_json import FieldError, JsonObject, parse_as, to_json
 
 SpeedupVerdict = Literal["faster", "slower", "inconclusive", "noisy"]
 SAME_RUN, EARLIER_RESULT = "same run", "earlier result"
@@ -24,12 +24,12 @@ class EarlierRow:
     """Whether it was measured on another device; the ratio then compares devices, not runtimes."""
     same_model: bool
     """Whether both rows measured the same model."""
-    same_configuration: bool
-    """Whether runtime, variant, scope, provider, batch, threads and rate are the same."""
     threads: int
     noisy: bool
     p50_ms: float
     round_medians_ns: tuple[float, ...]
+    same_configuration: bool = False
+    """Whether runtime, variant, scope, provider, batch, threads and rate are the same."""
 
     @property
     def description(self) -> str:
@@ -42,21 +42,28 @@ class EarlierRow:
         ]
         return ", ".join(filter(None, parts))
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> EarlierRow:
-        """Parse the earlier row in a comparison's JSON object, which has other fields as well.
-
-        Raises:
-            FieldError: A value has the wrong type, or latencies are missing or not above 0.
-        """
-        fields = {
-            name: content.get(name, False) if name == "same_configuration" else content[name]
-            for name in cls.__dataclass_fields__
-        }
-        row = parse_as(cls, fields, "an earlier row")
-        if not row.round_medians_ns or min(row.round_medians_ns) <= 0 or row.p50_ms <= 0:
+    def __post_init__(self) -> None:
+        if not self.round_medians_ns or min(self.round_medians_ns) <= 0 or self.p50_ms <= 0:
             raise FieldError("an earlier row must have latencies, all above 0")
-        return row
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows of a result, measured in the same rounds."""
+
+    baseline: str
+    """Id of a row."""
+    candidate: str
+
+
+@dataclass(frozen=True)
+class EarlierPair:
+    """A row of a result with a baseline from an earlier result."""
+
+    baseline: str
+    """Id of the row in the earlier result."""
+    candidate: str
+    earlier_row: EarlierRow
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ class RowComparison:
     verdict: SpeedupVerdict
     earlier_row: EarlierRow | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return an entry of the field `comparisons` of a result."""
         return {
             "kind": SAME_RUN if self.earlier_row is None else EARLIER_RESULT,
@@ -78,8 +85,31 @@ class RowComparison:
             "speedup": self.speedup.ratio,
             "ci95": [self.speedup.low, self.speedup.high],
             "verdict": self.verdict,
-            **({} if self.earlier_row is None else asdict(self.earlier_row)),
+            **({} if self.earlier_row is None else to_json(self.earlier_row)),
         }
+
+
+def parse_pair(content: Mapping[str, object]) -> Pair | EarlierPair:
+    """Parse the output of `RowComparison.to_json`; its statistics are ignored.
+
+    Raises:
+        FieldError: A field is missing, unknown or of the wrong type.
+    """
+    entry = {
+        name: value for name, value in content.items() if name not in ("speedup", "ci95", "verdict")
+    }
+    kind: str = parse_as(
+        Literal["same run", "earlier result"],  # type: ignore[arg-type]
+        entry.pop("kind", None),
+        "kind",
+    )
+    if kind == SAME_RUN:
+        return parse_as(Pair, entry, "a comparison")
+    ids = parse_as(
+        Pair, {name: entry.pop(name, None) for name in ("baseline", "candidate")}, "a comparison"
+    )
+    earlier_row = parse_as(EarlierRow, entry, "an earlier row")
+    return EarlierPair(ids.baseline, ids.candidate, earlier_row)
 
 
 _VERDICT_TAIL = 0.01

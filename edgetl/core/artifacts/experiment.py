@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from edgetl.core.artifacts.device import DeviceInfo
 from edgetl.core.artifacts.experiment_runs import StrategyResult, StrategyRun
 from edgetl.core.config.compare import EQUAL_TIME, STRATEGY_DESCRIPTIONS
 from edgetl.core.errors import RunError
@@ -18,7 +19,7 @@ from edgetl.core.paired_tests import (
     apply_holm_correction,
     compute_accuracy_difference,
 )
-from edgetl.core.typed_json import FieldError, parse_as
+from edgetl.core.typed_json import FieldError, parse_as, to_json
 
 _MAX_TIME_RATIO = 1.1
 AccuracyVerdict = Literal["more accurate", "less accurate", "no difference shown"]
@@ -78,7 +79,7 @@ class Experiment:
 
     created: str
     edgetl: str
-    device: Mapping[str, Any]
+    device: DeviceInfo
     config: Mapping[str, Any]
     """Configuration in the sections `compare` and `recipe`."""
     classes: tuple[str, ...]
@@ -213,8 +214,9 @@ class Experiment:
             "kind": "compare",
             **{
                 name: getattr(self, name)
-                for name in ("created", "edgetl", "device", "config", "classes", "data", "planned")
+                for name in ("created", "edgetl", "config", "classes", "data", "planned")
             },
+            "device": to_json(self.device),
             "unfinished": self.unfinished_run_names,
             "rows": [self._row_to_json(row) for row in self.rows],
             "pairs": [{**asdict(pair), "verdict": pair.verdict} for pair in self.comparisons],
@@ -316,7 +318,7 @@ class _StoredExperiment:
 
     created: str
     edgetl: str
-    device: dict[str, Any]
+    device: DeviceInfo
     config: _ConfigSection
     classes: tuple[str, ...]
     data: _DataSection

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from edgetl.core.config.bench import Limits
 from edgetl.core.statistics import PERCENTILE_SUPPORT
@@ -32,10 +32,6 @@ class LimitCheck:
     outcome: LimitOutcome
     why: str
     """Explanation in one sentence."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return an entry of the field `limits.judged` of a result."""
-        return vars(self).copy()
 
 
 def check_limits(result: BenchResult, limits: Limits) -> list[LimitCheck]:

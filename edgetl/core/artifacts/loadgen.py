@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
-from edgetl.core.artifacts.bench import Noise
+from edgetl.core.artifacts.bench import BenchedModel
+from edgetl.core.artifacts.bench_rows import BenchRow
+from edgetl.core.artifacts.device import DeviceInfo
+from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.artifacts.loadgen_logs import LoadgenSummary
-from edgetl.core.config.loadgen import (
-    Scenario,
-)
+from edgetl.core.artifacts.noise import NoiseReport
+from edgetl.core.artifacts.session import SessionRecord
+from edgetl.core.config.loadgen import Scenario
 from edgetl.core.files import SCHEMA
+from edgetl.core.typed_json import JsonObject, computed, computed_as, in_json, to_json
 
 MLPERF_MIN_DURATION_S = 600.0
 """Minimum duration of a performance run by MLPerf's rules."""
@@ -25,41 +28,40 @@ MLPERF_ACCURACY_SHARE = 0.99
 
 
 @dataclass(frozen=True)
+class WrongPrediction:
+    """Wrongly classified image."""
+
+    file: str
+    answer: str
+    expected: str = field(metadata=in_json(key="wanted"))
+
+
+@dataclass(frozen=True)
 class LoadgenAccuracy:
     """LoadGen's accuracy run, compared with labels or reference predictions."""
 
     against: Literal["labels", "reference"]
     """Ground truth: the labels given by folder names, or the bundle's PyTorch predictions."""
     images: int
-    wrong: tuple[Mapping[str, str], ...]
-    """{"file", "answer", "wanted"} of each wrongly classified image."""
+    wrong: tuple[WrongPrediction, ...]
     least: float | None
     """Required accuracy; None if there is no requirement."""
     summary: LoadgenSummary
 
-    @property
+    @computed_as("right")
     def correct_images(self) -> int:
         """Number of correctly classified images."""
         return self.images - len(self.wrong)
 
-    @property
+    @computed_as("share")
     def accuracy(self) -> float:
         """Share of correctly classified images."""
         return self.correct_images / self.images
 
-    @property
+    @computed
     def passed(self) -> bool:
         """Whether the required accuracy is reached."""
         return self.least is None or self.accuracy >= self.least
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the field `accuracy` of a result."""
-        return {
-            **asdict(self),
-            "right": self.correct_images,
-            "share": self.accuracy,
-            "passed": self.passed,
-        }
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,9 @@ class LoadgenPerformance:
             return sum(latencies) / len(latencies) / self.loop_images
         return median(latencies)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the field `performance`: LoadGen's summary, raw latencies and statistics."""
+    @computed
+    def comparison(self) -> JsonObject:
+        """Figures by both clocks: p50 latencies, or throughputs in scenario `offline`."""
         latencies = {
             name: getattr(self, f"{name}_ns")
             for name in ("loadgen", "edgetl", "callback", "inference")
@@ -166,15 +169,45 @@ class LoadgenPerformance:
         if self.is_throughput:
             statistics = {f"{name}_samples_per_second": 1e9 / ns for name, ns in latencies.items()}
         return {
-            **asdict(self),
-            "comparison": {
-                **statistics,
-                "ratio": self.ratio,
-                "agrees": self.is_within_tolerance,
-                "within": AGREEMENT_TOLERANCE,
-                "reason": self.disagreement or None,
-            },
+            **statistics,
+            "ratio": self.ratio,
+            "agrees": self.is_within_tolerance,
+            "within": AGREEMENT_TOLERANCE,
+            "reason": self.disagreement or None,
         }
+
+
+@dataclass(frozen=True)
+class LoadgenConfiguration:
+    """Measured configuration: the fields of a row of `edgetl bench`."""
+
+    id: str
+    variant: str
+    scope: str
+    provider: str
+    batch: int
+    threads: int
+    input: str
+    file_sha256: str
+    gate: GateResult
+    session: SessionRecord
+
+    @classmethod
+    def from_row(cls, row: BenchRow) -> LoadgenConfiguration:
+        """Return the configuration of a row."""
+        return cls(**{field.name: getattr(row, field.name) for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class SampleSetRecord:
+    """Images that LoadGen issues."""
+
+    kind: Literal["labels", "reference"]
+    """Ground truth, see `LoadgenAccuracy.against`."""
+    images: int
+    resident: int
+    """Number of samples loaded at once."""
+    description: str
 
 
 @dataclass(frozen=True)
@@ -188,26 +221,27 @@ class LoadgenResult:
     loadgen: str
     """Version of the package mlcommons-loadgen."""
     target: str
-    model: Mapping[str, Any]
-    """{"name", "run_id"}."""
+    model: BenchedModel
     scenario: Scenario
-    configuration: Mapping[str, Any]
-    """{"id", "variant", "scope", "provider", "batch", "threads", "input", "file_sha256", "gate",
-    "session"}."""
-    samples: Mapping[str, Any]
-    """{"kind": "reference" or "labelled", "images", "resident", "description"}."""
+    configuration: LoadgenConfiguration
+    samples: SampleSetRecord
     min_duration_s: float
-    device: Mapping[str, Any]
-    noise: Noise
+    device: DeviceInfo
+    noise: NoiseReport
     accuracy: LoadgenAccuracy | None = None
     performance: LoadgenPerformance | None = None
     notes: tuple[str, ...] = ()
     logs: str | None = None
     """Folder of LoadGen's log files, beside the result."""
-    path: Path | None = field(default=None, compare=False)
+    path: Path | None = field(default=None, compare=False, metadata=in_json(stored=False))
     """The result file."""
 
-    @property
+    @computed
+    def official(self) -> bool:
+        """Whether this is an MLPerf result, which it never is."""
+        return False
+
+    @computed_as("unofficial")
     def unofficial_reasons(self) -> list[str]:
         """Reasons why this is not an MLPerf result, even if LoadGen reports VALID."""
         reasons = ["model and images are not MLPerf's, and the result was not reviewed"]
@@ -218,21 +252,6 @@ class LoadgenResult:
             )
         return reasons
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the content of the result file, which `--json` prints as well."""
-        names = ("created", "edgetl", "loadgen", "target", "scenario", "min_duration_s", "logs")
-        return {
-            "schema": SCHEMA,
-            "kind": "loadgen",
-            **{name: getattr(self, name) for name in names},
-            "model": dict(self.model),
-            "configuration": dict(self.configuration),
-            "samples": dict(self.samples),
-            "device": dict(self.device),
-            "noise": self.noise.to_json(),
-            "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
-            "performance": None if self.performance is None else self.performance.to_json(),
-            "official": False,
-            "unofficial": self.unofficial_reasons,
-            "notes": list(self.notes),
-        }
+        return {"schema": SCHEMA, "kind": "loadgen", **to_json(self)}

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
 
 from edgetl.core.artifacts.bench_rows import BenchRow, round_ratios
 from edgetl.core.statistics import paired_speedup
+from edgetl.core.typed_json import in_json
+
+
+@dataclass(frozen=True)
+class RecommendedOptions:
+    """Options for onnxruntime: providers, SessionOptions by name, and what to run."""
+
+    variant: str
+    providers: tuple[str, ...]
+    intra_op_num_threads: int
+    inter_op_num_threads: int
+    graph_optimization_level: str | None
+    batch: int
+    provider_options: Mapping[str, str] | None = field(
+        default=None, metadata=in_json(omit_default=True)
+    )
 
 
 @dataclass(frozen=True)
@@ -19,8 +34,7 @@ class RecommendedConfig:
     """Id of its row."""
     p50_ms: float
     images_per_second: float
-    options: Mapping[str, Any]
-    """Options for onnxruntime: the variant, providers, SessionOptions by name, and the batch."""
+    options: RecommendedOptions
     as_fast: tuple[str, ...]
     """Ids of rows not shown to be slower, but with more threads or a larger file."""
 
@@ -33,10 +47,6 @@ class Recommendation:
     """Configuration with the lowest p50 at the smallest batch measured."""
     throughput: RecommendedConfig
     """Configuration with the most images a second at any batch."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the field `recommendation` of a result."""
-        return asdict(self)
 
 
 def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
@@ -64,19 +74,19 @@ def _choose_config(rows: Sequence[BenchRow]) -> RecommendedConfig:
     best = min(
         equivalent, key=lambda row: (row.threads, row.file_bytes, _compute_ns_per_image(row))
     )
-    options = {
-        "variant": best.variant.removesuffix(f"-{best.session.get('session_mode')}"),
-        "providers": best.session.get("providers", [best.provider]),
-        "intra_op_num_threads": best.threads,
-        "inter_op_num_threads": 1,
-        "graph_optimization_level": best.session.get("graph_optimization"),
-        "batch": best.batch,
-    }
-    if "provider_options" in best.session:
-        options["provider_options"] = best.session["provider_options"]
+    session = best.session
+    options = RecommendedOptions(
+        variant=best.variant.removesuffix(f"-{session.session_mode}"),
+        providers=session.providers or (best.provider,),
+        intra_op_num_threads=best.threads,
+        inter_op_num_threads=1,
+        graph_optimization_level=session.graph_optimization,
+        batch=best.batch,
+        provider_options=session.provider_options,
+    )
     return RecommendedConfig(
         row=best.id,
-        p50_ms=best.percentile_ms(50) or 0.0,
+        p50_ms=best.p50_ms or 0.0,
         images_per_second=best.images_per_second or 0.0,
         options=options,
         as_fast=tuple(row.id for row in equivalent if row is not best),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 from edgetl.core.formatting import pluralize
 from edgetl.core.statistics import percentile
-from edgetl.core.typed_json import FieldError, parse_as
+from edgetl.core.typed_json import FieldError, computed, computed_as
 
 DRIFT_THRESHOLD = 0.02
 """Smallest change of p50 from the first to the last quarter that is reported as drift."""
@@ -32,6 +32,10 @@ class LatencyWindow:
     memory_bytes: int | None = None
     """Resident memory of the process."""
 
+    def __post_init__(self) -> None:
+        if not self.latencies_ns or min(self.latencies_ns) <= 0:
+            raise FieldError("a window must have latencies, all above 0")
+
     @cached_property
     def median_ns(self) -> float:
         """Median latency of the window."""
@@ -46,7 +50,7 @@ class Drift:
     low: float
     high: float
 
-    @property
+    @computed
     def verdict(self) -> Literal["steady", "slower over time", "faster over time"]:
         """Steady unless the interval excludes 1 and the change reaches `DRIFT_THRESHOLD`."""
         if self.low <= 1 <= self.high or abs(self.ratio - 1) < DRIFT_THRESHOLD:
@@ -62,6 +66,10 @@ class SustainedResult:
     """Id of the row with the same configuration."""
     asked_s: float
     windows: tuple[LatencyWindow, ...]
+
+    def __post_init__(self) -> None:
+        if not self.windows:
+            raise FieldError("a sustained measurement must have windows")
 
     @cached_property
     def settled_index(self) -> int | None:
@@ -106,7 +114,7 @@ class SustainedResult:
         ratio = median(last) / median(first)
         return Drift(ratio, min(ratio, ratios[49]), max(ratio, ratios[1949]))
 
-    @property
+    @computed_as("reasons")
     def processor_events(self) -> list[str]:
         """Descriptions of throttling, lower clocks and higher temperatures of the CPU."""
         events = []
@@ -128,48 +136,35 @@ class SustainedResult:
             )
         return events
 
-    @property
+    @computed
     def memory_growth_bytes(self) -> int | None:
         """Growth of resident memory from the end of the first quarter to the end."""
         sizes = [window.memory_bytes for window in self.windows if window.memory_bytes is not None]
         return sizes[-1] - sizes[len(sizes) // 4] if len(sizes) >= 4 else None
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the field `sustained` of a result."""
-        settled_s = None
-        if self.settled_index is not None and self.windows:
-            settled_s = self.windows[self.settled_index].start_s
-        percents = (50, 90, 99)
-        percentiles = dict.fromkeys(f"steady_p{percent}_ms" for percent in percents)
-        if self.windows:
-            percentiles = {
-                f"steady_p{percent}_ms": self.steady_percentile_ms(percent) for percent in percents
-            }
-        drift = self.drift
-        return {
-            "row": self.row,
-            "asked_s": self.asked_s,
-            "settled_s": settled_s,
-            **percentiles,
-            "drift": None if drift is None else {**asdict(drift), "verdict": drift.verdict},
-            "reasons": self.processor_events,
-            "memory_growth_bytes": self.memory_growth_bytes,
-            "windows": [asdict(window) for window in self.windows],
-        }
+    @computed
+    def settled_s(self) -> float | None:
+        """Start of the steady state in seconds; None if it was never reached."""
+        return None if self.settled_index is None else self.windows[self.settled_index].start_s
 
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> SustainedResult:
-        """Parse the output of `to_json`; its statistics are ignored.
+    @computed
+    def steady_p50_ms(self) -> float | None:
+        """Median of the steady state."""
+        return self.steady_percentile_ms(50)
 
-        Raises:
-            FieldError: A value has the wrong type, or a window has no latencies.
-        """
-        fields = {name: content[name] for name in ("row", "asked_s", "windows")}
-        sustained = parse_as(cls, fields, "sustained", extra="ignore")
-        for window in sustained.windows:
-            if not window.latencies_ns or min(window.latencies_ns) <= 0:
-                raise FieldError("a window must have latencies, all above 0")
-        return sustained
+    @computed
+    def steady_p90_ms(self) -> float | None:
+        """90th percentile of the steady state."""
+        return self.steady_percentile_ms(90)
+
+    @computed
+    def steady_p99_ms(self) -> float | None:
+        """99th percentile of the steady state."""
+        return self.steady_percentile_ms(99)
+
+    @computed_as("drift")
+    def _stored_drift(self) -> Drift | None:
+        return self.drift
 
 
 def _find_mser_cut(values: Sequence[float]) -> int:

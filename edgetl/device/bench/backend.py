@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from edgetl.core.artifacts.session import OperatorProfile, SessionRecord
+
 Stage = tuple[str, Callable[[Any], Any]]
 """Name and function of a timed stage; it is called with the previous stage's result."""
 
@@ -40,7 +42,7 @@ class ModelSource:
     """A .npy or .npz input file for ONNX files from other tools; None means random values."""
     precision: str | None = None
     """Precision of the ONNX file (fp32, fp16, int8), None if unknown. TensorRT computes in it."""
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
     """Requested runtime settings, and those that `autotune` chose on this device."""
     size: tuple[int, int] | None = None
     """Fixed image size (height, width) of the variant.
@@ -83,16 +85,11 @@ class Backend(Protocol):
     def make_inputs(self, count: int) -> list[Any]:
         """Return batches from the input file or random ones, for models without golden images."""
 
-    def autotune(self, batch: Any) -> dict[str, Any]:
+    def autotune(self, batch: Any) -> dict[str, str]:
         """Return the settings that are fastest on this device, for later processes."""
 
-    def describe(self, batch: Any) -> dict[str, Any]:
+    def describe(self, batch: Any) -> SessionRecord:
         """Return the effective configuration and node placement; may run `batch`."""
 
-    def profile(self, batch: Any, runs: int) -> dict[str, Any]:
-        """Profile the model by operator and node.
-
-        Returns:
-            {"runs", "clock", "operators", "nodes"}; `clock` is a key of
-            `PROFILE_CLOCK_DESCRIPTIONS`.
-        """
+    def profile(self, batch: Any, runs: int) -> OperatorProfile:
+        """Profile the model by operator and node."""

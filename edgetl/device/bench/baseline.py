@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from edgetl.core.artifacts.bench import MIN_ROUNDS, BenchResult
+from edgetl.core.artifacts.bench import MIN_ROUNDS, BenchedModel, BenchResult
 from edgetl.core.artifacts.bench_json import read_bench_result
 from edgetl.core.artifacts.bench_rows import BenchRow
-from edgetl.core.artifacts.comparison import EarlierRow
+from edgetl.core.artifacts.comparison import EarlierPair, EarlierRow
+from edgetl.core.artifacts.device import DeviceInfo
 from edgetl.core.errors import BenchError
-
-_DEVICE_KEYS = ("host", "board", "cpu", "cores", "memory_bytes")
 
 
 def read_baseline(path: Path, scopes: Sequence[str]) -> BenchResult:
@@ -34,10 +32,10 @@ def read_baseline(path: Path, scopes: Sequence[str]) -> BenchResult:
 def match_rows(
     baseline: BenchResult,
     rows: Sequence[BenchRow],
-    model: Mapping[str, Any],
-    device: Mapping[str, Any],
+    model: BenchedModel,
+    device: DeviceInfo,
     any_model: bool = False,
-) -> list[tuple[str, str, EarlierRow]]:
+) -> list[EarlierPair]:
     """Match ONNX Runtime rows with baseline rows of the same scope, input and network.
 
     A row is compared with the baseline row of the same configuration if there is one, and with all
@@ -49,9 +47,6 @@ def match_rows(
         model: the model measured now.
         device: facts about this device.
         any_model: also compare different networks, labeled as such.
-
-    Returns:
-        (baseline row id, row id, baseline row) for each pair.
 
     Raises:
         BenchError: no rows are comparable.
@@ -75,7 +70,7 @@ def match_rows(
                 same_configuration=baseline_row.id == row.id,
                 same_model=_is_same_model(baseline, baseline_row, row, model),
             )
-            pairs.append((baseline_row.id, row.id, earlier_row))
+            pairs.append(EarlierPair(baseline_row.id, row.id, earlier_row))
     if not pairs:
         mismatches = [
             _explain_mismatch(baseline, baseline_row, row, model, any_model)
@@ -95,7 +90,7 @@ def _explain_mismatch(
     baseline: BenchResult,
     baseline_row: BenchRow,
     row: BenchRow,
-    model: Mapping[str, Any],
+    model: BenchedModel,
     any_model: bool,
 ) -> str:
     """Return why two rows are not comparable, or an empty string."""
@@ -115,28 +110,27 @@ def _explain_mismatch(
 
 
 def _is_same_model(
-    baseline: BenchResult, baseline_row: BenchRow, row: BenchRow, model: Mapping[str, Any]
+    baseline: BenchResult, baseline_row: BenchRow, row: BenchRow, model: BenchedModel
 ) -> bool:
-    run_id = model.get("run_id")
-    is_same_run = run_id is not None and run_id == baseline.model.get("run_id")
+    is_same_run = model.run_id is not None and model.run_id == baseline.model.run_id
     return is_same_run or baseline_row.file_sha256 == row.file_sha256
 
 
 def _to_earlier_row(
     result: BenchResult,
     row: BenchRow,
-    device: Mapping[str, Any],
+    device: DeviceInfo,
     same_configuration: bool,
     same_model: bool,
 ) -> EarlierRow:
     return EarlierRow(
         path=str(result.path),
         created=result.created,
-        cross_device=any(result.device.get(name) != device.get(name) for name in _DEVICE_KEYS),
+        cross_device=not result.device.is_same_device(device),
         same_model=same_model,
         same_configuration=same_configuration,
         threads=row.threads,
         noisy=result.noise.is_noisy,
-        p50_ms=row.percentile_ms(50) or 0.0,
+        p50_ms=row.p50_ms or 0.0,
         round_medians_ns=tuple(row.round_medians_ns),
     )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.artifacts.bench_rows import BenchRow
+from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import BenchError, EdgetlError
 from edgetl.device.bench.inputs import BenchInputs, InputSpec
-from edgetl.device.bench.job import WorkerJob, Workload
+from edgetl.device.bench.job import GateReply, WorkerJob, Workload
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.target import NO_GOLDEN_REASON, BenchCase
 from edgetl.device.bench.worker_process import run_job
@@ -74,15 +74,15 @@ def run_gates(
         progress(f"gate: {case.name}")
         job = _make_gate_job(case, inputs, protocol, rates)
         try:
-            answer = run_job(job, folder)
+            reply = run_job(job, folder, GateReply)
         except (EdgetlError, OSError) as error:
             is_eager = case.source.settings.get("mode", "eager") == "eager"
             if is_eager and not has_alternatives:
                 raise
             notes.append(f"{case.name} is not measured: {error}")
             continue
-        verdict = _check_answer(case, inputs, answer, references)
-        row_id = _make_row(case, job.streams[0], "", answer, verdict).id
+        gate = _check_reply(case, inputs, reply, references)
+        row_id = _make_row(case, job.streams[0], "", reply, gate).id
         if any(gated_case.rows[0].id == row_id for gated_case in gated_cases):
             notes.append(
                 f"{case.name} is not measured: "
@@ -90,14 +90,14 @@ def run_gates(
             )
             continue
         photos = "" if inputs is None else inputs.description
-        input_texts = {"model": answer["input"], "image": photos, "file": photos}
+        input_texts = {"model": reply.input, "image": photos, "file": photos}
         rows = tuple(
-            _make_row(case, workload, input_texts[workload.scope], answer, verdict)
+            _make_row(case, workload, input_texts[workload.scope], reply, gate)
             for workload in job.streams
         )
-        source = replace(case.source, settings={**case.source.settings, **answer["settings"]})
+        source = replace(case.source, settings={**case.source.settings, **reply.settings})
         measure_job = replace(job, task="measure", source=source)
-        gated_cases.append(GatedCase(case, rows, measure_job, answer["peak_memory_bytes"]))
+        gated_cases.append(GatedCase(case, rows, measure_job, reply.peak_memory_bytes))
     if not any(gated_case.case.runtime != "pytorch" for gated_case in gated_cases):
         raise BenchError("\n".join(notes))
     return gated_cases, notes
@@ -120,15 +120,12 @@ def _make_gate_job(
     )
 
 
-def _check_answer(
-    case: BenchCase,
-    inputs: BenchInputs | None,
-    answer: Mapping[str, Any],
-    references: _References,
-) -> dict[str, Any]:
+def _check_reply(
+    case: BenchCase, inputs: BenchInputs | None, reply: GateReply, references: _References
+) -> GateResult:
     """Check a gate's logits; add those of scope `model` to `references` if they pass first."""
     if inputs is None:
-        return {"checked": False, "passed": None, "reason": NO_GOLDEN_REASON}
+        return GateResult(checked=False, passed=None, reason=NO_GOLDEN_REASON)
     expected = inputs.logits[case.source.size]
     tolerance = gate_tolerance(
         expected,
@@ -137,14 +134,13 @@ def _check_answer(
         case.tolerance,
         relative=case.relative_tolerance,
     )
-    golden_logits = np.asarray(answer["golden_logits"], np.float64)
-    verdict = check_logits(golden_logits, expected, tolerance)
-    logits = np.asarray(answer["model_logits"], np.float64)
+    gate = check_logits(np.asarray(reply.golden_logits, np.float64), expected, tolerance)
+    logits = np.asarray(reply.model_logits, np.float64)
     reference, reference_tolerance = references.get(case.input_spec, (logits[:, 0], tolerance))
-    verdict = _check_model_scope(verdict, reference, logits, max(tolerance, reference_tolerance))
-    if verdict["passed"]:
+    gate = _check_model_scope(gate, reference, logits, max(tolerance, reference_tolerance))
+    if gate.passed:
         references.setdefault(case.input_spec, (logits[:, 0], tolerance))
-    return verdict
+    return gate
 
 
 def _list_workloads(case: BenchCase, rates: Sequence[float]) -> tuple[Workload, ...]:
@@ -158,59 +154,52 @@ def _list_workloads(case: BenchCase, rates: Sequence[float]) -> tuple[Workload, 
 
 
 def _check_model_scope(
-    verdict: dict[str, Any],
+    gate: GateResult,
     reference: NDArray[np.float64],
     logits: NDArray[np.float64],
     tolerance: float,
-) -> dict[str, Any]:
+) -> GateResult:
     """Check scope `model`, whose inputs are tensors instead of photos.
 
     Every case must give the logits of the first case that passed on the photos, in any batch.
 
     Args:
-        verdict: result of the check on photos.
+        gate: result of the check on photos.
         reference: logits [images, classes] of the first case that passed.
         logits: [batches, batch, classes]; batch i holds the images from i on.
         tolerance: allowed |logit difference|.
     """
     if reference.shape != logits[:, 0].shape:
         reason = "the logits in scope model have another shape than the first runtime's"
-        return {**verdict, "passed": False, "reason": verdict.get("reason", reason)}
+        return replace(gate, passed=False, reason=gate.reason or reason)
     if not np.isfinite(logits).all():
         reason = "the logits in scope model are not finite"
-        return {**verdict, "passed": False, "reason": verdict.get("reason", reason)}
+        return replace(gate, passed=False, reason=gate.reason or reason)
     difference = max(
         float(np.abs(logits[:, index] - np.roll(reference, -index, 0)).max())
         for index in range(logits.shape[1])
     )
-    verdict = {**verdict, "model_scope_difference": difference}
-    if difference > tolerance and verdict["passed"]:
-        return {
-            **verdict,
-            "passed": False,
-            "reason": f"in scope model logits differ by {difference:.3g} from the first runtime's",
-        }
-    return verdict
+    gate = replace(gate, model_scope_difference=difference)
+    if difference > tolerance and gate.passed:
+        reason = f"in scope model logits differ by {difference:.3g} from the first runtime's"
+        return replace(gate, passed=False, reason=reason)
+    return gate
 
 
 def _make_row(
-    case: BenchCase,
-    workload: Workload,
-    input_text: str,
-    answer: Mapping[str, Any],
-    verdict: Mapping[str, Any],
+    case: BenchCase, workload: Workload, input_text: str, reply: GateReply, gate: GateResult
 ) -> BenchRow:
     return BenchRow(
         runtime=case.runtime,
         variant=case.variant,
         scope=workload.scope,
         rate=workload.rate,
-        provider=answer["provider"],
-        batch=answer["batch"] if workload.scope == "model" else 1,
+        provider=reply.provider,
+        batch=reply.batch if workload.scope == "model" else 1,
         threads=case.source.threads,
         input=input_text,
         file_sha256=case.file_sha256,
         file_bytes=case.file_bytes,
-        gate=verdict,
-        session=answer["session"],
+        gate=gate,
+        session=reply.session,
     )

@@ -1,13 +1,15 @@
-"""Jobs of worker processes, sent as JSON."""
+"""Jobs of worker processes and their replies, sent as JSON."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
-from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.artifacts.session import SessionRecord
+from edgetl.core.typed_json import parse_as, to_json
 from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.protocol import BenchProtocol
 
@@ -48,47 +50,30 @@ class WorkerJob:
     journal: Path | None = None
     """File to which a sustained measurement appends its windows one by one."""
 
-    def to_json(self) -> str:
-        """Return the job as JSON, for `from_json`."""
-        content = asdict(self)
-        preprocessing = self.source.preprocessing
-        content["source"]["preprocessing"] = (
-            None if preprocessing is None else preprocessing.to_json()
-        )
-        return json.dumps(content, default=str)
+    def encode(self) -> str:
+        """Return the job as JSON, for `decode`."""
+        return json.dumps(to_json(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Return the job written by `to_json`."""
-        return cls(**cls.parse_fields(json.loads(text)))
-
-    @classmethod
-    def parse_fields(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments of the class from its JSON object."""
-        return {
-            **content,
-            "source": _parse_source(content["source"]),
-            "streams": tuple(Workload(**workload) for workload in content["streams"]),
-            "protocol": BenchProtocol(**content["protocol"]),
-            "model_inputs": _optional_path(content["model_inputs"]),
-            "files": tuple(Path(name) for name in content["files"]),
-            "journal": _optional_path(content["journal"]),
-        }
+    def decode(cls, text: str) -> Self:
+        """Return the job that `encode` encoded."""
+        return parse_as(cls, json.loads(text), "the job")
 
 
-def _parse_source(content: dict[str, Any]) -> ModelSource:
-    size = content["size"]
-    preprocessing = content["preprocessing"]
-    fields = {
-        **content,
-        "model": Path(content["model"]),
-        "input_file": _optional_path(content["input_file"]),
-        "size": None if size is None else tuple(size),
-    }
-    if preprocessing is not None:
-        fields["preprocessing"] = Preprocessing.from_json(preprocessing)
-    return ModelSource(**fields)
+@dataclass(frozen=True)
+class GateReply:
+    """Reply to task `gate`: the opened model and its logits."""
 
-
-def _optional_path(name: str | None) -> Path | None:
-    return None if name is None else Path(name)
+    settings: Mapping[str, str]
+    """Settings that `Backend.autotune` chose, for later processes."""
+    provider: str
+    """Short name of the provider that runs the model."""
+    session: SessionRecord
+    input: str
+    """Types and shapes of an inference in scope `model`."""
+    batch: int
+    peak_memory_bytes: int | None
+    golden_logits: object
+    """Numbers [images, classes], which may be NaN; empty without golden images."""
+    model_logits: object
+    """Numbers [batches, batch, classes] of scope `model`; empty without inputs."""

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgetl.core.artifacts.session import OperatorProfile, SessionRecord
 from edgetl.core.errors import BenchError, EdgetlError, ProviderError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bench.backend import ModelSource, Stage
@@ -26,7 +27,7 @@ from edgetl.device.runtime.placement import (
     read_node_assignments,
 )
 from edgetl.device.runtime.preprocessing import preprocess, resize_to
-from edgetl.device.runtime.profile import profile_nodes, summarize_nodes
+from edgetl.device.runtime.profile import profile_nodes, summarize_operators
 from edgetl.device.runtime.session import create_session, raise_provider_failure
 from edgetl.device.runtime.session_modes import CUDA_GRAPH_MODE, DEFAULT_MODE, provider_options
 
@@ -55,7 +56,7 @@ class OnnxRuntimeBackend:
     def __init__(self, source: ModelSource) -> None:
         self._source = source
         self.provider = source.provider
-        self._session_mode = str(source.settings.get("session_mode", DEFAULT_MODE))
+        self._session_mode = source.settings.get("session_mode", DEFAULT_MODE)
         self._provider_options = provider_options(source.provider, self._session_mode)
         try:
             self._session = create_session(
@@ -205,29 +206,25 @@ class OnnxRuntimeBackend:
             return integers.astype(_NUMPY_DTYPES[dtype])
         return generator.random(shape, np.float32).astype(_NUMPY_DTYPES[dtype])
 
-    def autotune(self, batch: Any) -> dict[str, Any]:
+    def autotune(self, batch: Any) -> dict[str, str]:
         """Return no settings: the session options are ONNX Runtime's defaults."""
         return {}
 
-    def describe(self, batch: Any) -> dict[str, Any]:
+    def describe(self, batch: Any) -> SessionRecord:
         """Return the session options that affect latency, and the share of nodes by provider."""
         options = self._session.get_session_options()
-        mode_settings: dict[str, Any] = {}
-        if self._session_mode != DEFAULT_MODE:
-            mode_settings = {
-                "session_mode": self._session_mode,
-                "provider_options": self._provider_options,
-            }
-        return {
-            "onnxruntime": onnxruntime.__version__,
-            "intra_op_threads": options.intra_op_num_threads,
-            "inter_op_threads": options.inter_op_num_threads,
-            "graph_optimization": str(options.graph_optimization_level).rpartition(".")[2],
-            "providers": self._session.get_providers(),
-            "io_binding": self._device_run is not None,
-            **mode_settings,
-            "node_share": self._compute_node_share(batch),
-        }
+        is_default = self._session_mode == DEFAULT_MODE
+        return SessionRecord(
+            onnxruntime=onnxruntime.__version__,
+            intra_op_threads=options.intra_op_num_threads,
+            inter_op_threads=options.inter_op_num_threads,
+            graph_optimization=str(options.graph_optimization_level).rpartition(".")[2],
+            providers=tuple(self._session.get_providers()),
+            io_binding=self._device_run is not None,
+            session_mode=None if is_default else self._session_mode,
+            provider_options=None if is_default else self._provider_options,
+            node_share=self._compute_node_share(batch),
+        )
 
     def _compute_node_share(self, batch: Any) -> dict[str, float]:
         assignments = None
@@ -235,15 +232,15 @@ class OnnxRuntimeBackend:
             assignments = read_node_assignments(self._session)
         if assignments is None:
             assignments = [
-                NodeAssignment(node["node"], node["operator"], node["provider"])
-                for node in self.profile(batch, 1)["nodes"]
+                NodeAssignment(node.node, node.operator, node.provider)
+                for node in self.profile(batch, 1).nodes
             ]
             # Without a recorded partitioning the placement has not been checked yet.
             check_placement(assignments, self._session.get_providers())
         return provider_node_shares(node.provider for node in assignments)
 
-    def profile(self, batch: Any, runs: int) -> dict[str, Any]:
-        """Return time, share and provider of every operator and node, see `summarize_nodes`.
+    def profile(self, batch: Any, runs: int) -> OperatorProfile:
+        """Return time, share and provider of every operator and node.
 
         The runtime's profiler times the host. If the host only launches kernels, `clock` is
         `host dispatch`: the times of the kernels themselves need a build with CUPTI
@@ -265,12 +262,13 @@ class OnnxRuntimeBackend:
             )
 
         feed = batch if isinstance(batch, dict) else {self._input_name: batch}
-        clock = "host dispatch" if source.provider in DEVICE_TYPES else "host"
-        return {
-            "runs": runs,
-            "clock": clock,
-            **summarize_nodes(profile_nodes(open_session, feed, runs)),
-        }
+        nodes = profile_nodes(open_session, feed, runs)
+        return OperatorProfile(
+            runs=runs,
+            operators=summarize_operators(nodes),
+            nodes=tuple(nodes),
+            clock="host dispatch" if source.provider in DEVICE_TYPES else "host",
+        )
 
 
 def _capture_failed_message(model: Path, error_text: str) -> str:

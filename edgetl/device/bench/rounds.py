@@ -6,13 +6,15 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from typing import Any
 
-from edgetl.core.artifacts.bench import Noise
-from edgetl.core.artifacts.bench_rows import BlockResult, ColdStart, relative_spread
+from edgetl.core.artifacts.bench_rows import BlockResult, relative_spread
+from edgetl.core.artifacts.device import DeviceInfo, DeviceState
+from edgetl.core.artifacts.noise import NoiseReport
 from edgetl.core.errors import BenchError, EdgetlError
 from edgetl.device.bench.correctness_gate import GatedCase
 from edgetl.device.bench.job import Workload
@@ -43,6 +45,11 @@ class RoundRunner:
         """Measured rounds by row id."""
         self.failures: dict[str, EdgetlError | OSError] = {}
         """Errors of failed cases by name; these cases are left out of the remaining rounds."""
+        self.stop_cause: BaseException | None = None
+        """The exception that stopped the measurement early."""
+        self.device_states: tuple[DeviceState, DeviceState] | None = None
+        """State of the device before and after the rounds."""
+        self._process_cpu_s = 0.0
 
     def measure(
         self,
@@ -52,11 +59,30 @@ class RoundRunner:
         folder: Path,
         progress: BenchProgress,
     ) -> None:
-        """Measure `count` rounds.
+        """Measure `count` rounds and record the device's state around them.
+
+        Later work, such as profiling, does not affect the noise of these rounds.
 
         Raises:
             BenchError: every ONNX Runtime case has failed.
         """
+        state_before = read_device_state()
+        cpu_s_before = read_process_cpu_s()
+        try:
+            if gated_cases:
+                self._measure_rounds(gated_cases, count, seed, folder, progress)
+        finally:
+            self.device_states = (state_before, read_device_state())
+            self._process_cpu_s = read_process_cpu_s() - cpu_s_before
+
+    def _measure_rounds(
+        self,
+        gated_cases: Sequence[GatedCase],
+        count: int,
+        seed: int,
+        folder: Path,
+        progress: BenchProgress,
+    ) -> None:
         generator = random.Random(seed)
         groups = group_cases(gated_cases)
         total = count * len(gated_cases)
@@ -71,7 +97,7 @@ class RoundRunner:
                 self._measure_group(running, generator, folder)
                 done += len(group)
             remaining = self._without_failures(gated_cases)
-            if gated_cases and all(item.case.runtime == "pytorch" for item in remaining):
+            if all(item.case.runtime == "pytorch" for item in remaining):
                 raise BenchError("\n".join(dict.fromkeys(map(str, self.failures.values()))))
         progress(total, total, "measured")
 
@@ -113,16 +139,96 @@ class RoundRunner:
                     for gated_case in shuffle_cases():
                         if workload in gated_case.job.streams:
                             attempt(gated_case, methodcaller("request", step))
-            results = {
-                gated_case.case.name: attempt(gated_case, Worker.result)
+            results: dict[str, dict[str, BlockResult] | None] = {
+                gated_case.case.name: attempt(
+                    gated_case, lambda worker: worker.result(dict[str, BlockResult])
+                )
                 for gated_case in shuffle_cases()
             }
         for gated_case in group:
             result = results.get(gated_case.case.name)
             if result is not None:
                 for row, workload in zip(gated_case.rows, gated_case.job.streams, strict=True):
-                    block = _parse_round(result[workload.name])
-                    self.rounds_by_row.setdefault(row.id, []).append(block)
+                    self.rounds_by_row.setdefault(row.id, []).append(result[workload.name])
+
+    @contextmanager
+    def capture_stop(self) -> Iterator[None]:
+        """Store an exception that stops the block early in `stop_cause`.
+
+        Raises:
+            KeyboardInterrupt, EdgetlError: the block stopped before anything was measured.
+        """
+        try:
+            yield
+        except (KeyboardInterrupt, EdgetlError, OSError) as cause:
+            if self.rounds_by_row:
+                self.stop_cause = cause
+            elif isinstance(cause, KeyboardInterrupt):
+                raise KeyboardInterrupt(
+                    "Interrupted before anything was measured: no result was written."
+                ) from cause
+            elif isinstance(cause, EdgetlError):
+                raise
+            else:
+                raise BenchError(f"Nothing could be measured: {cause}.") from cause
+
+    def describe_device(self, info: DeviceInfo) -> DeviceInfo:
+        """Return the device's facts with its states."""
+        if self.device_states is None:
+            return info
+        before, after = self.device_states
+        return replace(info, before=before, after=after)
+
+    def evaluate_noise(self, rounds_by_row: Mapping[str, Sequence[BlockResult]]) -> NoiseReport:
+        """Assess interference from the device's states and the rounds of each row."""
+        timed = {name: rounds for name, rounds in rounds_by_row.items() if rounds}
+        if not timed or self.device_states is None:
+            return NoiseReport(())
+        spreads = {
+            name: relative_spread([block.median_ns for block in rounds])
+            for name, rounds in timed.items()
+        }
+        clocks = [
+            [block.frequency_khz for block in rounds if block.frequency_khz is not None]
+            for rounds in timed.values()
+        ]
+        gpu_readings = [
+            [block.gpu for block in rounds if block.gpu is not None] for rounds in timed.values()
+        ]
+        return assess_noise(
+            *self.device_states,
+            self._process_cpu_s,
+            spreads,
+            clocks,
+            gpu_rounds=[readings for readings in gpu_readings if readings],
+        )
+
+    def raise_if_stopped(
+        self,
+        rounds_by_row: Mapping[str, Sequence[BlockResult]],
+        path: Path | None,
+        notes: Sequence[str],
+    ) -> None:
+        """Raise the exception that stopped the measurement early, if any.
+
+        Args:
+            rounds_by_row: the measured rounds of every row.
+            path: the result file; None if it could not be written.
+            notes: notes from writing the result.
+
+        Raises:
+            KeyboardInterrupt, BenchError: the measurement stopped early.
+        """
+        if self.stop_cause is None:
+            return
+        sentences = list(notes)
+        if path is not None:
+            timed = sum(map(bool, rounds_by_row.values()))
+            sentences.insert(0, f"{timed} of {len(rounds_by_row)} rows were timed, see {path}.")
+        text = " ".join(sentences)
+        if isinstance(self.stop_cause, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"Interrupted: {text}") from self.stop_cause
+        raise BenchError(f"{self.stop_cause} {text}") from self.stop_cause
 
 
 def group_cases(gated_cases: Sequence[GatedCase]) -> list[list[GatedCase]]:
@@ -158,117 +264,6 @@ def _plan_steps(workload: Workload, slices: int) -> list[str]:
     if workload.rate is not None:
         return [f"paced {workload.name}"]
     return [f"warm-up {workload.name}", *[f"slice {workload.name}"] * slices]
-
-
-def _parse_round(content: dict[str, Any]) -> BlockResult:
-    return BlockResult.from_json({**content, "cold": vars(ColdStart(**content["cold"]))})
-
-
-class BenchRunner:
-    """A measurement whose completed rounds remain valid after an interruption."""
-
-    def __init__(self) -> None:
-        self.round_runner = RoundRunner()
-        self.stop_cause: BaseException | None = None
-        """The exception that stopped the measurement early."""
-        self.device_states: dict[str, Any] = {}
-        """State of the device `before` and `after` the rounds."""
-        self._process_cpu_s = 0.0
-
-    @contextmanager
-    def capture_stop(self) -> Iterator[None]:
-        """Store an exception that stops the block early in `stop_cause`.
-
-        Raises:
-            KeyboardInterrupt, EdgetlError: the block stopped before anything was measured.
-        """
-        try:
-            yield
-        except (KeyboardInterrupt, EdgetlError, OSError) as cause:
-            if self.round_runner.rounds_by_row:
-                self.stop_cause = cause
-            elif isinstance(cause, KeyboardInterrupt):
-                raise KeyboardInterrupt(
-                    "Interrupted before anything was measured: no result was written."
-                ) from cause
-            elif isinstance(cause, EdgetlError):
-                raise
-            else:
-                raise BenchError(f"Nothing could be measured: {cause}.") from cause
-
-    def measure(
-        self,
-        gated_cases: Sequence[GatedCase],
-        count: int,
-        seed: int,
-        folder: Path,
-        progress: BenchProgress,
-    ) -> None:
-        """Measure `count` rounds and record the device's state around them.
-
-        Later work, such as profiling, does not affect the noise of these rounds.
-
-        Raises:
-            BenchError: see `RoundRunner.measure`.
-        """
-        state_before = read_device_state()
-        cpu_s_before = read_process_cpu_s()
-        try:
-            rounds = count if gated_cases else 0
-            self.round_runner.measure(gated_cases, rounds, seed, folder, progress)
-        finally:
-            self.device_states = {"before": state_before, "after": read_device_state()}
-            self._process_cpu_s = read_process_cpu_s() - cpu_s_before
-
-    def evaluate_noise(self, rounds_by_row: Mapping[str, Sequence[BlockResult]]) -> Noise:
-        """Assess interference from the device's states and the rounds of each row."""
-        timed = {name: rounds for name, rounds in rounds_by_row.items() if rounds}
-        if not timed:
-            return Noise(())
-        spreads = {
-            name: relative_spread([block.median_ns for block in rounds])
-            for name, rounds in timed.items()
-        }
-        clocks = [
-            [block.frequency_khz for block in rounds if block.frequency_khz is not None]
-            for rounds in timed.values()
-        ]
-        gpu_readings = [[block.gpu for block in rounds if block.gpu] for rounds in timed.values()]
-        return assess_noise(
-            self.device_states["before"],
-            self.device_states["after"],
-            self._process_cpu_s,
-            spreads,
-            clocks,
-            gpu_rounds=[readings for readings in gpu_readings if readings],
-        )
-
-    def raise_if_stopped(
-        self,
-        rounds_by_row: Mapping[str, Sequence[BlockResult]],
-        path: Path | None,
-        notes: Sequence[str],
-    ) -> None:
-        """Raise the exception that stopped the measurement early, if any.
-
-        Args:
-            rounds_by_row: the measured rounds of every row.
-            path: the result file; None if it could not be written.
-            notes: notes from writing the result.
-
-        Raises:
-            KeyboardInterrupt, BenchError: the measurement stopped early.
-        """
-        if self.stop_cause is None:
-            return
-        sentences = list(notes)
-        if path is not None:
-            timed = sum(map(bool, rounds_by_row.values()))
-            sentences.insert(0, f"{timed} of {len(rounds_by_row)} rows were timed, see {path}.")
-        text = " ".join(sentences)
-        if isinstance(self.stop_cause, KeyboardInterrupt):
-            raise KeyboardInterrupt(f"Interrupted: {text}") from self.stop_cause
-        raise BenchError(f"{self.stop_cause} {text}") from self.stop_cause
 
 
 def read_process_cpu_s() -> float:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import edgetl
-from edgetl.core.artifacts.bench import EAGER_VARIANT, BenchResult, Noise
+from edgetl.core.artifacts.bench import EAGER_VARIANT, BenchResult
 from edgetl.core.artifacts.bench_json import write_result
 from edgetl.core.artifacts.bench_rows import BenchRow
+from edgetl.core.artifacts.comparison import EarlierPair, Pair
+from edgetl.core.artifacts.device import EnergyCounters
+from edgetl.core.artifacts.noise import NoiseReport
 from edgetl.core.artifacts.recommendation import recommend
+from edgetl.core.artifacts.session import OperatorProfile
 from edgetl.core.artifacts.storage import check_output_path, store_result
 from edgetl.core.artifacts.sustained import SustainedResult
 from edgetl.core.config.bench import BenchConfig
@@ -22,7 +25,7 @@ from edgetl.device.bench.baseline import match_rows, read_baseline
 from edgetl.device.bench.correctness_gate import GatedCase, run_gates
 from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.rounds import BenchProgress, BenchRunner, RoundRunner
+from edgetl.device.bench.rounds import BenchProgress, RoundRunner
 from edgetl.device.bench.sustained import run_sustained_job
 from edgetl.device.bench.target import BenchTarget, find_target, torch_device
 from edgetl.device.bench.worker_process import run_job
@@ -32,13 +35,12 @@ from edgetl.device.hardware.info import collect_device_info
 from edgetl.device.runtime.session import check_provider
 
 
-class _FullBenchRunner(BenchRunner):
-    """A bench runner with sustained and profile results."""
+@dataclass
+class _Extras:
+    """Measurements after the rounds; those completed before an interruption are valid."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.sustained: SustainedResult | None = None
-        self.profiles: dict[str, Any] = {}
+    sustained: SustainedResult | None = None
+    profiles: dict[str, OperatorProfile] = field(default_factory=dict)
 
 
 def bench(
@@ -71,13 +73,14 @@ def bench(
     device_info = collect_device_info()
     meter = EnergyMeter()
     created = datetime.now(UTC)
-    runner = _FullBenchRunner()
+    runner = RoundRunner()
+    extras = _Extras()
 
     with tempfile.TemporaryDirectory(prefix="edgetl-bench-") as name:
         folder = Path(name)
         gated_cases, gate_notes = _check_cases(target, config, protocol, folder, report)
         rows = [row for gated_case in gated_cases for row in gated_case.rows]
-        baseline_pairs = []
+        baseline_pairs: list[EarlierPair] = []
         if baseline is not None:
             baseline_pairs = match_rows(baseline, rows, target.model, device_info, config.any_model)
         passed_cases = [gated_case for gated_case in gated_cases if gated_case.passed]
@@ -86,32 +89,32 @@ def bench(
             passed_cases = []
         with runner.capture_stop():
             runner.measure(passed_cases, config.rounds, config.seed, folder, report)
-            _profile_and_sustain(passed_cases, config, runner, folder, report)
-    rows = _attach_rounds(rows, runner.round_runner)
+            _profile_and_sustain(passed_cases, config, runner, extras, folder, report)
+    rows = _attach_rounds(rows, runner)
     rounds_by_row = {row.id: row.rounds for row in rows}
     noise = runner.evaluate_noise(rounds_by_row)
-    if device_info["emulated"]:
+    if device_info.emulated:
         noise = _add_emulation_reason(noise)
-    failures = runner.round_runner.failures.items()
+    failures = runner.failures.items()
     failure_notes = [
         f"{case_name} failed and was dropped: {error}" for case_name, error in failures
     ]
-    energy = {"sources": list(meter.source_names), "denied": list(meter.denied_source_names)}
+    energy = EnergyCounters(tuple(meter.source_names), tuple(meter.denied_source_names))
     result = BenchResult(
         created=created.isoformat(timespec="seconds"),
         edgetl=edgetl.__version__,
         target=str(config.target),
         model=target.model,
-        device={**device_info, "energy": energy, **runner.device_states},
+        device=runner.describe_device(replace(device_info, energy=energy)),
         noise=noise,
         protocol={**asdict(protocol), "rounds": config.rounds, "seed": config.seed},
-        order=tuple(runner.round_runner.case_order),
+        order=tuple(runner.case_order),
         rows=tuple(rows),
         pairs=tuple(_pair_rows(rows)),
         earlier_pairs=tuple(baseline_pairs),
         notes=(*target.notes, *gate_notes, *failure_notes),
-        sustained=runner.sustained,
-        profiles=runner.profiles,
+        sustained=extras.sustained,
+        profiles=extras.profiles,
         limits=config.limits,
         interrupted=runner.stop_cause is not None,
     )
@@ -144,7 +147,7 @@ def _check_cases(
     )
 
 
-def _add_emulation_reason(noise: Noise) -> Noise:
+def _add_emulation_reason(noise: NoiseReport) -> NoiseReport:
     reason = "the processor is emulated: times do not apply to real devices"
     return replace(noise, reasons=(reason, *noise.reasons))
 
@@ -152,24 +155,23 @@ def _add_emulation_reason(noise: Noise) -> Noise:
 def _profile_and_sustain(
     gated_cases: Sequence[GatedCase],
     config: BenchConfig,
-    runner: _FullBenchRunner,
+    runner: RoundRunner,
+    extras: _Extras,
     folder: Path,
     report: BenchProgress,
 ) -> None:
     measured_cases = [
-        gated_case
-        for gated_case in gated_cases
-        if gated_case.case.name not in runner.round_runner.failures
+        gated_case for gated_case in gated_cases if gated_case.case.name not in runner.failures
     ]
     if config.profile:
         for gated_case in measured_cases:
             report(0, 0, f"profile: {gated_case.case.name}")
-            profile = run_job(replace(gated_case.job, task="profile"), folder)
-            runner.profiles[gated_case.rows[0].id] = profile
+            profile = run_job(replace(gated_case.job, task="profile"), folder, OperatorProfile)
+            extras.profiles[gated_case.rows[0].id] = profile
     onnx_cases = [item for item in measured_cases if item.case.runtime != "pytorch"]
     if config.sustained_s and onnx_cases:
         rows = [row for gated_case in onnx_cases for row in gated_case.rows]
-        recommendation = recommend(_attach_rounds(rows, runner.round_runner))
+        recommendation = recommend(_attach_rounds(rows, runner))
         assert recommendation is not None
         row_id = recommendation.latency.row
         gated_case, row = next(
@@ -185,16 +187,16 @@ def _profile_and_sustain(
             row.scope,
             config.sustained_s,
             folder,
-            lambda sustained: setattr(runner, "sustained", sustained),
+            lambda sustained: setattr(extras, "sustained", sustained),
         )
 
 
-def _attach_rounds(rows: Sequence[BenchRow], rounds: RoundRunner) -> list[BenchRow]:
-    return [replace(row, rounds=tuple(rounds.rounds_by_row.get(row.id, ()))) for row in rows]
+def _attach_rounds(rows: Sequence[BenchRow], runner: RoundRunner) -> list[BenchRow]:
+    return [replace(row, rounds=tuple(runner.rounds_by_row.get(row.id, ()))) for row in rows]
 
 
-def _pair_rows(rows: Sequence[BenchRow]) -> Iterator[tuple[str, str]]:
-    """Yield (baseline id, candidate id) for the comparisons within a result.
+def _pair_rows(rows: Sequence[BenchRow]) -> Iterator[Pair]:
+    """Yield the comparisons within a result.
 
     An ONNX row is compared with the PyTorch rows of its comparison key, or with the key's first row
     if there are none. A PyTorch row is compared with eager PyTorch.
@@ -209,4 +211,4 @@ def _pair_rows(rows: Sequence[BenchRow]) -> Iterator[tuple[str, str]]:
         baselines = torch_rows or comparable[:1]
         if row.runtime == "pytorch":
             baselines = [item for item in torch_rows if item.variant == EAGER_VARIANT]
-        yield from ((baseline.id, row.id) for baseline in baselines if baseline is not row)
+        yield from (Pair(baseline.id, row.id) for baseline in baselines if baseline is not row)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 from edgetl.core.artifacts.sustained import LatencyWindow, SustainedResult
+from edgetl.core.typed_json import parse_as, to_json
 from edgetl.device.bench.backend import Stage
 from edgetl.device.bench.job import WorkerJob, Workload
 from edgetl.device.bench.protocol import BenchProtocol
@@ -36,18 +37,16 @@ def measure_sustained(
         while (start := clock()) - begin < seconds * 1e9 and os.getppid() == parent_pid:
             timestamps = run_for(stages, inputs, protocol.sustained_window_seconds, 1, clock)
             state = read_device_state()
-            throttles = state["thermal_throttles"]
-            if throttles is not None:
-                throttles = sum(count for count in throttles.values() if count is not None)
+            throttles = state.thermal_throttles
             window = LatencyWindow(
                 start_s=(start - begin) / 1e9,
                 latencies_ns=tuple(compute_latencies(timestamps)),
-                frequency_khz=state["frequency_khz"],
-                temperature_c=state["temperature_c"],
-                throttles=throttles,
+                frequency_khz=state.frequency_khz,
+                temperature_c=state.temperature_c,
+                throttles=None if throttles is None else sum(throttles.values()),
                 memory_bytes=resident_memory_bytes(),
             )
-            stream.write(json.dumps(asdict(window)) + "\n")
+            stream.write(json.dumps(to_json(window)) + "\n")
             stream.flush()
 
 
@@ -78,7 +77,7 @@ def run_sustained_job(
         sustained_job = replace(
             job, task="sustain", streams=(Workload(scope),), seconds=seconds, journal=journal
         )
-        run_job(sustained_job, folder)
+        run_job(sustained_job, folder, dict[str, object])
     finally:
         windows = _read_windows(journal)
         if windows:
@@ -90,7 +89,4 @@ def _read_windows(journal: Path) -> tuple[LatencyWindow, ...]:
     if not journal.is_file():
         return ()
     lines = journal.read_text(encoding="utf-8").split("\n")[:-1]
-    return tuple(
-        LatencyWindow(**{**window, "latencies_ns": tuple(window["latencies_ns"])})
-        for window in map(json.loads, lines)
-    )
+    return tuple(parse_as(LatencyWindow, json.loads(line), "a window") for line in lines)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
 
+from edgetl.core.artifacts.bench import BenchedModel
 from edgetl.core.config.bench import BenchConfig, BenchScope
 from edgetl.core.config.export import InputKind
 from edgetl.core.config.torch_modes import TORCH_MODES
@@ -68,8 +68,7 @@ class BenchTarget:
     """Cases, PyTorch baselines first."""
     bundle: Bundle | None
     """None for a lone ONNX file."""
-    model: Mapping[str, Any]
-    """Name and run id."""
+    model: BenchedModel
     results_folder: Path
     """Default folder of results."""
     notes: tuple[str, ...] = ()
@@ -124,7 +123,7 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
     return BenchTarget(
         cases=(*torch_cases, *onnx_cases),
         bundle=bundle,
-        model={"name": bundle.model, "run_id": bundle.run_id},
+        model=BenchedModel(bundle.model, bundle.run_id),
         results_folder=Path("bench") if run is None else run.bench,
         notes=tuple(notes),
     )
@@ -312,7 +311,7 @@ def _find_onnx_file(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
     return BenchTarget(
         cases=tuple(_expand_session_modes(case, config, threads)),
         bundle=None,
-        model={"name": path.name, "run_id": None},
+        model=BenchedModel(path.name, None),
         results_folder=Path("bench"),
         notes=tuple(notes),
     )

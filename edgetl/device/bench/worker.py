@@ -12,18 +12,22 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgetl.core.errors import EdgetlError, error_to_json
 from edgetl.core.registry import BACKENDS, load_from_registry
-from edgetl.device.bench.job import WorkerJob
+from edgetl.core.typed_json import JsonObject, to_json
+from edgetl.device.bench.job import GateReply, WorkerJob
 from edgetl.device.bench.timing import BlockTimer, TimedBlock, measure_paced
 from edgetl.device.hardware.memory import keep_freed_memory
 
 if TYPE_CHECKING:
+    from edgetl.core.artifacts.bench_rows import ColdStart
     from edgetl.device.bench.backend import Backend, Stage
+    from edgetl.device.bench.monitors import BlockMonitor, GpuMonitor
 
 JobT = TypeVar("JobT", bound=WorkerJob)
 
@@ -31,7 +35,7 @@ JobT = TypeVar("JobT", bound=WorkerJob)
 _REPLY_STREAM: io.TextIOBase = io.StringIO()
 
 
-def handle_gate(job: WorkerJob) -> dict[str, Any]:
+def handle_gate(job: WorkerJob) -> JsonObject:
     """Return the logits of the golden images and of scope `model`, and the configuration."""
     from edgetl.device.hardware.info import peak_memory_bytes
 
@@ -47,30 +51,31 @@ def handle_gate(job: WorkerJob) -> dict[str, Any]:
             backend.infer(backend.preprocess_image(load_image(path)))[0].tolist()
             for path in job.files
         ]
-    session = {
-        **backend.describe(inputs[0]),
-        **settings,
-        "freed_memory_kept": keeps_freed_memory,
-        "feed": _input_origin(job),
-    }
+    session = replace(
+        backend.describe(inputs[0]),
+        freed_memory_kept=keeps_freed_memory,
+        feed=_input_origin(job),
+        memory_format=settings.get("memory_format"),
+    )
     peak_bytes = peak_memory_bytes()
     model_logits = []
     if job.model_inputs:
         model_logits = [backend.infer(batch).tolist() for batch in inputs]
     first_array = next(iter(inputs[0].values())) if isinstance(inputs[0], dict) else inputs[0]
-    return {
-        "settings": settings,
-        "provider": backend.provider,
-        "session": session,
-        "input": _describe_input(inputs[0]),
-        "batch": len(first_array),
-        "peak_memory_bytes": peak_bytes,
-        "golden_logits": golden_logits,
-        "model_logits": model_logits,
-    }
+    reply = GateReply(
+        settings=settings,
+        provider=backend.provider,
+        session=session,
+        input=_describe_input(inputs[0]),
+        batch=len(first_array),
+        peak_memory_bytes=peak_bytes,
+        golden_logits=golden_logits,
+        model_logits=model_logits,
+    )
+    return to_json(reply)
 
 
-def handle_measure(job: WorkerJob) -> dict[str, Any]:
+def handle_measure(job: WorkerJob) -> JsonObject:
     """Measure the cold start, then the steps requested on standard input.
 
     A step is `warm-up S`, `slice S` or `paced S`, where S is the name of a workload.
@@ -93,7 +98,7 @@ def handle_measure(job: WorkerJob) -> dict[str, Any]:
 
     # Only now, so that the cold start is measured in an unmodified process.
     keep_freed_memory()
-    from edgetl.device.bench.timing import BlockMonitor, GpuMonitor
+    from edgetl.device.bench.monitors import BlockMonitor, GpuMonitor
     from edgetl.device.hardware.energy import EnergyMeter
     from edgetl.device.hardware.info import fastest_core_frequency_khz, peak_memory_bytes
 
@@ -126,34 +131,54 @@ def handle_measure(job: WorkerJob) -> dict[str, Any]:
             gpu_monitors[name].read()
         send_reply("done")
     blocks |= {name: timer.to_block() for name, timer in timers.items()}
-    cold = {
-        "import_ms": (import_end - start) / 1e6,
-        "session_ms": (open_end - import_end) / 1e6,
-        "first_inference_ms": (first_end - first_start) / 1e6,
-        "peak_memory_bytes": peak_memory_bytes(),
-    }
+    peak_bytes = peak_memory_bytes()
+    from edgetl.core.artifacts.bench_rows import ColdStart
+
+    cold = ColdStart(
+        import_ms=(import_end - start) / 1e6,
+        session_ms=(open_end - import_end) / 1e6,
+        first_inference_ms=(first_end - first_start) / 1e6,
+        peak_memory_bytes=peak_bytes,
+    )
     return {
-        name: {
-            **vars(block),
-            "frequency_khz": clocks.get(name),
-            "memory_growth_bytes": monitors[name].memory_growth_bytes,
-            "energy_j": monitors[name].energy_j,
-            "gpu": gpu_monitors[name].summarize() if name in gpu_monitors else {},
-            "cold": cold,
-        }
+        name: _encode_block(block, cold, clocks.get(name), monitors[name], gpu_monitors.get(name))
         for name, block in blocks.items()
     }
 
 
-def handle_profile(job: WorkerJob) -> dict[str, Any]:
+def _encode_block(
+    block: TimedBlock,
+    cold: ColdStart,
+    frequency_khz: int | None,
+    monitor: BlockMonitor,
+    gpu_monitor: GpuMonitor | None,
+) -> JsonObject:
+    from edgetl.core.artifacts.bench_rows import BlockResult
+
+    result = BlockResult(
+        latencies_ns=tuple(block.latencies_ns),
+        cold=cold,
+        steady=block.steady,
+        warmup_medians_ns=tuple(block.warmup_medians_ns),
+        stages_ns={stage: tuple(times) for stage, times in block.stages_ns.items()},
+        frequency_khz=frequency_khz,
+        slices=tuple(block.slices),
+        waited=block.waited,
+        memory_growth_bytes=monitor.memory_growth_bytes,
+        energy_j=monitor.energy_j,
+        gpu=None if gpu_monitor is None else gpu_monitor.summarize(),
+    )
+    return to_json(result)
+
+
+def handle_profile(job: WorkerJob) -> JsonObject:
     """Return the time of an inference by operator."""
     backend = open_backend(job)
     batch = _load_model_inputs(backend, job)[0]
-    profile: dict[str, Any] = backend.profile(batch, job.protocol.profiled_runs)
-    return profile
+    return to_json(backend.profile(batch, job.protocol.profiled_runs))
 
 
-def handle_sustain(job: WorkerJob) -> dict[str, Any]:
+def handle_sustain(job: WorkerJob) -> JsonObject:
     """Run one workload without a pause and write each window to the job's journal."""
     from edgetl.device.bench.sustained import measure_sustained
 
@@ -233,9 +258,7 @@ def main() -> None:
     run_worker(WorkerJob, TASK_HANDLERS)
 
 
-def run_worker(
-    job_type: type[JobT], handlers: Mapping[str, Callable[[JobT], dict[str, Any]]]
-) -> None:
+def run_worker(job_type: type[JobT], handlers: Mapping[str, Callable[[JobT], JsonObject]]) -> None:
     """Run the job from the command line and write its result.
 
     An `EdgetlError` is written as the result; any other exception ends the process.
@@ -246,17 +269,17 @@ def run_worker(
     os.dup2(2, 1)
     # The parent sends SIGUSR1 before it kills a hung worker; the stack shows where it hung.
     faulthandler.register(signal.SIGUSR1, all_threads=False)
-    job = job_type.from_json(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    job = job_type.decode(Path(sys.argv[1]).read_text(encoding="utf-8"))
     try:
-        answer: dict[str, Any] = {"answer": handlers[job.task](job)}
+        reply: JsonObject = {"answer": handlers[job.task](job)}
     except EdgetlError as error:
-        answer = {"error": error_to_json(error)}
-    write_answer(answer)
+        reply = {"error": error_to_json(error)}
+    write_reply(reply)
 
 
-def write_answer(answer: dict[str, Any]) -> None:
+def write_reply(reply: JsonObject) -> None:
     """Write the worker's result to the file that the parent process reads."""
-    Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")
+    Path(sys.argv[2]).write_text(json.dumps(reply), encoding="utf-8")
 
 
 if __name__ == "__main__":

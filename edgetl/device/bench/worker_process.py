@@ -14,12 +14,15 @@ import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn, TypeVar
 
 import edgetl
 from edgetl.core.errors import BenchError, error_from_json
+from edgetl.core.typed_json import parse_as
 from edgetl.device.bench.job import WorkerJob
 from edgetl.device.hardware.procfs import PROC, read_text
+
+T = TypeVar("T")
 
 IDLE_TIMEOUT_S = 600.0
 """Longest time without CPU use; compilers, drivers and swapping use some within ten minutes."""
@@ -96,19 +99,20 @@ _KILL_WAIT_S = 10.0
 _STACK_HEADER = "Stack (most recent call first):"
 
 
-def run_job(job: WorkerJob, folder: Path) -> dict[str, Any]:
+def run_job(job: WorkerJob, folder: Path, reply_type: type[T]) -> T:
     """Run `job` in a fresh process and return its result.
 
     Args:
         job: the work.
         folder: an existing folder for the files exchanged with the process.
+        reply_type: type of the result, for `parse_as`.
 
     Raises:
         BenchError: the process crashed or hung; the message includes the end of its stderr.
         EdgetlError: the error that the worker itself raised, as the same class.
     """
     with Worker(job, folder) as worker:
-        return worker.result()
+        return worker.result(reply_type)
 
 
 class Worker:
@@ -119,7 +123,7 @@ class Worker:
         self._folder = Path(tempfile.mkdtemp(dir=folder))
         self._first_inference_s = 0.0
         job_file = self._folder / "job.json"
-        job_file.write_text(job.to_json(), encoding="utf-8")
+        job_file.write_text(job.encode(), encoding="utf-8")
         with self._stderr_file.open("wb") as stderr:
             self._process = subprocess.Popen(
                 [
@@ -185,8 +189,8 @@ class Worker:
             self._raise_worker_error()
         wait_until_idle(self._process.pid)
 
-    def result(self) -> dict[str, Any]:
-        """Finish the job and return its result.
+    def result(self, reply_type: type[T]) -> T:
+        """Finish the job and return its result, parsed as `reply_type`.
 
         Raises:
             EdgetlError: see `run_job`.
@@ -198,11 +202,14 @@ class Worker:
             pass
         if self._wait_for_exit() != 0 or not self._result_file.is_file():
             self._raise_worker_error()
-        content: dict[str, Any] = json.loads(self._result_file.read_text(encoding="utf-8"))
+        content = self._read_result()
         if "error" in content:
-            raise error_from_json(content["error"])
-        result: dict[str, Any] = content["answer"]
-        return result
+            raise error_from_json(parse_as(dict[str, str], content["error"], "error"))
+        return parse_as(reply_type, content["answer"], "the reply")
+
+    def _read_result(self) -> dict[str, object]:
+        content: dict[str, object] = json.loads(self._result_file.read_text(encoding="utf-8"))
+        return content
 
     @property
     def _result_file(self) -> Path:
@@ -267,9 +274,7 @@ class Worker:
 
     def _raise_worker_error(self) -> NoReturn:
         if self._wait_for_exit() == 0 and self._result_file.is_file():
-            raise error_from_json(
-                json.loads(self._result_file.read_text(encoding="utf-8"))["error"]
-            )
+            raise error_from_json(parse_as(dict[str, str], self._read_result()["error"], "error"))
         raise BenchError(_crash_message(self._job, self._wait_for_exit(), self._read_stderr()))
 
     def _read_stderr(self) -> str:

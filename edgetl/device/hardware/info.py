@@ -7,8 +7,8 @@ import platform
 import re
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
+from edgetl.core.artifacts.device import DeviceInfo
 from edgetl.device.hardware.cpu import available_cores, cgroup_cpu_quota, is_emulated
 from edgetl.device.hardware.nvml import GpuReader, open_nvml, read_gpu_info
 from edgetl.device.hardware.power import power_mode
@@ -70,7 +70,7 @@ def collect_device_info(
     sys: Path = SYS,
     machine: str = platform.machine(),
     gpus: GpuReader | None = None,
-) -> dict[str, Any]:
+) -> DeviceInfo:
     """Collect board, processor, memory, GPU, container and software.
 
     Files outside /proc and /sys are read from the parent folder of `proc`.
@@ -85,35 +85,35 @@ def collect_device_info(
     if gpus is None and proc == PROC:
         gpus = open_nvml()
     nvml = read_gpu_info(gpus)
-    boards = nvml.get("gpus", [])
-    return {
-        "host": platform.node() or None,
-        "board": read_text(proc / "device-tree/model")
-        or read_text(sys / "class/dmi/id/product_name"),
-        "machine": machine,
-        "emulated": is_emulated(proc, machine),
-        "system": f"{platform.system()} {platform.release()}",
-        "container": detect_container(proc),
-        "cpu": _cpu_name(proc),
-        "cpu_flags": [flag for flag in INFERENCE_CPU_FLAGS if flag in flags] if flags else None,
-        "cores": os.cpu_count(),
-        "cores_available": available_cores(proc, sys),
-        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "cpu_quota": cgroup_cpu_quota(proc, sys),
-        "frequency_limits_khz": frequency_limits_khz(sys, "cpuinfo"),
-        "memory_bytes": read_size_bytes(proc / "meminfo", "MemTotal"),
-        "swap_total_bytes": read_size_bytes(proc / "meminfo", "SwapTotal"),
-        "gpus": _gpu_names(proc) or [gpu["name"] for gpu in boards if gpu["name"]],
-        "gpu_driver": _gpu_driver_version(proc, sys) or nvml.get("driver"),
-        "gpu_memory_bytes": [gpu["memory_bytes"] for gpu in boards] or None,
-        "gpu_compute_capability": [gpu["compute_capability"] for gpu in boards] or None,
-        "cuda_driver": nvml.get("cuda"),
-        "power_mode": power_mode(proc.parent),
-        "python": platform.python_version(),
-        "packages": {
-            name: version for name in REPORTED_PACKAGES if (version := installed_version(name))
-        },
-    }
+    boards = nvml.boards
+    versions = {name: installed_version(name) for name in REPORTED_PACKAGES}
+    return DeviceInfo(
+        host=platform.node() or None,
+        board=read_text(proc / "device-tree/model") or read_text(sys / "class/dmi/id/product_name"),
+        machine=machine,
+        emulated=is_emulated(proc, machine),
+        system=f"{platform.system()} {platform.release()}",
+        container=detect_container(proc),
+        cpu=_cpu_name(proc),
+        cpu_flags=tuple(flag for flag in INFERENCE_CPU_FLAGS if flag in flags) if flags else None,
+        cores=os.cpu_count(),
+        cores_available=available_cores(proc, sys),
+        affinity=(
+            tuple(sorted(os.sched_getaffinity(0))) if hasattr(os, "sched_getaffinity") else None
+        ),
+        cpu_quota=cgroup_cpu_quota(proc, sys),
+        frequency_limits_khz=frequency_limits_khz(sys, "cpuinfo"),
+        memory_bytes=read_size_bytes(proc / "meminfo", "MemTotal"),
+        swap_total_bytes=read_size_bytes(proc / "meminfo", "SwapTotal"),
+        gpus=_gpu_names(proc) or tuple(board.name for board in boards if board.name),
+        gpu_driver=_gpu_driver_version(proc, sys) or nvml.driver,
+        gpu_memory_bytes=tuple(board.memory_bytes for board in boards) or None,
+        gpu_compute_capability=tuple(board.compute_capability for board in boards) or None,
+        cuda_driver=nvml.cuda,
+        power_mode=power_mode(proc.parent),
+        python=platform.python_version(),
+        packages={name: version for name, version in versions.items() if version},
+    )
 
 
 def gpu_identity(proc: Path = PROC, sys: Path = SYS) -> tuple[str, str | None]:
@@ -144,15 +144,15 @@ def fastest_core_frequency_khz(sys: Path = SYS) -> int | None:
     return max(read_cpufreq(sys, "scaling_cur_freq").values(), default=None)
 
 
-def frequency_limits_khz(sys: Path, limit: str) -> list[int] | None:
-    """Return the [lowest, highest] clock of all cores in kHz.
+def frequency_limits_khz(sys: Path, limit: str) -> tuple[int, int] | None:
+    """Return the (lowest, highest) clock of all cores in kHz.
 
     Args:
         sys: mount point of sysfs.
         limit: `cpuinfo` for the hardware's limits, `scaling` for the present policy's.
     """
     low, high = (read_cpufreq(sys, f"{limit}_{end}_freq").values() for end in ("min", "max"))
-    return [min(low), max(high)] if low and high else None
+    return (min(low), max(high)) if low and high else None
 
 
 def cpu_flags(proc: Path = PROC) -> set[str]:
@@ -234,17 +234,17 @@ def _cpu_name(proc: Path) -> str | None:
     return next((name for name in names if name), None)
 
 
-def _gpu_names(proc: Path) -> list[str]:
+def _gpu_names(proc: Path) -> tuple[str, ...]:
     """Return the names of NVIDIA's GPUs: cards from the driver, a Jetson's from the device tree."""
     texts = (
         read_lines(path) for path in sorted((proc / "driver/nvidia/gpus").glob("*/information"))
     )
-    cards = [
+    cards = tuple(
         line.partition(":")[2].strip()
         for lines in texts
         for line in lines
         if line.startswith("Model:")
-    ]
+    )
     if cards:
         return cards
     nodes = [
@@ -253,7 +253,7 @@ def _gpu_names(proc: Path) -> list[str]:
         for path in sorted((proc / "device-tree").glob(f"{pattern}/compatible"))
     ]
     chips = (re.match(r"nvidia,(\w+)", read_text(path) or "") for path in nodes)
-    return [f"NVIDIA {chip.group(1)}" for chip in chips if chip]
+    return tuple(f"NVIDIA {chip.group(1)}" for chip in chips if chip)
 
 
 def _gpu_driver_version(proc: Path, sys: Path) -> str | None:

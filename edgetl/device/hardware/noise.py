@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeGuard
 
-from edgetl.core.artifacts.bench import Noise
+from edgetl.core.artifacts.bench_rows import GpuReading, largest
+from edgetl.core.artifacts.device import CpuTime, DeviceState
+from edgetl.core.artifacts.noise import Interference, NoiseReport
 from edgetl.core.formatting import pluralize
 
 FIRMWARE_THROTTLE_REASONS = (
@@ -24,7 +26,7 @@ DEVICE_SETTINGS = {
     "power_mode": "the power mode",
     "power_source": "the power source",
 }
-"""Settings that must not change during a run: keys of `read_device_state` and their description."""
+"""Settings that must not change during a run: fields of `DeviceState` and their description."""
 GPU_SLOWDOWN_REASONS = (
     "hw slowdown",
     "sw thermal slowdown",
@@ -60,14 +62,14 @@ class NoiseLimits:
 
 
 def assess_noise(
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
+    before: DeviceState,
+    after: DeviceState,
     bench_cpu_s: float,
     spreads: Mapping[str, float],
     frequencies_khz: Sequence[Sequence[int]] = (),
     limits: NoiseLimits = NoiseLimits(),
-    gpu_rounds: Sequence[Sequence[Mapping[str, Any]]] = (),
-) -> Noise:
+    gpu_rounds: Sequence[Sequence[GpuReading]] = (),
+) -> NoiseReport:
     """Assess the interference during a benchmark.
 
     Args:
@@ -81,17 +83,16 @@ def assess_noise(
         gpu_rounds: for each row measured on a GPU, the GPU readings of its rounds.
 
     Returns:
-        The reasons, with the values behind them in `measured`. Its `disturbance` is the largest
-        share of the time lost to other processes, the hypervisor, waiting for a core or the CPU
-        quota; 0 if none of them is known.
+        The reasons, with the values behind them in `measured`. Its `disturbance` is 0 if none of
+        its parts is known.
     """
-    metrics = _measure_interference(
+    measured = _measure_interference(
         before, after, bench_cpu_s, spreads, frequencies_khz, gpu_rounds
     )
     reasons = (
-        *_cpu_and_memory_reasons(metrics, limits),
-        *_throttling_reasons(metrics, before, after),
-        *_clock_and_gpu_reasons(metrics, limits),
+        *_cpu_and_memory_reasons(measured, limits),
+        *_throttling_reasons(measured, before, after),
+        *_clock_and_gpu_reasons(measured, limits),
         *_settings_reasons(before, after),
         *(
             f"the rounds of {row} differ by {spread:.0%}"
@@ -99,153 +100,149 @@ def assess_noise(
             if spread > limits.round_spread
         ),
     )
-    return Noise(reasons, metrics)
+    return NoiseReport(reasons, measured)
 
 
 def _measure_interference(
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
+    before: DeviceState,
+    after: DeviceState,
     bench_cpu_s: float,
     spreads: Mapping[str, float],
     frequencies_khz: Sequence[Sequence[int]],
-    gpu_rounds: Sequence[Sequence[Mapping[str, Any]]],
-) -> dict[str, Any]:
-    """Return the values of `Noise.measured`; None if the device does not report them."""
-    seconds = max(after["monotonic_s"] - before["monotonic_s"], 1e-9)
-    other, steal = _cpu_shares(before["cpu_seconds"], after["cpu_seconds"], bench_cpu_s)
-    pressure = {
-        name: _delta(before["pressure_us"], after["pressure_us"], name, seconds * 1e6)
-        for name in ("cpu", "memory", "io")
-    }
-    throttled_s = _delta(before["throttling"], after["throttling"], "seconds")
+    gpu_rounds: Sequence[Sequence[GpuReading]],
+) -> Interference:
+    seconds = max(after.monotonic_s - before.monotonic_s, 1e-9)
+    other, steal = _cpu_shares(before.cpu_seconds, after.cpu_seconds, bench_cpu_s)
+    stalls_us = (
+        (before.pressure_us.cpu, after.pressure_us.cpu),
+        (before.pressure_us.memory, after.pressure_us.memory),
+        (before.pressure_us.io, after.pressure_us.io),
+    )
+    cpu_pressure, memory_pressure, io_pressure = (
+        None if start is None or end is None else (end - start) / (seconds * 1e6)
+        for start, end in stalls_us
+    )
+    swap_growth_bytes = throttled_periods = throttled_s = None
+    if before.swap_used_bytes is not None and after.swap_used_bytes is not None:
+        swap_growth_bytes = float(after.swap_used_bytes - before.swap_used_bytes)
+    if before.throttling is not None and after.throttling is not None:
+        throttled_periods = float(after.throttling.periods - before.throttling.periods)
+        throttled_s = after.throttling.seconds - before.throttling.seconds
     # The kernel adds up the time of all cores' queues: as a share of the run's time it can pass 1.
     throttled_share = None if throttled_s is None else min(throttled_s / seconds, 1.0)
-    shares = [
-        share for share in (other, steal, pressure["cpu"], throttled_share) if share is not None
-    ]
+    shares = (other, steal, cpu_pressure, throttled_share)
     gpu_reasons = {
         reason
         for readings in gpu_rounds
         for reading in readings
-        for reason in reading["throttle_reasons"]
+        for reason in reading.throttle_reasons
     }
-    return {
-        "seconds": seconds,
-        "disturbance": max([0.0, *shares]),
-        "other_cpu": other,
-        "steal": steal,
-        **{f"{name}_pressure": value for name, value in pressure.items()},
-        "swap_growth_bytes": _delta(before, after, "swap_used_bytes"),
-        "throttled_periods": _delta(before["throttling"], after["throttling"], "periods"),
-        "throttled_seconds": throttled_s,
-        "thermal_throttles": _total_delta(before["thermal_throttles"], after["thermal_throttles"]),
-        "over_current_events": _total_delta(
-            before["over_current_events"], after["over_current_events"]
-        ),
-        "frequency_spread": max(
+    return Interference(
+        seconds=seconds,
+        disturbance=max(0.0, largest(shares) or 0.0),
+        other_cpu=other,
+        steal=steal,
+        cpu_pressure=cpu_pressure,
+        memory_pressure=memory_pressure,
+        io_pressure=io_pressure,
+        swap_growth_bytes=swap_growth_bytes,
+        throttled_periods=throttled_periods,
+        throttled_seconds=throttled_s,
+        thermal_throttles=_count_events(before.thermal_throttles, after.thermal_throttles),
+        over_current_events=_count_events(before.over_current_events, after.over_current_events),
+        frequency_spread=max(
             ((max(row) - min(row)) / max(row) for row in frequencies_khz if row), default=None
         ),
-        "gpu_clock_spread": max((_clock_spread(readings) for readings in gpu_rounds), default=None),
-        "gpu_throttle_reasons": sorted(gpu_reasons) if gpu_rounds else None,
-        "gpu_other_processes": _other_gpu_processes(before, after, gpu_rounds),
-        "round_spread": dict(spreads),
-    }
+        gpu_clock_spread=max((_clock_spread(readings) for readings in gpu_rounds), default=None),
+        gpu_throttle_reasons=tuple(sorted(gpu_reasons)) if gpu_rounds else None,
+        gpu_other_processes=_other_gpu_processes(before, after, gpu_rounds),
+        round_spread=dict(spreads),
+    )
 
 
-def _cpu_and_memory_reasons(metrics: Mapping[str, Any], limits: NoiseLimits) -> Iterator[str]:
-    if _exceeds(metrics["other_cpu"], limits.other_cpu_share):
-        yield f"other processes used {metrics['other_cpu']:.0%} of the CPU"
-    if _exceeds(metrics["steal"], limits.steal_share):
-        yield f"the hypervisor took {metrics['steal']:.1%} of the CPU (steal)"
-    if _exceeds(metrics["cpu_pressure"], limits.cpu_pressure):
-        yield f"tasks waited for a core {metrics['cpu_pressure']:.0%} of the time"
-    if _exceeds(metrics["memory_pressure"], limits.memory_pressure):
-        yield f"tasks waited for memory {metrics['memory_pressure']:.0%} of the time"
-    if _exceeds(metrics["swap_growth_bytes"], limits.swap_growth_bytes):
-        yield f"swap grew by {metrics['swap_growth_bytes'] / 2**20:.0f} MiB"
+def _cpu_and_memory_reasons(measured: Interference, limits: NoiseLimits) -> Iterator[str]:
+    if _exceeds(measured.other_cpu, limits.other_cpu_share):
+        yield f"other processes used {measured.other_cpu:.0%} of the CPU"
+    if _exceeds(measured.steal, limits.steal_share):
+        yield f"the hypervisor took {measured.steal:.1%} of the CPU (steal)"
+    if _exceeds(measured.cpu_pressure, limits.cpu_pressure):
+        yield f"tasks waited for a core {measured.cpu_pressure:.0%} of the time"
+    if _exceeds(measured.memory_pressure, limits.memory_pressure):
+        yield f"tasks waited for memory {measured.memory_pressure:.0%} of the time"
+    if _exceeds(measured.swap_growth_bytes, limits.swap_growth_bytes):
+        yield f"swap grew by {measured.swap_growth_bytes / 2**20:.0f} MiB"
 
 
 def _throttling_reasons(
-    metrics: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]
+    measured: Interference, before: DeviceState, after: DeviceState
 ) -> Iterator[str]:
-    periods = metrics["throttled_periods"]
-    if _exceeds(periods, 0):
-        seconds = metrics["throttled_seconds"] or 0
-        yield f"the CPU quota throttled {periods:.0f} periods ({seconds:.1f} s)"
-    if _exceeds(metrics["thermal_throttles"], 0):
-        yield f"the processor throttled itself {metrics['thermal_throttles']:.0f} times (heat)"
-    events = metrics["over_current_events"]
+    if _exceeds(measured.throttled_periods, 0):
+        seconds = measured.throttled_seconds or 0
+        yield f"the CPU quota throttled {measured.throttled_periods:.0f} periods ({seconds:.1f} s)"
+    if _exceeds(measured.thermal_throttles, 0):
+        yield f"the processor throttled itself {measured.thermal_throttles} times (heat)"
+    events = measured.over_current_events
     if _exceeds(events, 0):
-        yield f"the board throttled itself {events:.0f} times (over-current or low voltage)"
-    firmware = _firmware_throttle_text(before["firmware_throttled"], after["firmware_throttled"])
+        yield f"the board throttled itself {events} times (over-current or low voltage)"
+    firmware = _firmware_throttle_text(before.firmware_throttled, after.firmware_throttled)
     if firmware:
         yield f"the firmware reports {firmware}"
 
 
-def _clock_and_gpu_reasons(metrics: Mapping[str, Any], limits: NoiseLimits) -> Iterator[str]:
-    if _exceeds(metrics["frequency_spread"], limits.frequency_spread):
-        yield f"the clock varied by {metrics['frequency_spread']:.0%} between rounds"
-    throttle_reasons = metrics["gpu_throttle_reasons"] or ()
+def _clock_and_gpu_reasons(measured: Interference, limits: NoiseLimits) -> Iterator[str]:
+    if _exceeds(measured.frequency_spread, limits.frequency_spread):
+        yield f"the clock varied by {measured.frequency_spread:.0%} between rounds"
+    throttle_reasons = measured.gpu_throttle_reasons or ()
     slowdowns = [reason for reason in throttle_reasons if reason in GPU_SLOWDOWN_REASONS]
     if slowdowns:
         yield f"the GPU was throttled ({', '.join(slowdowns)})"
-    if _exceeds(metrics["gpu_clock_spread"], limits.gpu_clock_spread):
-        yield f"the GPU's clock varied by {metrics['gpu_clock_spread']:.0%} within a row"
-    if pids := metrics["gpu_other_processes"]:
+    if _exceeds(measured.gpu_clock_spread, limits.gpu_clock_spread):
+        yield f"the GPU's clock varied by {measured.gpu_clock_spread:.0%} within a row"
+    if pids := measured.gpu_other_processes:
         yield f"{pluralize(len(pids), 'other process', 'other processes')} used the GPU"
 
 
-def _settings_reasons(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+def _settings_reasons(before: DeviceState, after: DeviceState) -> Iterator[str]:
     for name, description in DEVICE_SETTINGS.items():
-        if before[name] != after[name]:
+        if getattr(before, name) != getattr(after, name):
             yield f"{description} changed during the run"
-    if "battery" in (before["power_source"], after["power_source"]):
+    if "battery" in (before.power_source, after.power_source):
         yield "it ran on battery"
 
 
-def _clock_spread(readings: Sequence[Mapping[str, Any]]) -> float:
+def _clock_spread(readings: Sequence[GpuReading]) -> float:
     """Return (fastest - slowest) / fastest SM clock over a row's rounds; 0 if unknown."""
-    clocks = [clock for reading in readings for clock in reading["sm_clocks_mhz"]]
-    return (max(clocks) - min(clocks)) / max(clocks) if clocks and max(clocks) else 0.0
+    clocks = [clock for reading in readings for clock in reading.sm_clocks_mhz]
+    fastest = max(clocks, default=0)
+    return (fastest - min(clocks)) / fastest if fastest else 0.0
 
 
 def _other_gpu_processes(
-    before: Mapping[str, Any],
-    after: Mapping[str, Any],
-    gpu_rounds: Sequence[Sequence[Mapping[str, Any]]],
-) -> list[int] | None:
+    before: DeviceState, after: DeviceState, gpu_rounds: Sequence[Sequence[GpuReading]]
+) -> tuple[int, ...] | None:
     """Return the ids of other processes on the measured GPUs; None if unknown.
 
     No worker of the benchmark is alive when the two states are read. In a container NVML may hide
     processes outside it.
     """
-    indices = {str(reading["index"]) for readings in gpu_rounds for reading in readings}
-    states = [
-        (state.get("gpus") or {}).get(index) for state in (before, after) for index in indices
-    ]
+    indices = {str(reading.index) for readings in gpu_rounds for reading in readings}
+    states = [(state.gpus or {}).get(index) for state in (before, after) for index in indices]
     pid_lists = [
-        state["compute_processes"]
+        state.compute_processes
         for state in states
-        if state and state["compute_processes"] is not None
+        if state is not None and state.compute_processes is not None
     ]
     if not pid_lists:
         return None
-    return sorted({pid for pids in pid_lists for pid in pids} - {os.getpid()})
+    return tuple(sorted({pid for pids in pid_lists for pid in pids} - {os.getpid()}))
 
 
-def _exceeds(value: float | None, limit: float) -> bool:
+def _exceeds(value: float | None, limit: float) -> TypeGuard[float]:
+    """Return whether a value is known and above a limit."""
     return value is not None and value > limit
 
 
-def _delta(
-    before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, name: str, per: float = 1.0
-) -> float | None:
-    if before is None or after is None or before[name] is None or after[name] is None:
-        return None
-    return float(after[name] - before[name]) / per
-
-
-def _total_delta(before: Mapping[str, int] | None, after: Mapping[str, int] | None) -> int | None:
+def _count_events(before: Mapping[str, int] | None, after: Mapping[str, int] | None) -> int | None:
     """Return the events on all counters that are present in both states."""
     if before is None or after is None:
         return None
@@ -253,15 +250,14 @@ def _total_delta(before: Mapping[str, int] | None, after: Mapping[str, int] | No
 
 
 def _cpu_shares(
-    before: Mapping[str, float] | None, after: Mapping[str, float] | None, bench_cpu_s: float
+    before: CpuTime | None, after: CpuTime | None, bench_cpu_s: float
 ) -> tuple[float | None, float | None]:
     """Return the shares of all cores' time used by other processes and by the hypervisor."""
-    total = _delta(before, after, "total")
-    if not total or total < 0:
+    if before is None or after is None or after.total <= before.total:
         return None, None
-    busy = _delta(before, after, "busy") or 0.0
-    steal = _delta(before, after, "steal") or 0.0
-    return max(0.0, busy - bench_cpu_s) / total, max(0.0, steal) / total
+    total = after.total - before.total
+    busy = after.busy - before.busy
+    return max(0.0, busy - bench_cpu_s) / total, max(0.0, after.steal - before.steal) / total
 
 
 def _firmware_throttle_text(before: str | None, after: str | None) -> str:

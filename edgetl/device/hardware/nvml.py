@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
+
+from edgetl.core.artifacts.device import GpuState
 
 CLOCK_EVENT_REASONS = {
     0x001: "gpu idle",
@@ -25,6 +28,26 @@ _TEMPERATURE_GPU = 0
 """nvmlTemperatureSensors_t: the sensor on the GPU's die."""
 
 
+@dataclass(frozen=True)
+class GpuBoard:
+    """Facts about one GPU."""
+
+    name: str | None
+    uuid: str | None
+    memory_bytes: int | None
+    compute_capability: str | None
+
+
+@dataclass(frozen=True)
+class GpuInfo:
+    """Versions of the driver, and all GPUs in NVML's order."""
+
+    driver: str | None = None
+    cuda: str | None = None
+    """Highest version of CUDA that the driver supports."""
+    boards: tuple[GpuBoard, ...] = ()
+
+
 class GpuEnergyReader(Protocol):
     """Reader of the GPUs' energy counters."""
 
@@ -40,11 +63,11 @@ class GpuEnergyReader(Protocol):
 class GpuReader(Protocol):
     """Reader of the GPUs' facts and states."""
 
-    def read_info(self) -> dict[str, Any]:
+    def read_info(self) -> GpuInfo:
         """Return the facts that stay the same while the driver is loaded."""
         ...
 
-    def read_states(self) -> list[dict[str, Any]]:
+    def read_states(self) -> list[GpuState]:
         """Return one reading per GPU, in NVML's order."""
         ...
 
@@ -87,60 +110,60 @@ class Nvml:
         energy: int | None = self._read(index, "nvmlDeviceGetTotalEnergyConsumption")
         return energy
 
-    def read_info(self) -> dict[str, Any]:
+    def read_info(self) -> GpuInfo:
         """Return names, UUIDs, memory and compute capability by GPU, and the driver's versions."""
         version = self._query("nvmlSystemGetCudaDriverVersion")
-        return {
-            "driver": self._query("nvmlSystemGetDriverVersion"),
+        return GpuInfo(
+            driver=self._query("nvmlSystemGetDriverVersion"),
             # 13020 is CUDA 13.2.
-            "cuda": None if version is None else f"{version // 1000}.{version % 1000 // 10}",
-            "gpus": [self._read_gpu_info(index) for index in range(self.count_gpus())],
-        }
+            cuda=None if version is None else f"{version // 1000}.{version % 1000 // 10}",
+            boards=tuple(self._read_board(index) for index in range(self.count_gpus())),
+        )
 
-    def _read_gpu_info(self, index: int) -> dict[str, Any]:
+    def _read_board(self, index: int) -> GpuBoard:
         memory = self._read(index, "nvmlDeviceGetMemoryInfo")
         capability = self._read(index, "nvmlDeviceGetCudaComputeCapability")
-        return {
-            "name": self._read(index, "nvmlDeviceGetName"),
-            "uuid": self._read(index, "nvmlDeviceGetUUID"),
-            "memory_bytes": None if memory is None else memory.total,
-            "compute_capability": None if capability is None else ".".join(map(str, capability)),
-        }
+        return GpuBoard(
+            name=self._read(index, "nvmlDeviceGetName"),
+            uuid=self._read(index, "nvmlDeviceGetUUID"),
+            memory_bytes=None if memory is None else memory.total,
+            compute_capability=None if capability is None else ".".join(map(str, capability)),
+        )
 
-    def read_states(self) -> list[dict[str, Any]]:
+    def read_states(self) -> list[GpuState]:
         """Return the clocks, throttling, heat, power, memory, load and processes of each GPU."""
         return [self._read_gpu_state(index) for index in range(self.count_gpus())]
 
-    def _read_gpu_state(self, index: int) -> dict[str, Any]:
+    def _read_gpu_state(self, index: int) -> GpuState:
         memory = self._read(index, "nvmlDeviceGetMemoryInfo")
         load = self._read(index, "nvmlDeviceGetUtilizationRates")
         level = self._read(index, "nvmlDeviceGetPerformanceState")
         mig = self._read(index, "nvmlDeviceGetMigMode")
         persistence = self._read(index, "nvmlDeviceGetPersistenceMode")
         processes = self._read(index, "nvmlDeviceGetComputeRunningProcesses")
-        return {
-            "graphics_clock_mhz": self._read(index, "nvmlDeviceGetClockInfo", _CLOCK_GRAPHICS),
-            "sm_clock_mhz": self._read(index, "nvmlDeviceGetClockInfo", _CLOCK_SM),
-            "memory_clock_mhz": self._read(index, "nvmlDeviceGetClockInfo", _CLOCK_MEM),
-            "max_graphics_clock_mhz": self._read(
-                index, "nvmlDeviceGetMaxClockInfo", _CLOCK_GRAPHICS
+        return GpuState(
+            graphics_clock_mhz=self._read(index, "nvmlDeviceGetClockInfo", _CLOCK_GRAPHICS),
+            sm_clock_mhz=self._read(index, "nvmlDeviceGetClockInfo", _CLOCK_SM),
+            memory_clock_mhz=self._read(index, "nvmlDeviceGetClockInfo", _CLOCK_MEM),
+            max_graphics_clock_mhz=self._read(index, "nvmlDeviceGetMaxClockInfo", _CLOCK_GRAPHICS),
+            max_sm_clock_mhz=self._read(index, "nvmlDeviceGetMaxClockInfo", _CLOCK_SM),
+            max_memory_clock_mhz=self._read(index, "nvmlDeviceGetMaxClockInfo", _CLOCK_MEM),
+            throttle_reasons=self._throttle_reasons(index),
+            temperature_c=self._read(index, "nvmlDeviceGetTemperature", _TEMPERATURE_GPU),
+            power_w=_from_milli(self._read(index, "nvmlDeviceGetPowerUsage")),
+            power_limit_w=_from_milli(self._read(index, "nvmlDeviceGetEnforcedPowerLimit")),
+            memory_used_bytes=None if memory is None else memory.used,
+            memory_total_bytes=None if memory is None else memory.total,
+            utilization_percent=None if load is None else load.gpu,
+            performance_state=None if level is None else f"P{level}",
+            persistence_mode=None if persistence is None else bool(persistence),
+            mig_mode=None if mig is None else bool(mig[0]),
+            compute_processes=(
+                None if processes is None else tuple(process.pid for process in processes)
             ),
-            "max_sm_clock_mhz": self._read(index, "nvmlDeviceGetMaxClockInfo", _CLOCK_SM),
-            "max_memory_clock_mhz": self._read(index, "nvmlDeviceGetMaxClockInfo", _CLOCK_MEM),
-            "throttle_reasons": self._throttle_reasons(index),
-            "temperature_c": self._read(index, "nvmlDeviceGetTemperature", _TEMPERATURE_GPU),
-            "power_w": _from_milli(self._read(index, "nvmlDeviceGetPowerUsage")),
-            "power_limit_w": _from_milli(self._read(index, "nvmlDeviceGetEnforcedPowerLimit")),
-            "memory_used_bytes": None if memory is None else memory.used,
-            "memory_total_bytes": None if memory is None else memory.total,
-            "utilization_percent": None if load is None else load.gpu,
-            "performance_state": None if level is None else f"P{level}",
-            "persistence_mode": None if persistence is None else bool(persistence),
-            "mig_mode": None if mig is None else bool(mig[0]),
-            "compute_processes": None if processes is None else [each.pid for each in processes],
-        }
+        )
 
-    def _throttle_reasons(self, index: int) -> list[str] | None:
+    def _throttle_reasons(self, index: int) -> tuple[str, ...] | None:
         mask = self._read(index, "nvmlDeviceGetCurrentClocksEventReasons")
         if mask is None:
             # Drivers before 535 have only the old name.
@@ -171,7 +194,7 @@ def open_nvml() -> Nvml | None:
         return None
 
 
-def read_gpu_states(reader: GpuReader | None) -> list[dict[str, Any]]:
+def read_gpu_states(reader: GpuReader | None) -> list[GpuState]:
     """Return one reading per GPU; empty without a reader, or if it fails."""
     try:
         return [] if reader is None else reader.read_states()
@@ -179,12 +202,12 @@ def read_gpu_states(reader: GpuReader | None) -> list[dict[str, Any]]:
         return []
 
 
-def read_gpu_info(reader: GpuReader | None) -> dict[str, Any]:
+def read_gpu_info(reader: GpuReader | None) -> GpuInfo:
     """Return the driver's versions and each GPU's facts; empty without a reader, or if it fails."""
     try:
-        return {} if reader is None else reader.read_info()
+        return GpuInfo() if reader is None else reader.read_info()
     except Exception:  # See `open_nvml`.
-        return {}
+        return GpuInfo()
 
 
 def first_cuda_device(
@@ -209,9 +232,9 @@ def first_cuda_device(
     return 0
 
 
-def clock_event_reason_names(mask: int) -> list[str]:
+def clock_event_reason_names(mask: int) -> tuple[str, ...]:
     """Return the names of the set bits of a mask of clock event reasons."""
-    return [name for bit, name in CLOCK_EVENT_REASONS.items() if mask & bit]
+    return tuple(name for bit, name in CLOCK_EVENT_REASONS.items() if mask & bit)
 
 
 def _import_pynvml() -> Any:

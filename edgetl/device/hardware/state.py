@@ -10,8 +10,8 @@ import re
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
+from edgetl.core.artifacts.device import CpuTime, DeviceState, PressureStalls, QuotaThrottling
 from edgetl.device.hardware.cpu import cpu_cgroup_folders
 from edgetl.device.hardware.info import frequency_limits_khz, read_cpufreq
 from edgetl.device.hardware.nvml import GpuReader, open_nvml, read_gpu_states
@@ -36,7 +36,7 @@ _MIN_TEMPERATURE_C = -60.0
 
 def read_device_state(
     proc: Path = PROC, sys: Path = SYS, gpus: GpuReader | None = None
-) -> dict[str, Any]:
+) -> DeviceState:
     """Read the state once; None for values that the device does not report. Counters start at boot.
 
     Args:
@@ -53,39 +53,39 @@ def read_device_state(
         read_text(path)
         for path in (sys / "devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_governor")
     )
-    return {
-        "monotonic_s": time.monotonic(),
-        "load": _load_average(proc),
-        "cpu_seconds": _cpu_seconds(proc),
-        "pressure_us": {
-            name: _pressure_us(proc / "pressure" / name) for name in ("cpu", "memory", "io")
-        },
-        "swap_used_bytes": _swap_used_bytes(proc),
-        "throttling": _cgroup_throttling(proc, sys),
-        "thermal_throttles": _thermal_throttles(sys),
-        "firmware_throttled": _firmware_throttle_flags(proc, sys),
-        "over_current_events": _over_current_events(sys),
-        "temperatures_c": temperatures,
-        "temperature_c": max(temperatures.values()) if temperatures else None,
-        "frequency_khz": max(clocks.values(), default=None),
-        "frequencies_khz": clocks or None,
-        "frequency_limits_khz": frequency_limits_khz(sys, "scaling"),
-        "governors": sorted({governor for governor in governors if governor}) or None,
-        "turbo": _is_turbo_enabled(sys),
-        "power_mode": power_mode(proc.parent),
-        "power_source": power_source(sys),
-        "battery_percent": battery_percent(sys),
-        "gpus": {str(index): reading for index, reading in enumerate(readings)} or None,
-    }
+    return DeviceState(
+        monotonic_s=time.monotonic(),
+        load=_load_average(proc),
+        cpu_seconds=_cpu_seconds(proc),
+        pressure_us=PressureStalls(
+            *(_pressure_us(proc / "pressure" / name) for name in ("cpu", "memory", "io"))
+        ),
+        swap_used_bytes=_swap_used_bytes(proc),
+        throttling=_cgroup_throttling(proc, sys),
+        thermal_throttles=_thermal_throttles(sys),
+        firmware_throttled=_firmware_throttle_flags(proc, sys),
+        over_current_events=_over_current_events(sys),
+        temperatures_c=temperatures,
+        temperature_c=max(temperatures.values()) if temperatures else None,
+        frequency_khz=max(clocks.values(), default=None),
+        frequencies_khz=clocks or None,
+        frequency_limits_khz=frequency_limits_khz(sys, "scaling"),
+        governors=tuple(sorted({governor for governor in governors if governor})) or None,
+        turbo=_is_turbo_enabled(sys),
+        power_mode=power_mode(proc.parent),
+        power_source=power_source(sys),
+        battery_percent=battery_percent(sys),
+        gpus={str(index): reading for index, reading in enumerate(readings)} or None,
+    )
 
 
-def _load_average(proc: Path) -> list[float] | None:
+def _load_average(proc: Path) -> tuple[float, float, float] | None:
     fields = (read_text(proc / "loadavg") or "").split()[:3]
     values = [value for value in map(to_float, fields) if value is not None]
-    return values if len(values) == 3 else None
+    return (values[0], values[1], values[2]) if len(values) == 3 else None
 
 
-def _cpu_seconds(proc: Path) -> dict[str, float] | None:
+def _cpu_seconds(proc: Path) -> CpuTime | None:
     """Return the seconds of all cores since boot; guest time is part of user (proc_stat(5))."""
     fields = next(iter(read_lines(proc / "stat")), "").split()
     numbers = [to_int(field) for field in fields[1:9]]
@@ -96,7 +96,7 @@ def _cpu_seconds(proc: Path) -> dict[str, float] | None:
     names = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
     seconds = {name: value / ticks_per_s for name, value in zip(names, ticks, strict=False)}
     busy = sum(seconds.get(name, 0.0) for name in ("user", "nice", "system", "irq", "softirq"))
-    return {"busy": busy, "total": sum(seconds.values()), "steal": seconds.get("steal", 0.0)}
+    return CpuTime(busy, sum(seconds.values()), seconds.get("steal", 0.0))
 
 
 def _pressure_us(path: Path) -> int | None:
@@ -112,7 +112,7 @@ def _swap_used_bytes(proc: Path) -> int | None:
     return total - free
 
 
-def _cgroup_throttling(proc: Path, sys: Path) -> dict[str, float] | None:
+def _cgroup_throttling(proc: Path, sys: Path) -> QuotaThrottling | None:
     """Return how often and for how long a CPU quota stopped this process's groups.
 
     cgroup v2 counts microseconds, v1 nanoseconds.
@@ -124,7 +124,7 @@ def _cgroup_throttling(proc: Path, sys: Path) -> dict[str, float] | None:
     seconds = (
         stat.get("throttled_usec", 0) / 1e6 + stat.get("throttled_time", 0) / 1e9 for stat in stats
     )
-    return {"periods": sum(stat["nr_throttled"] for stat in stats), "seconds": sum(seconds)}
+    return QuotaThrottling(sum(stat["nr_throttled"] for stat in stats), sum(seconds))
 
 
 def _thermal_throttles(sys: Path) -> dict[str, int] | None:
@@ -135,11 +135,14 @@ def _thermal_throttles(sys: Path) -> dict[str, int] | None:
 
     Source: Documentation/ABI/testing/sysfs-devices-system-cpu.
     """
-    counts: dict[str, dict[tuple[Any, ...], int]] = {}
+    counts: dict[str, dict[tuple[int | str, ...], int]] = {}
     for folder in (sys / "devices/system/cpu").glob("cpu[0-9]*"):
         package = read_int(folder / "topology/physical_package_id") or 0
         core = read_int(folder / "topology/core_id")
-        units = {"core": (package, folder.name if core is None else core), "package": (package,)}
+        units: dict[str, tuple[int | str, ...]] = {
+            "core": (package, folder.name if core is None else core),
+            "package": (package,),
+        }
         for kind, unit in units.items():
             count = read_int(folder / f"thermal_throttle/{kind}_throttle_count")
             if count is not None:

@@ -1,10 +1,10 @@
-"""Job of LoadGen's worker process."""
+"""Job of LoadGen's worker process and its reply."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from edgetl.device.bench.job import WorkerJob
 
@@ -34,9 +34,16 @@ class LoadgenJob(WorkerJob):
 
     plan: LoadgenPlan = field(kw_only=True)
 
-    @classmethod
-    def parse_fields(cls, content: dict[str, Any]) -> dict[str, Any]:
-        """Return the keyword arguments of the class from its JSON object."""
-        plan = content["plan"]
-        plan = LoadgenPlan(**{**plan, "folder": Path(plan["folder"])})
-        return {**super().parse_fields(content), "plan": plan}
+
+@dataclass(frozen=True)
+class LoadgenReply:
+    """Reply of LoadGen's worker; the times are those of a performance run."""
+
+    issued: int
+    """Number of samples that LoadGen issued."""
+    before_ns: tuple[int, ...] = ()
+    after_ns: tuple[int, ...] = ()
+    inside_ns: tuple[int, ...] = ()
+    model_ns: tuple[int, ...] = ()
+    steady: bool = True
+    """Whether the warm-up of edgetl's own loop converged."""

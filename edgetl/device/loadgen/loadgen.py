@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import edgetl
 from edgetl.core.artifacts.bench_json import write_result
@@ -18,8 +17,10 @@ from edgetl.core.artifacts.bench_rows import relative_spread
 from edgetl.core.artifacts.loadgen import (
     MLPERF_ACCURACY_SHARE,
     LoadgenAccuracy,
+    LoadgenConfiguration,
     LoadgenPerformance,
     LoadgenResult,
+    SampleSetRecord,
 )
 from edgetl.core.artifacts.loadgen_logs import read_predictions, read_summary
 from edgetl.core.artifacts.storage import check_output_path, store_result
@@ -38,7 +39,7 @@ from edgetl.device.hardware.cpu import resolve_intra_op_threads
 from edgetl.device.hardware.info import collect_device_info, installed_version
 from edgetl.device.hardware.noise import assess_noise
 from edgetl.device.hardware.state import read_device_state
-from edgetl.device.loadgen.job import LoadgenJob, LoadgenPlan
+from edgetl.device.loadgen.job import LoadgenJob, LoadgenPlan, LoadgenReply
 from edgetl.device.loadgen.samples import (
     SampleSet,
     count_resident_samples,
@@ -51,18 +52,6 @@ from edgetl.device.runtime.session import check_provider
 LOADGEN_PACKAGE = "mlcommons-loadgen"
 LOADGEN_MODULE = "mlperf_loadgen"
 _MAX_LOOP_S = 5.0
-_CONFIGURATION_KEYS = (
-    "id",
-    "variant",
-    "scope",
-    "provider",
-    "batch",
-    "threads",
-    "input",
-    "file_sha256",
-    "gate",
-    "session",
-)
 
 
 def loadgen(
@@ -127,10 +116,12 @@ def loadgen(
             target=str(config.target),
             model=target.model,
             scenario=config.scenario,
-            configuration={key: getattr(gated_case.rows[0], key) for key in _CONFIGURATION_KEYS},
-            samples=_describe_samples(samples, resident),
+            configuration=LoadgenConfiguration.from_row(gated_case.rows[0]),
+            samples=SampleSetRecord(
+                samples.reference_kind, len(samples.files), resident, samples.description
+            ),
             min_duration_s=config.min_duration_s,
-            device={**device_info, "before": state_before, "after": state_after},
+            device=replace(device_info, before=state_before, after=state_after),
             noise=assess_noise(state_before, state_after, process_cpu_s, _loop_spread(performance)),
             accuracy=accuracy,
             performance=performance,
@@ -172,15 +163,6 @@ def _load_samples(config: LoadgenConfig, bundle: Bundle, variant: Variant) -> Sa
     return load_labeled_samples(config.data, bundle.labels)
 
 
-def _describe_samples(samples: SampleSet, resident: int) -> dict[str, Any]:
-    return {
-        "kind": samples.reference_kind,
-        "images": len(samples.files),
-        "resident": resident,
-        "description": samples.description,
-    }
-
-
 def _make_bench_config(
     config: LoadgenConfig, variant: Variant, threads: tuple[int, ...]
 ) -> BenchConfig:
@@ -215,7 +197,7 @@ def _run_gate(
         row = gated_case.rows[0]
         raise BenchError(
             "The golden images did not pass, so LoadGen was not started. "
-            f"{row.runtime} {row.variant}: {row.gate['reason']}. "
+            f"{row.runtime} {row.variant}: {row.gate.reason}. "
             "Export the bundle again, or try another --provider."
         )
     return gated_case
@@ -255,17 +237,17 @@ def _run_performance(
 ) -> LoadgenPerformance:
     logs = folder / "logs/performance"
     loop_s = max(protocol.block_seconds, min(_MAX_LOOP_S, config.min_duration_s / 4))
-    answer = _run_mode(config, "performance", job, samples, resident, logs, folder, loop_s)
-    times = {
-        name: tuple(answer[name]) for name in ("before_ns", "after_ns", "inside_ns", "model_ns")
-    }
+    reply = _run_mode(config, "performance", job, samples, resident, logs, folder, loop_s)
     return LoadgenPerformance(
         config.scenario,
         read_summary(logs),
-        **times,
+        before_ns=reply.before_ns,
+        after_ns=reply.after_ns,
+        inside_ns=reply.inside_ns,
+        model_ns=reply.model_ns,
         loop_images=config.query_samples,
-        issued=answer["issued"],
-        steady=answer["steady"],
+        issued=reply.issued,
+        steady=reply.steady,
     )
 
 
@@ -278,14 +260,14 @@ def _run_mode(
     logs: Path,
     folder: Path,
     loop_s: float = 0.0,
-) -> dict[str, Any]:
+) -> LoadgenReply:
     logs.mkdir(parents=True)
     plan = LoadgenPlan(
         config.scenario, mode, logs, config.min_duration_s, config.query_samples, resident, loop_s
     )
     # `seconds` extends the timeout of a task.
     job = replace(job, task="loadgen", files=samples.files, seconds=2 * config.min_duration_s)
-    return run_job(LoadgenJob(**vars(job), plan=plan), folder)
+    return run_job(LoadgenJob(**vars(job), plan=plan), folder, LoadgenReply)
 
 
 def _loop_spread(performance: LoadgenPerformance | None) -> dict[str, float]:

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from edgetl.core.artifacts.loadgen import WrongPrediction
 from edgetl.core.config.export import InputKind
 from edgetl.core.errors import DataError
 from edgetl.core.formatting import pluralize
@@ -34,8 +35,8 @@ class SampleSet:
 
     def find_mistakes(
         self, predictions: Mapping[int, int], labels: Sequence[str]
-    ) -> tuple[dict[str, str], ...]:
-        """Return {"file", "answer", "wanted"} for each image with a wrong or missing prediction."""
+    ) -> tuple[WrongPrediction, ...]:
+        """Return the images with a wrong or missing prediction."""
         mistakes = []
         samples = zip(self.files, self.accepted_classes, strict=True)
         for index, (path, accepted) in enumerate(samples):
@@ -44,11 +45,11 @@ class SampleSet:
                 continue
             is_valid = predicted in range(len(labels))
             mistakes.append(
-                {
-                    "file": str(path),
-                    "answer": labels[predicted] if is_valid else "none",
-                    "wanted": " or ".join(labels[label] for label in sorted(accepted)),
-                }
+                WrongPrediction(
+                    file=str(path),
+                    answer=labels[predicted] if is_valid else "none",
+                    expected=" or ".join(labels[label] for label in sorted(accepted)),
+                )
             )
         return tuple(mistakes)
 

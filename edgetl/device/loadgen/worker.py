@@ -13,11 +13,12 @@ import mlperf_loadgen
 
 from edgetl.core.artifacts.loadgen_logs import TRACE_FILE
 from edgetl.core.errors import BenchError, EdgetlError, error_to_json
+from edgetl.core.typed_json import JsonObject, to_json
 from edgetl.device.bench.backend import Backend
 from edgetl.device.bench.timing import BlockTimer, compute_latencies, run_for
-from edgetl.device.bench.worker import open_backend, run_worker, write_answer
+from edgetl.device.bench.worker import open_backend, run_worker, write_reply
 from edgetl.device.hardware.memory import free_memory_bytes, keep_freed_memory
-from edgetl.device.loadgen.job import LoadgenJob, LoadgenPlan
+from edgetl.device.loadgen.job import LoadgenJob, LoadgenPlan, LoadgenReply
 from edgetl.device.loadgen.qsl import QuerySampleLibrary
 from edgetl.device.loadgen.sut import SystemUnderTest, make_query_stage
 
@@ -33,7 +34,7 @@ _OFFLINE_QPS_MARGIN = 1.25
 
 def run_loadgen(
     job: LoadgenJob, backend: Backend, exit_with_error: Callable[[EdgetlError], None]
-) -> dict[str, Any]:
+) -> LoadgenReply:
     """Run LoadGen's test in the plan's mode; its log files are written to the plan's folder.
 
     Args:
@@ -54,7 +55,7 @@ def run_loadgen(
     system = SystemUnderTest(backend, library, scope, batch, mlperf_loadgen)
     if plan.mode == "accuracy":
         _run_test(plan, len(job.files), library, system, exit_with_error)
-        return {"issued": system.issued_samples}
+        return LoadgenReply(system.issued_samples)
     # Photos may differ in size, so the loop uses the samples that LoadGen issues.
     queries = library.make_queries(plan.resident, plan.query_samples, batch)
     stages = [("query", make_query_stage(backend, scope, len(queries[0])))]
@@ -66,14 +67,14 @@ def run_loadgen(
     _run_test(plan, len(job.files), library, system, exit_with_error, fastest_s)
     run_for(stages, queries, 0, job.protocol.slice_warm_runs)
     after = compute_latencies(run_for(stages, queries, plan.loop_s, job.protocol.block_runs))
-    steady = loop.to_block().steady
-    times = {
-        "before_ns": before,
-        "after_ns": after,
-        "inside_ns": system.callback_ns,
-        "model_ns": system.inference_ns,
-    }
-    return {**times, "issued": system.issued_samples, "steady": steady}
+    return LoadgenReply(
+        issued=system.issued_samples,
+        before_ns=tuple(before),
+        after_ns=tuple(after),
+        inside_ns=tuple(system.callback_ns),
+        model_ns=tuple(system.inference_ns),
+        steady=loop.to_block().steady,
+    )
 
 
 def make_test_settings(plan: LoadgenPlan, images: int, fastest_s: float | None) -> Any:
@@ -167,14 +168,14 @@ def _exit_on_error(
     return run
 
 
-def handle_loadgen(job: LoadgenJob) -> dict[str, Any]:
+def handle_loadgen(job: LoadgenJob) -> JsonObject:
     """Run LoadGen's test with the job's model."""
 
     def exit_with_error(error: EdgetlError) -> None:
-        write_answer({"error": error_to_json(error)})
+        write_reply({"error": error_to_json(error)})
         os._exit(0)
 
-    return run_loadgen(job, open_backend(job), exit_with_error)
+    return to_json(run_loadgen(job, open_backend(job), exit_with_error))
 
 
 if __name__ == "__main__":

@@ -221,9 +221,9 @@ def open_verified_classifier(
     reference = golden.logits_for(bundle_variant)
     tolerance = gate_tolerance(reference, provider, golden.tolerance, bundle_variant.tolerance)
     gate = check_logits(logits, reference, tolerance)
-    if not gate["passed"]:
+    if not gate.passed:
         raise BundleError(
             f"The logits of {bundle_variant.name} do not match the reference on this device: "
-            f"{gate['reason']}. `edgetl verify {path}` checks all variants."
+            f"{gate.reason}. `edgetl verify {path}` checks all variants."
         )
     return classifier

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import BundleError
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import resize_to
@@ -53,45 +54,29 @@ def gate_tolerance(
 
 def check_logits(
     logits: NDArray[np.float64], reference: NDArray[np.float32], tolerance: float
-) -> dict[str, Any]:
-    """Compare logits [n, classes] with the reference's and return the gate's verdict.
+) -> GateResult:
+    """Compare logits [n, classes] with the reference's.
 
     Top-1 agrees if the reference's logit of the runtime's best class is within the tolerance of its
     own best logit, so that ties do not count as errors.
     """
-    verdict: dict[str, Any] = {
-        "checked": True,
-        "passed": False,
-        "images": len(reference),
-        "tolerance": tolerance,
-    }
+    result = GateResult(checked=True, passed=False, images=len(reference), tolerance=tolerance)
     if logits.shape != reference.shape:
-        return {
-            **verdict,
-            "reason": f"the logits must have shape {reference.shape}, got {logits.shape}",
-        }
+        reason = f"the logits must have shape {reference.shape}, got {logits.shape}"
+        return replace(result, reason=reason)
     if not np.isfinite(logits).all():
-        return {
-            **verdict,
-            "max_logit_difference": None,
-            "top1_agreement": None,
-            "reason": "the logits are not finite",
-        }
+        return replace(result, reason="the logits are not finite")
     difference = float(np.abs(logits - reference).max())
     reference_of_top1 = np.take_along_axis(reference, logits.argmax(1)[:, None], 1)[:, 0]
     agreement = int((reference_of_top1 >= reference.max(1) - tolerance).sum())
-    verdict |= {"max_logit_difference": difference, "top1_agreement": agreement}
+    result = replace(result, max_logit_difference=difference, top1_agreement=agreement)
     if difference > tolerance:
-        return {
-            **verdict,
-            "reason": f"logits differ by {difference:.3g}, tolerance {tolerance:g}",
-        }
+        reason = f"logits differ by {difference:.3g}, tolerance {tolerance:g}"
+        return replace(result, reason=reason)
     if agreement < len(reference):
-        return {
-            **verdict,
-            "reason": f"top-1 agrees on {agreement} of {len(reference)} images",
-        }
-    return {**verdict, "passed": True}
+        reason = f"top-1 agrees on {agreement} of {len(reference)} images"
+        return replace(result, reason=reason)
+    return replace(result, passed=True)
 
 
 _MAX_LABEL_LENGTH = 4096

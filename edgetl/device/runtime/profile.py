@@ -5,31 +5,21 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import onnxruntime
 
-
-@dataclass(frozen=True)
-class NodeTime:
-    """Time of one node of the graph after ONNX Runtime's fusions."""
-
-    name: str
-    operator: str
-    provider: str
-    """onnxruntime's name of the execution provider."""
-    microseconds: float
-    """Median over the runs, which ignores runs delayed by other processes."""
+from edgetl.core.artifacts.session import ProfiledNode, ProfiledOperator
 
 
 def profile_nodes(
-    open_session: Callable[[Path], onnxruntime.InferenceSession], feed: dict[str, Any], runs: int
-) -> list[NodeTime]:
-    """Profile a new session.
+    open_session: Callable[[Path], onnxruntime.InferenceSession],
+    feed: Mapping[str, object],
+    runs: int,
+) -> list[ProfiledNode]:
+    """Profile a new session and return the nodes, slowest first.
 
     Args:
         open_session: creates a session whose profile files start with the given path.
@@ -48,40 +38,20 @@ def profile_nodes(
             arguments = event["args"]
             key = (name, arguments["op_name"], arguments.get("provider", ""))
             durations[key].append(event["dur"])
-    return [NodeTime(*key, median(values)) for key, values in durations.items()]
+    medians = {key: median(times) for key, times in durations.items()}
+    total = sum(medians.values()) or 1.0
+    nodes = [ProfiledNode(*key, us, us / total) for key, us in medians.items()]
+    return sorted(nodes, key=lambda node: -node.us)
 
 
-def summarize_nodes(nodes: list[NodeTime]) -> dict[str, Any]:
-    """Return operators and nodes with their shares of the time, the slowest first."""
-    total = sum(node.microseconds for node in nodes) or 1.0
-    operator_times: dict[tuple[str, str], list[float]] = defaultdict(list)
+def summarize_operators(nodes: Sequence[ProfiledNode]) -> tuple[ProfiledOperator, ...]:
+    """Return the time by operator and provider, slowest first."""
+    total = sum(node.us for node in nodes) or 1.0
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
     for node in nodes:
-        operator_times[node.operator, node.provider].append(node.microseconds)
+        times[node.operator, node.provider].append(node.us)
     operators = [
-        {
-            "operator": operator,
-            "provider": provider,
-            "nodes": len(times),
-            "us": sum(times),
-            "share": sum(times) / total,
-        }
-        for (operator, provider), times in operator_times.items()
+        ProfiledOperator(operator, provider, len(values), sum(values), sum(values) / total)
+        for (operator, provider), values in times.items()
     ]
-    node_entries = [
-        {
-            "node": node.name,
-            "operator": node.operator,
-            "provider": node.provider,
-            "us": node.microseconds,
-            "share": node.microseconds / total,
-        }
-        for node in nodes
-    ]
-    return {
-        "operators": sorted(operators, key=_descending_time),
-        "nodes": sorted(node_entries, key=_descending_time),
-    }
-
-
-def _descending_time(entry: dict[str, Any]) -> float:
-    return -float(entry["us"])
+    return tuple(sorted(operators, key=lambda operator: -operator.us))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgetl.core.errors import ExportError, ParityError
 from edgetl.core.files import sha256_file, write_json
 from edgetl.core.paths import BundleDirectory
+from edgetl.core.typed_json import to_json
 from edgetl.device.runtime.bundle import Variant
 from edgetl.device.runtime.golden import check_logits
 from edgetl.device.runtime.images import load_image
@@ -107,12 +108,12 @@ def _prove_page(
     tolerance = max(golden["tolerance"], variant.tolerance or 0.0)
     with np.load(directory.golden_logits, allow_pickle=False) as arrays:
         verdict = check_logits(logits, arrays["logits"], tolerance)
-    if not verdict["passed"]:
+    if not verdict.passed:
         raise ParityError(
             f"{RUNTIME} {VERSION} with {variant.file} does not match PyTorch on the golden images: "
-            f"{verdict['reason']}. No bundle was written. Export other --variants or without --web."
+            f"{verdict.reason}. No bundle was written. Export other --variants or without --web."
         )
-    return verdict
+    return to_json(verdict)
 
 
 def _run_in_nodejs(

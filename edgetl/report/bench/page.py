@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from markupsafe import Markup
 
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bench_rows import BenchRow
+from edgetl.core.artifacts.session import OperatorProfile, ProfiledOperator
 from edgetl.core.artifacts.sustained import LatencyWindow, SustainedResult
 from edgetl.core.formatting import (
     MISSING_VALUE,
@@ -158,7 +158,7 @@ def _round_medians_table(rows: Sequence[BenchRow], names: Mapping[str, str]) -> 
 
 def _stage_blocks(result: BenchResult) -> list[Markup]:
     groups = {
-        title: [row for row in rows if row.summarize_stages_ms()]
+        title: [row for row in rows if row.stages_ms]
         for title, rows in _group_by_scope(result).items()
     }
     rows = [row for group in groups.values() for row in group]
@@ -177,7 +177,7 @@ def _stage_blocks(result: BenchResult) -> list[Markup]:
 
 def _order_stages(rows: Sequence[BenchRow]) -> list[str]:
     """Return the stages of all rows in execution order."""
-    stages_by_row = [list(row.summarize_stages_ms()) for row in rows]
+    stages_by_row = [list(row.stages_ms) for row in rows]
     # The row with the most stages defines the order; the other rows skip some of them.
     longest = max(stages_by_row, key=len)
     return list(dict.fromkeys([*longest, *(name for names in stages_by_row for name in names)]))
@@ -187,7 +187,7 @@ def _stages_table(rows: Sequence[BenchRow], stages: Sequence[str]) -> Markup:
     names = row_names(rows)
     body = []
     for row in rows:
-        times = row.summarize_stages_ms()
+        times = row.stages_ms
         total = sum(times.values()) or 1.0
         cells = [
             Cell(
@@ -212,9 +212,7 @@ def _operator_blocks(result: BenchResult) -> list[Markup]:
     ]
     blocks: list[Markup] = []
     for row_id, profile in result.profiles.items():
-        operators = sorted(
-            profile.get("operators", []), key=lambda operator: -float(operator.get("share") or 0)
-        )
+        operators = sorted(profile.operators, key=lambda operator: -operator.share)
         if not operators:
             continue
         name = row_id
@@ -223,54 +221,44 @@ def _operator_blocks(result: BenchResult) -> list[Markup]:
         body = [_operator_row(operator) for operator in operators[:_MAX_LISTED_OPERATORS]]
         if len(operators) > _MAX_LISTED_OPERATORS:
             body.append(_other_operators_row(operators[_MAX_LISTED_OPERATORS:]))
-        title = "Time by kernel" if profile.get("rows") == "kernels" else "Time by operator"
+        title = "Time by kernel" if profile.rows == "kernels" else "Time by operator"
         blocks += [paragraph(_profile_note(name, profile)), table(title, columns, body)]
     return blocks
 
 
-def _profile_note(name: str, profile: Mapping[str, Any]) -> str:
-    note = f"{name}."
-    if profile.get("runs") is not None:
-        note = f"{name} in {profile['runs']} profiled runs."
-    clock = PROFILE_CLOCK_DESCRIPTIONS.get(str(profile.get("clock")), "")
-    if clock:
-        note += f" Times are {clock}."
+def _profile_note(name: str, profile: OperatorProfile) -> str:
+    note = f"{name} in {profile.runs} profiled runs."
+    if profile.clock is not None:
+        note += f" Times are {PROFILE_CLOCK_DESCRIPTIONS[profile.clock]}."
     return f"{note} Profiling adds overhead: use the shares, not the sums."
 
 
-def _operator_row(operator: Mapping[str, Any]) -> TableRow:
-    share, microseconds = operator.get("share"), operator.get("us")
-    share_cell = Cell(MISSING_VALUE)
-    if share is not None:
-        share_cell = Cell(f"{share:.1%}", bar_share=min(1.0, max(0.0, float(share))))
+def _operator_row(operator: ProfiledOperator) -> TableRow:
     return TableRow(
         (
-            Cell(str(operator.get("operator", MISSING_VALUE))),
-            share_cell,
-            Cell(str(operator.get("nodes", MISSING_VALUE))),
-            Cell(MISSING_VALUE if microseconds is None else f"{microseconds:,.1f}"),
-            Cell(str(operator.get("provider") or MISSING_VALUE)),
+            Cell(operator.operator),
+            Cell(f"{operator.share:.1%}", bar_share=min(1.0, max(0.0, operator.share))),
+            Cell(str(operator.nodes)),
+            Cell(f"{operator.us:,.1f}"),
+            Cell(operator.provider or MISSING_VALUE),
         )
     )
 
 
-def _other_operators_row(operators: Sequence[Mapping[str, Any]]) -> TableRow:
-    sums = {
-        name: sum(float(operator.get(name) or 0) for operator in operators)
-        for name in ("nodes", "us", "share")
-    }
-    total = {
-        "operator": f"{len(operators)} others",
-        "nodes": int(sums["nodes"]),
-        "us": sums["us"],
-        "share": sums["share"],
-    }
+def _other_operators_row(operators: Sequence[ProfiledOperator]) -> TableRow:
+    total = ProfiledOperator(
+        operator=f"{len(operators)} others",
+        provider="",
+        nodes=sum(operator.nodes for operator in operators),
+        us=sum(operator.us for operator in operators),
+        share=sum(operator.share for operator in operators),
+    )
     return TableRow(_operator_row(total).cells, "dim")
 
 
 def _sustained_blocks(result: BenchResult) -> list[Markup]:
     run = result.sustained
-    if run is None or not run.windows:
+    if run is None:
         return []
     row = next((row for row in result.rows if row.id == run.row), None)
     configuration = run.row if row is None else f"{full_row_name(row)}, scope {row.scope}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from markupsafe import Markup
 
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.formatting import MISSING_VALUE, format_milliseconds
+from edgetl.core.typed_json import to_json
 from edgetl.report.html.blocks import (
     Badge,
     Cell,
@@ -36,6 +36,7 @@ from edgetl.report.html.text import (
 )
 
 _SEPARATE_KEYS = ("before", "after", "packages")
+"""Fields of `DeviceInfo` with a table of their own."""
 
 
 def devices_section(results: Sequence[BenchResult]) -> Section:
@@ -47,11 +48,15 @@ def devices_section(results: Sequence[BenchResult]) -> Section:
     marks = "Marked rows differ between the results. " if len(results) > 1 else ""
     blocks = [paragraph(f"{marks}{MISSING_VALUE}: not reported by the device.", "note")]
     facts = [
-        {name: value for name, value in result.device.items() if name not in _SEPARATE_KEYS}
+        {
+            name: value
+            for name, value in to_json(result.device).items()
+            if name not in _SEPARATE_KEYS
+        }
         for result in results
     ]
     blocks.append(_side_by_side_table("Devices", titles, facts))
-    packages = [dict(result.device.get("packages") or {}) for result in results]
+    packages = [result.device.packages for result in results]
     if any(packages):
         blocks.append(_side_by_side_table("Packages", titles, packages))
     for title, result in zip(titles, results, strict=True):
@@ -61,13 +66,16 @@ def devices_section(results: Sequence[BenchResult]) -> Section:
 
 def _device_state_blocks(title: str, result: BenchResult) -> list[Markup]:
     blocks = []
-    states = [_flatten(result.device.get(when) or {}) for when in ("before", "after")]
+    device = result.device
+    states = [
+        {} if state is None else _flatten(to_json(state)) for state in (device.before, device.after)
+    ]
     if any(states):
         label = f"State before and after: {title}"
         state_table = _side_by_side_table(label, ["before", "after"], states, mark=False)
         blocks.append(details(label, [state_table]))
-    measured = _flatten(result.noise.measured)
-    if measured:
+    measured = _flatten(to_json(result.noise.measured))
+    if any(value not in (None, {}) for value in measured.values()):
         pairs = [("verdict", Cell("", badges=(noise_badge(result),)))]
         pairs += [(name, value_cell(value)) for name, value in measured.items()]
         blocks.append(details(f"Noise measurements: {title}", [definition_list(pairs)]))
@@ -104,7 +112,7 @@ def _protocol_facts(result: BenchResult) -> list[tuple[str, Cell]]:
         ("measured", Cell(result.created)),
         ("edgetl", Cell(result.edgetl)),
         ("target", Cell(result.target)),
-        ("run", value_cell(result.model.get("run_id"))),
+        ("run", value_cell(result.model.run_id)),
         ("result file", value_cell(None if result.path is None else result.path.name)),
         ("rounds", Cell(rounds)),
     ]
@@ -168,7 +176,9 @@ def _sessions_table(result: BenchResult) -> Markup:
     ]
     rows = []
     for row in result.rows:
-        session = "; ".join(f"{name} {format_value(value)}" for name, value in row.session.items())
+        session = "; ".join(
+            f"{name} {format_value(value)}" for name, value in to_json(row.session).items()
+        )
         cells = (
             Cell(full_row_name(row)),
             Cell(row.scope),
@@ -181,7 +191,7 @@ def _sessions_table(result: BenchResult) -> Markup:
 
 
 def _side_by_side_table(
-    label: str, names: Sequence[str], facts: Sequence[Mapping[str, Any]], mark: bool = True
+    label: str, names: Sequence[str], facts: Sequence[Mapping[str, object]], mark: bool = True
 ) -> Markup:
     """Build a table with one row per key and one column per mapping; `mark` marks differences."""
     keys = list(dict.fromkeys(key for mapping in facts for key in mapping))
@@ -198,7 +208,7 @@ def _side_by_side_table(
     return table(label, [Column(""), *(Column(name) for name in names)], rows)
 
 
-def _device_value_cell(key: str, value: Any) -> Cell:
+def _device_value_cell(key: str, value: object) -> Cell:
     """Format one device fact: sizes as MiB; an empty list of reasons or processes as `none`."""
     if key.endswith("_bytes") and isinstance(value, int | float):
         return Cell(f"{format_mib(value)} MiB")
@@ -209,9 +219,9 @@ def _device_value_cell(key: str, value: Any) -> Cell:
     return value_cell(value)
 
 
-def _flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(content: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Flatten nested objects to one level, joining keys with `: `."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for name, value in content.items():
         if isinstance(value, Mapping) and value:
             flat |= _flatten(value, f"{prefix}{name}: ")

@@ -34,7 +34,6 @@ from edgetl.report.html.text import (
     format_rate,
     full_row_name,
     input_shape,
-    is_same_device,
     join_words,
     model_key,
     model_name,
@@ -67,7 +66,7 @@ def summary_sentence(result: BenchResult) -> str:
             reason = "no row passed the gate"
         return f"{subject}: {reason}, so nothing is recommended."
     row = result.get_row(recommendation.latency.row)
-    latency = f"{format_milliseconds(row.percentile_ms(50))} ms"
+    latency = f"{format_milliseconds(row.p50_ms)} ms"
     p50 = f"p50 {_format_p50_interval(row)}".rstrip()
     text = f"{subject}: {full_row_name(row)} takes {latency} ({p50}, scope {row.scope})"
     pair = find_baseline_comparison(result, row.id)
@@ -98,7 +97,7 @@ def table_section(results: Sequence[BenchResult]) -> Section:
                 "the groups differ in model, scope or input."
             )
         )
-    if any(not is_same_device(result, results[0]) for result in results):
+    if any(not result.device.is_same_device(results[0].device) for result in results):
         blocks.append(
             paragraph(
                 "Rows of different devices compare devices, not runtimes. "
@@ -130,7 +129,7 @@ def _row_groups(
             for entry in entries
         ]
         badges = [noise_badge(result)]
-        if not is_same_device(result, results[0]):
+        if not result.device.is_same_device(results[0].device):
             badges.append(OTHER_DEVICE_BADGE)
         yield RowGroup(tuple(rows), title, subheading, tuple(badges))
         title = ""
@@ -170,7 +169,7 @@ def _key_facts(result: BenchResult) -> list[tuple[str, Cell]]:
 
 def _result_badges(result: BenchResult, first: BenchResult) -> list[Badge]:
     badges = [noise_badge(result)]
-    if not is_same_device(result, first):
+    if not result.device.is_same_device(first.device):
         badges.append(OTHER_DEVICE_BADGE)
     if result.interrupted:
         badges.append(Badge("interrupted", "warn"))
@@ -213,11 +212,11 @@ def _fastest_pytorch_sentences(result: BenchResult) -> list[str]:
     ]
     if not pairs:
         return []
-    fastest = min(pairs, key=lambda pair: result.get_row(pair.baseline).percentile_ms(50) or 0.0)
+    fastest = min(pairs, key=lambda pair: result.get_row(pair.baseline).p50_ms or 0.0)
     row = result.get_row(fastest.baseline)
     if row.variant == EAGER_VARIANT:
         return []
-    p50 = format_milliseconds(row.percentile_ms(50))
+    p50 = format_milliseconds(row.p50_ms)
     return [
         f"Fastest PyTorch baseline: {row.variant}, p50 {p50} ms; "
         f"the recommended row is {_speedup_phrase(result, fastest)}."
@@ -242,7 +241,7 @@ def _alternative_sentences(result: BenchResult) -> list[str]:
 
 def _failure_sentences(result: BenchResult) -> list[str]:
     reasons = {
-        f"{row.runtime} {row.variant}": str(row.gate.get("reason", "no reason recorded"))
+        f"{row.runtime} {row.variant}": row.gate.reason or "no reason recorded"
         for row in result.failed_rows
     }
     return [
@@ -254,8 +253,8 @@ def _group_heading(number: int, group: Sequence[ResultRowPair]) -> str:
     first_result, first_row = group[0]
     models = join_words(list(dict.fromkeys(model_name(result) for result, _ in group)))
     identity = f"file {first_row.file_sha256[:12]}"
-    if first_result.model.get("run_id"):
-        identity = f"run {first_result.model['run_id']}"
+    if first_result.model.run_id:
+        identity = f"run {first_result.model.run_id}"
     shape = input_shape(first_row) or "unknown"
     return f"Group {number}: {models} ({identity}), scope {first_row.scope}, input {shape}"
 
@@ -313,7 +312,7 @@ def _columns() -> list[_EntryColumn]:
         _EntryColumn(
             Column("energy mJ/image", "short", "by energy counter, including idle power"),
             lambda entry: _energy_cell(entry[1]),
-            lambda entries: any(row.summarize_energy_mj() for _, row in entries),
+            lambda entries: any(row.energy_mj for _, row in entries),
         ),
         _EntryColumn(
             Column(
@@ -322,7 +321,7 @@ def _columns() -> list[_EntryColumn]:
                 "read right after each block: range of the SM clock; otherwise the maximum over all rounds",
             ),
             lambda entry: _gpu_cell(entry[1]),
-            lambda entries: any(row.summarize_gpu() for _, row in entries),
+            lambda entries: any(row.gpu is not None for _, row in entries),
         ),
         _EntryColumn(
             Column("golden images", "short", "gate: the check on the golden images before timing"),
@@ -337,7 +336,7 @@ def _format_p50_interval(row: BenchRow) -> str:
 
 
 def _p50_cell(row: BenchRow, unit: str = "") -> Cell:
-    p50 = format_milliseconds(row.percentile_ms(50))
+    p50 = format_milliseconds(row.p50_ms)
     return Cell(f"{p50}{unit}", small=_format_p50_interval(row))
 
 
@@ -371,36 +370,36 @@ def _row_speedup_cell(entry: ResultRowPair) -> Cell:
 
 
 def _cold_start_cell(row: BenchRow) -> Cell:
-    cold = row.summarize_cold_starts()
-    if not cold:
+    cold = row.cold
+    if cold is None:
         return Cell(MISSING_VALUE, tooltip="not measured")
-    return Cell(f"{cold['total_ms']:.0f}", small=f"{cold['session_ms']:.0f} session")
+    return Cell(f"{cold.total_ms:.0f}", small=f"{cold.session_ms:.0f} session")
 
 
 def _peak_memory_cell(row: BenchRow) -> Cell:
-    return Cell(format_mib(row.summarize_cold_starts().get("peak_memory_bytes")))
+    return Cell(format_mib(None if row.cold is None else row.cold.peak_memory_bytes))
 
 
 def _energy_cell(row: BenchRow) -> Cell:
-    values = [f"{value:.1f} ({source})" for source, value in row.summarize_energy_mj().items()]
+    values = [f"{value:.1f} ({source})" for source, value in row.energy_mj.items()]
     return Cell("; ".join(values) or MISSING_VALUE)
 
 
 def _gpu_cell(row: BenchRow) -> Cell:
-    state = row.summarize_gpu()
-    return Cell(format_gpu_state(state) if state else MISSING_VALUE)
+    return Cell(MISSING_VALUE if row.gpu is None else format_gpu_state(row.gpu))
 
 
 def _gate_cell(row: BenchRow) -> Cell:
+    gate = row.gate
     if row.has_failed_gate:
         return Cell("", badges=(Badge("failed", "bad"),))
-    if not row.gate.get("checked"):
+    if not gate.checked:
         return Cell("", badges=(Badge("not checked", "warn"),))
-    difference = row.gate.get("max_logit_difference")
-    agreed, images = (row.gate.get(key, MISSING_VALUE) for key in ("top1_agreement", "images"))
+    agreed = MISSING_VALUE if gate.top1_agreement is None else gate.top1_agreement
+    images = MISSING_VALUE if gate.images is None else gate.images
+    difference = gate.max_logit_difference
     return Cell(
-        f"{agreed}/{images} agree",
-        small="" if difference is None else f"|Δlogit| {difference:.1g}",
+        f"{agreed}/{images} agree", small="" if difference is None else f"|Δlogit| {difference:.1g}"
     )
 
 
@@ -420,7 +419,7 @@ def _table_notes(entries: Sequence[ResultRowPair]) -> list[str]:
             f"{MISSING_VALUE} under p90 or p99: withheld, too few runs ({join_words(needed)})."
         )
     notes.append(f"{MISSING_VALUE} elsewhere: not measured, or not reported by the device.")
-    if not any(row.summarize_energy_mj() for _, row in entries):
+    if not any(row.energy_mj for _, row in entries):
         notes.append("No energy counter was read.")
     runs = [len(row.latencies_ns) for row in timed]
     if runs:

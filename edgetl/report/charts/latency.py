@@ -132,7 +132,7 @@ def draw_stages(
 
     Many rows are split into several drawings with the same scale.
     """
-    limit = 1.12 * max(sum(row.summarize_stages_ms().values()) for row in rows)
+    limit = 1.12 * max(sum(row.stages_ms.values()) for row in rows)
     return [
         _draw_stage_bars(f"{title}{suffix}", part, names, colors, limit)
         for suffix, part in split_rows(rows)
@@ -146,13 +146,13 @@ def _draw_stage_bars(
     colors: Mapping[str, str],
     limit: float,
 ) -> Markup:
-    stages = list(dict.fromkeys(stage for row in rows for stage in row.summarize_stages_ms()))
+    stages = list(dict.fromkeys(stage for row in rows for stage in row.stages_ms))
 
     def paint(drawing: Figure) -> None:
         axes = drawing.subplots()
         for y, row in enumerate(rows):
             end = 0.0
-            for stage, value in row.summarize_stages_ms().items():
+            for stage, value in row.stages_ms.items():
                 axes.barh(y, value, left=end, height=0.42, color=colors[stage])
                 end += value
             name = escape_mathtext(shorten_middle(names[row.id], 60))

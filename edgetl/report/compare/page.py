@@ -13,7 +13,7 @@ from edgetl.core.artifacts.experiment import Experiment
 from edgetl.core.artifacts.experiment_runs import StrategyResult, StrategyRun
 from edgetl.core.config.compare import EQUAL_TIME, STRATEGY_DESCRIPTIONS
 from edgetl.core.files import read_csv
-from edgetl.core.formatting import describe_device, format_duration, format_percent, pluralize
+from edgetl.core.formatting import format_duration, format_percent, pluralize
 from edgetl.core.paths import RunDirectory
 from edgetl.report.charts.compare import draw_freeze_sweep, draw_strategy_curves, draw_trade_off
 from edgetl.report.charts.confusion import MAX_DRAWN_CLASSES, draw_confusion_matrix
@@ -98,7 +98,7 @@ def render_compare_report(experiment: Experiment) -> str:
     images = " and ".join(f"{sum(classes.values())} {split}" for split, classes in counts.items())
     folder = experiment.data.get("folder")
     classes = pluralize(len(experiment.classes), "class", "classes")
-    lead = f"{folder}: {classes}, {images} images; {describe_device(experiment.device)}."
+    lead = f"{folder}: {classes}, {images} images; {experiment.device.description}."
     return render_page(f"Transfer learning on {folder}", lead, _sections(experiment))
 
 
@@ -290,7 +290,7 @@ def _method_section(experiment: Experiment) -> Section:
         ("preset", Cell(str(recipe["preset"]))),
         ("weights", Cell(weights)),
         ("images", Cell(fingerprint, "fingerprint of paths, labels, split and pixels")),
-        ("device", Cell(describe_device(experiment.device))),
+        ("device", Cell(experiment.device.description)),
         ("created", Cell(experiment.created, f"edgetl {experiment.edgetl}")),
     ]
     return Section("method", "Method", (definition_list(descriptions), definition_list(facts)))

@@ -377,7 +377,7 @@ def render_compare_markdown(experiment: Experiment) -> str:
     images = ", ".join(
         f"{sum(classes.values())} {split} images" for split, classes in counts.items()
     )
-    folder, device = experiment.data.get("folder", ""), experiment.device.get("cpu")
+    folder, device = experiment.data.get("folder", ""), experiment.device.cpu
     lead = (
         f"{folder}: {len(experiment.classes)} classes, {images}. "
         f"{device or 'unknown CPU'}; {experiment.created}."

@@ -9,7 +9,8 @@ from typing import Any
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.artifacts.comparison import RowComparison
-from edgetl.core.formatting import MISSING_VALUE, describe_device, pluralize
+from edgetl.core.artifacts.device import DeviceInfo
+from edgetl.core.formatting import MISSING_VALUE, pluralize
 from edgetl.report.html.blocks import Badge, Cell, Tone
 
 VERDICT_TONES: Mapping[str, Tone] = {
@@ -23,20 +24,14 @@ OUTCOME_TONES: Mapping[str, Tone] = {"held": "good", "broken": "bad", "undecided
 
 def model_name(result: BenchResult) -> str:
     """Return the name of the benchmarked model, or the target if it has none."""
-    return str(result.model.get("name") or result.target)
+    return result.model.name or result.target
 
 
-def device_and_host(device: Mapping[str, Any]) -> str:
+def device_and_host(device: DeviceInfo) -> str:
     """Return the device's description with its host name, since several devices may be alike."""
-    description, host = describe_device(device), device.get("host")
-    return description if host in (None, "", description) else f"{description} ({host})"
-
-
-def is_same_device(result: BenchResult, other: BenchResult) -> bool:
-    """Return whether both results come from the same device, as far as its facts tell."""
-    return all(
-        result.device.get(name) == other.device.get(name)
-        for name in ("host", "board", "cpu", "machine", "cores")
+    description = device.description
+    return (
+        description if device.host in (None, "", description) else f"{description} ({device.host})"
     )
 
 
@@ -50,7 +45,7 @@ def result_titles(results: Sequence[BenchResult]) -> list[str]:
 
 def model_key(result: BenchResult, row: BenchRow) -> str:
     """Return the identity of the row's model; rows with the same key are of the same model."""
-    return str(result.model.get("run_id") or row.file_sha256)
+    return result.model.run_id or row.file_sha256
 
 
 def input_shape(row: BenchRow) -> str:
@@ -150,7 +145,7 @@ def join_words(parts: Sequence[str], last: str = "and") -> str:
 
 def value_cell(value: Any) -> Cell:
     """Return a cell with a recorded value, or `MISSING_VALUE` if it is None or empty."""
-    if value is None or value in ("", [], {}):
+    if value is None or value in ("", [], (), {}):
         return Cell(MISSING_VALUE, tooltip="not reported")
     return Cell(format_value(value))
 

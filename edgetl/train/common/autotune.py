@@ -24,7 +24,7 @@ def cached_measurement(
     every call measures.
     """
     machine = {
-        "cpu": collect_device_info().get("cpu"),
+        "cpu": collect_device_info().cpu,
         "cores": available_cores(),
         "torch": torch.__version__,
     }

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.autograd.profiler_util import FunctionEventAvg
+
+from edgetl.core.artifacts.session import OperatorProfile, ProfiledOperator
 
 ATTRIBUTED_SHARE = 0.95
 """Smallest share of the kernels' time to report by operator.
@@ -17,7 +19,7 @@ The profiler attributes less to operators if a CUDA graph is replayed.
 
 def operator_profile(
     events: Sequence[FunctionEventAvg], runs: int, provider: str
-) -> dict[str, Any]:
+) -> OperatorProfile:
     """Summarize a profile by operator, slowest first.
 
     If the events include GPU kernels, times are GPU times: per operator, or per kernel if the
@@ -28,10 +30,6 @@ def operator_profile(
         events: `key_averages()` of torch.profiler.
         runs: number of profiled runs.
         provider: execution provider to record.
-
-    Returns:
-        {"runs", "clock": "gpu" or "host", "rows": "operators" or "kernels", "operators", "nodes"}.
-        Microseconds are per run.
     """
     kernels = [
         event
@@ -65,17 +63,15 @@ def operator_profile(
 
 
 def _summary(
-    clock: str, rows: str, times: Sequence[tuple[FunctionEventAvg, float]], runs: int, provider: str
-) -> dict[str, Any]:
+    clock: Literal["gpu", "host"],
+    rows: Literal["operators", "kernels"],
+    times: Sequence[tuple[FunctionEventAvg, float]],
+    runs: int,
+    provider: str,
+) -> OperatorProfile:
     total = sum(time for _, time in times) or 1.0
     operators = [
-        {
-            "operator": event.key,
-            "provider": provider,
-            "nodes": event.count // runs,
-            "us": time / runs,
-            "share": time / total,
-        }
+        ProfiledOperator(str(event.key), provider, event.count // runs, time / runs, time / total)
         for event, time in sorted(times, key=lambda entry: -entry[1])
     ]
-    return {"runs": runs, "clock": clock, "rows": rows, "operators": operators, "nodes": []}
+    return OperatorProfile(runs, tuple(operators), (), clock, rows)

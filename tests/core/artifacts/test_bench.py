@@ -3,10 +3,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edgetl.core.artifacts.bench import BenchResult, Noise
+from edgetl.core.artifacts.bench import BenchedModel, BenchResult
 from edgetl.core.artifacts.bench_json import read_bench_result, write_result
 from edgetl.core.artifacts.bench_rows import (
     BenchRow,
@@ -15,9 +16,21 @@ from edgetl.core.artifacts.bench_rows import (
     relative_spread,
     round_ratios,
 )
-from edgetl.core.artifacts.comparison import EarlierRow, are_ratios_consistent, decide_verdict
+from edgetl.core.artifacts.comparison import (
+    EarlierPair,
+    EarlierRow,
+    Pair,
+    are_ratios_consistent,
+    decide_verdict,
+)
+from edgetl.core.artifacts.device import DeviceInfo
+from edgetl.core.artifacts.gate import GateResult
+from edgetl.core.artifacts.noise import NoiseReport
+from edgetl.core.artifacts.session import SessionRecord
 from edgetl.core.errors import BenchError
 from edgetl.core.statistics import Speedup
+from edgetl.core.typed_json import parse_as, to_json
+from tests.helpers.gpus import gpu_reading
 
 COLD = ColdStart(import_ms=80.0, session_ms=20.0, first_inference_ms=5.0, peak_memory_bytes=10**8)
 
@@ -43,20 +56,20 @@ def row(runtime: str, latencies_ns: list[int], scope: str = "model") -> BenchRow
         input="uint8 1x256x256x3",
         file_sha256="ab" * 32,
         file_bytes=1234,
-        gate={
-            "checked": True,
-            "passed": True,
-            "images": 8,
-            "top1_agreement": 8,
-            "max_logit_difference": 1e-5,
-            "tolerance": 0.05,
-        },
-        session={"intra_op_threads": 2},
+        gate=GateResult(
+            checked=True,
+            passed=True,
+            images=8,
+            top1_agreement=8,
+            max_logit_difference=1e-5,
+            tolerance=0.05,
+        ),
+        session=SessionRecord(intra_op_threads=2),
         rounds=tuple(block(latency) for latency in latencies_ns),
     )
 
 
-def result(noise: Noise = Noise(())) -> BenchResult:  # noqa: B008
+def result(noise: NoiseReport = NoiseReport(())) -> BenchResult:  # noqa: B008
     rows = (
         row("pytorch", [8_000_000, 8_100_000, 7_900_000]),
         row("onnxruntime", [2_000_000, 2_050_000, 1_950_000]),
@@ -65,23 +78,25 @@ def result(noise: Noise = Noise(())) -> BenchResult:  # noqa: B008
         created="2026-01-02T03:04:05+00:00",
         edgetl="0.1.0",
         target="runs/a",
-        model={"name": "mobilenet_v2", "run_id": "0123456789ab"},
-        device={"host": "bench"},
+        model=BenchedModel("mobilenet_v2", "0123456789ab"),
+        device=DeviceInfo(host="bench"),
         noise=noise,
         protocol={"rounds": 3},
         order=(("a", "b"), ("b", "a"), ("a", "b")),
         rows=rows,
-        pairs=((rows[0].id, rows[1].id),),
+        pairs=(Pair(rows[0].id, rows[1].id),),
         notes=("a note",),
     )
 
 
 def test_result_round_trips_through_file(tmp_path: Path) -> None:
-    earlier = EarlierRow("old.json", "2025", True, False, True, 4, True, 9.0, (9e6, 9.1e6))
+    earlier = EarlierRow("old.json", "2025", True, False, 4, True, 9.0, (9e6, 9.1e6), True)
     original = replace(
         result(),
         earlier_pairs=(
-            ("pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier),
+            EarlierPair(
+                "pytorch-fp32-model-cpu-b1-t2", "onnxruntime-fp32-model-cpu-b1-t2", earlier
+            ),
         ),
     )
     write_result(original, tmp_path / "result.json")
@@ -93,7 +108,7 @@ def test_result_round_trips_through_file(tmp_path: Path) -> None:
 def test_result_json_has_documented_fields() -> None:
     content = json.loads(json.dumps(result().to_json()))
     assert (content["schema"], content["kind"]) == (1, "bench")
-    assert content["noise"] == {"verdict": "quiet", "reasons": [], "measured": {}}
+    assert (content["noise"]["verdict"], content["noise"]["reasons"]) == ("quiet", [])
     onnx = content["rows"][1]
     assert (onnx["id"], onnx["scope"], onnx["batch"], onnx["threads"]) == (
         "onnxruntime-fp32-model-cpu-b1-t2",
@@ -120,7 +135,7 @@ def test_result_json_has_documented_fields() -> None:
 
 
 def test_statistics_are_recomputed_on_reading(tmp_path: Path) -> None:
-    content = result().to_json()
+    content = json.loads(json.dumps(result().to_json()))
     content["rows"][1]["p50_ms"] = 0.001
     content["comparisons"][0]["speedup"] = 1000.0
     (tmp_path / "result.json").write_text(json.dumps(content))
@@ -160,7 +175,7 @@ def test_read_rejects_other_files(tmp_path: Path, text: str, message: str) -> No
 
 
 def test_unmeasured_row_has_no_statistics() -> None:
-    content = row("onnxruntime", []).to_json()
+    content = to_json(row("onnxruntime", []))
     assert [content[name] for name in ("p50_ms", "p90_ms", "p99_ms", "images_per_second")] == [
         None
     ] * 4
@@ -226,38 +241,32 @@ def test_relative_spread() -> None:
 
 
 def test_rounds_without_gpu_readings_are_read() -> None:
-    content = json.loads(json.dumps(row("onnxruntime", [2_000_000]).to_json()))
+    content = json.loads(json.dumps(to_json(row("onnxruntime", [2_000_000]))))
     del content["rounds"][0]["gpu"]
-    parsed = BenchRow.from_json(content)
-    assert (parsed.summarize_gpu(), dict(parsed.rounds[0].gpu)) == ({}, {})
+    parsed = parse_as(BenchRow, content)
+    assert (parsed.gpu, parsed.rounds[0].gpu) == (None, None)
 
 
 def test_gpu_readings_are_summarized_over_rounds() -> None:
-    cool = {
-        "index": 0,
-        "sm_clocks_mhz": [1980],
-        "max_sm_clock_mhz": 1980,
-        "throttle_reasons": [],
-        "temperature_c": 50,
-    }
-    cool |= {"power_w": None, "memory_used_bytes": 5}
-    hot = {
-        **cool,
-        "sm_clocks_mhz": [1755],
-        "throttle_reasons": ["hw slowdown"],
-        "temperature_c": 61,
-        "memory_used_bytes": 4,
-    }
-    readings = [cool, hot]
+    cool = gpu_reading(power_w=None, memory_used_bytes=5)
+    hot = replace(
+        cool,
+        sm_clocks_mhz=(1755,),
+        throttle_reasons=("hw slowdown",),
+        temperature_c=61,
+        memory_used_bytes=4,
+    )
     measured = row("onnxruntime", [2_000_000, 2_000_000])
     measured = replace(
         measured,
         rounds=tuple(
             replace(block, gpu=reading)
-            for block, reading in zip(measured.rounds, readings, strict=True)
+            for block, reading in zip(measured.rounds, (cool, hot), strict=True)
         ),
     )
-    assert BenchRow.from_json(json.loads(json.dumps(measured.to_json()))).summarize_gpu() == {
+    stored = json.loads(json.dumps(to_json(measured)))
+    assert parse_as(BenchRow, stored) == measured
+    assert stored["gpu"] == {
         "sm_clock_mhz": [1755, 1980],
         "max_sm_clock_mhz": 1980,
         "temperature_c": 61,
@@ -265,3 +274,42 @@ def test_gpu_readings_are_summarized_over_rounds() -> None:
         "memory_used_bytes": 5,
         "throttle_reasons": ["hw slowdown"],
     }
+
+
+def edited(content: dict[str, Any], path: str, value: object) -> None:
+    """Set a value of nested objects and lists, for example `rows.0.batch`."""
+    *parents, last = path.split(".")
+    target: Any = content
+    for key in parents:
+        target = target[int(key) if key.isdigit() else key]
+    target[last] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("created", 5, "created must be a string, got 5"),
+        ("rows.0.color", 1, r"rows\[0\] has an unknown field 'color'"),
+        ("rows.0.gate.passed", "yes", r"rows\[0\].gate.passed must be true or false"),
+        ("rows.0.session.torch", 2, r"rows\[0\].session.torch must be a string"),
+        ("rows.1.batch", 0, r"rows\[1\]: batch and threads"),
+        ("rows.1.rounds.2.latencies_ns", [], r"rows\[1\].rounds\[2\]: a round must have"),
+        ("rows.1.rounds.2.cold", {}, r"rounds\[2\].cold has no field 'import_ms'"),
+        ("noise.measured.steal", "much", "noise.measured.steal must be a number"),
+        ("device.before", {"load": 3}, "device.before has no field 'monotonic_s'"),
+        ("limits.max_p99_ms", "5ms", "limits.max_p99_ms must be a number"),
+        ("limits.max_p50_ms", 5, "limits has an unknown field 'max_p50_ms'"),
+        ("comparisons.0.candidate", "other", "comparisons has 'other', which is no row"),
+        ("comparisons.0.kind", "other", "kind must be one of"),
+        ("comparisons.0.color", "red", "unknown field 'color'"),
+        ("profiles.x", {"runs": 1, "operators": []}, "profiles.x has no field 'nodes'"),
+        ("sustained", {"row": "a", "asked_s": 1, "windows": []}, "must have windows"),
+    ],
+)
+def test_broken_field_is_named(path: str, value: object, message: str, tmp_path: Path) -> None:
+    content = json.loads(json.dumps(result().to_json()))
+    edited(content, path, value)
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(BenchError, match=message) as error:
+        read_bench_result(tmp_path / "result.json")
+    assert "result.json" in str(error.value)

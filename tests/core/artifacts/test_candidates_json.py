@@ -12,24 +12,46 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetl.core.artifacts.bench import Noise
 from edgetl.core.artifacts.bench_json import read_bench_result, write_result
 from edgetl.core.artifacts.bench_rows import BlockResult, ColdStart
-from edgetl.core.artifacts.candidates import CandidateRow, CandidatesResult, read_candidates
+from edgetl.core.artifacts.candidates import (
+    CandidateParity,
+    CandidateRow,
+    CandidatesResult,
+    read_candidates,
+)
+from edgetl.core.artifacts.device import DeviceInfo, DeviceState
+from edgetl.core.artifacts.noise import Interference, NoiseReport
+from edgetl.core.artifacts.session import SessionRecord
 from edgetl.core.errors import BenchError
 from tests.helpers.candidates import candidate, result_of
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
-FACTS = st.dictionaries(
-    TEXTS,
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | NUMBERS
-    | TEXTS
-    | st.lists(st.integers(), max_size=3),
-    max_size=3,
+PROTOCOLS = st.dictionaries(TEXTS, st.integers(0, 100) | st.floats(0, 100) | TEXTS, max_size=3)
+SESSIONS = st.builds(
+    SessionRecord,
+    intra_op_threads=st.none() | st.integers(1, 64),
+    providers=st.none() | st.lists(TEXTS, max_size=2).map(tuple),
+    node_share=st.none() | st.dictionaries(TEXTS, st.floats(0, 1), max_size=2),
+    io_binding=st.none() | st.booleans(),
+    input=st.none() | TEXTS,
+)
+DEVICES = st.builds(
+    DeviceInfo,
+    host=st.none() | TEXTS,
+    cores=st.none() | st.integers(1, 256),
+    packages=st.dictionaries(TEXTS, TEXTS, max_size=2),
+    before=st.none() | st.builds(DeviceState, NUMBERS, governors=st.none() | st.just(("a",))),
+)
+NOISE = st.builds(
+    NoiseReport,
+    st.lists(TEXTS, max_size=2).map(tuple),
+    st.builds(
+        Interference,
+        other_cpu=st.none() | NUMBERS,
+        round_spread=st.dictionaries(TEXTS, NUMBERS, max_size=2),
+    ),
 )
 LATENCIES = st.lists(st.integers(1, 10**12), min_size=1, max_size=4).map(tuple)
 
@@ -64,8 +86,8 @@ ROWS = st.builds(
     imagenet_top1=st.none() | st.floats(0, 100),
     file_bytes=st.none() | st.integers(1, 10**9),
     file_sha256=st.none() | TEXTS,
-    parity=FACTS,
-    session=FACTS,
+    parity=st.none() | st.builds(CandidateParity, NUMBERS, NUMBERS),
+    session=SESSIONS,
     rounds=st.lists(ROUNDS, max_size=3).map(tuple),
     failed=st.none() | TEXTS,
 )
@@ -73,9 +95,9 @@ RESULTS = st.builds(
     CandidatesResult,
     TEXTS,
     TEXTS,
-    FACTS,
-    st.builds(Noise, st.lists(TEXTS, max_size=2).map(tuple), FACTS),
-    FACTS,
+    DEVICES,
+    NOISE,
+    PROTOCOLS,
     st.lists(st.lists(TEXTS, max_size=2).map(tuple), max_size=2).map(tuple),
     st.integers(2, 1000),
     st.none() | st.floats(0.01, 1e6),

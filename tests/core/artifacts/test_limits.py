@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from edgetl.core.artifacts.bench import BenchResult, Noise
-from edgetl.core.artifacts.comparison import EarlierRow
+from edgetl.core.artifacts.bench import BenchedModel, BenchResult
+from edgetl.core.artifacts.comparison import EarlierPair, EarlierRow, Pair
+from edgetl.core.artifacts.device import DeviceInfo
+from edgetl.core.artifacts.noise import Interference, NoiseReport
 from edgetl.core.config.bench import Limits
 from edgetl.core.errors import ConfigError
 from tests.core.artifacts.test_bench import row
@@ -17,7 +19,7 @@ def make_result(
     torch_ms: float = 8.0,
     onnx_ms: float = 2.0,
     spread: float = 1.0,
-    noise: Noise | None = None,
+    noise: NoiseReport | None = None,
     **fields: object,
 ) -> BenchResult:
     rows = (
@@ -28,13 +30,13 @@ def make_result(
         "2026",
         "0.1.0",
         "run",
-        {},
-        {},
-        noise or Noise(()),
+        BenchedModel("mobilenet_v2", None),
+        DeviceInfo(),
+        noise or NoiseReport(()),
         {},
         (),
         rows,
-        ((rows[0].id, rows[1].id),),
+        (Pair(rows[0].id, rows[1].id),),
     )
     return replace(base, **fields)  # type: ignore[arg-type]
 
@@ -46,13 +48,15 @@ def with_earlier_row(earlier_ms: float, same: bool = True, **fields: object) -> 
         "2025",
         False,
         True,
-        same,
         2,
         False,
         earlier_ms,
         tuple(earlier_ms * 1e6 * factor for factor in EIGHT),
+        same,
     )
-    return replace(result, earlier_pairs=((result.rows[1].id, result.rows[1].id, earlier),))
+    return replace(
+        result, earlier_pairs=(EarlierPair(result.rows[1].id, result.rows[1].id, earlier),)
+    )
 
 
 def outcomes(result: BenchResult, **limits: float) -> list[str]:
@@ -74,7 +78,7 @@ def test_regression_uses_whole_interval(earlier_ms: float, spread: float, expect
 
 
 def test_regression_is_undecided_on_noisy_device() -> None:
-    noisy = Noise(("other processes used 40% of the CPU",), {"disturbance": 0.4})
+    noisy = NoiseReport(("other processes used 40% of the CPU",), Interference(disturbance=0.4))
     result = replace(with_earlier_row(1.85, noise=noisy), limits=Limits(max_regression=0.0))
     assert [check.outcome for check in result.limit_checks] == ["undecided"]
     assert "was not quiet" in result.limit_checks[0].why
@@ -86,10 +90,10 @@ def test_regression_requires_same_configuration() -> None:
 
 def test_regression_is_undecided_on_other_device() -> None:
     result = with_earlier_row(2.0)
-    ((before, after, earlier),) = result.earlier_pairs
+    (pair,) = result.earlier_pairs
     cross_device = replace(
         result,
-        earlier_pairs=((before, after, replace(earlier, cross_device=True)),),
+        earlier_pairs=(replace(pair, earlier_row=replace(pair.earlier_row, cross_device=True)),),
         limits=Limits(max_regression=0.05),
     )
     assert [check.outcome for check in cross_device.limit_checks] == ["undecided"]
@@ -102,13 +106,13 @@ def test_speedup_baseline_is_eager_pytorch() -> None:
     extended = replace(
         result,
         rows=(compiled, *result.rows),
-        pairs=((compiled.id, result.rows[1].id), *result.pairs),
+        pairs=(Pair(compiled.id, result.rows[1].id), *result.pairs),
     )
     assert outcomes(extended, min_speedup=3.0) == ["held"]
 
 
 def test_noise_widens_interval_for_limits() -> None:
-    noisy = Noise(("load",), {"disturbance": 0.4})
+    noisy = NoiseReport(("load",), Interference(disturbance=0.4))
     assert outcomes(make_result(noise=noisy), min_speedup=3.9) == ["undecided"]
     assert outcomes(make_result(noise=noisy), min_speedup=2.0) == ["held"]
 
@@ -124,7 +128,7 @@ def test_limit_is_undecided_without_measured_rows() -> None:
     [(3.0, False, "held"), (3.0, True, "held"), (1.5, False, "broken"), (1.5, True, "undecided")],
 )
 def test_max_p99_on_noisy_device(bound: float, noisy: bool, expected: str) -> None:
-    result = make_result(noise=Noise(("load",)) if noisy else None)
+    result = make_result(noise=NoiseReport(("load",)) if noisy else None)
     assert outcomes(result, max_p99_ms=bound) == [expected]
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgetl.core.artifacts.bench_rows import BenchRow
+from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.artifacts.recommendation import recommend
 from tests.core.artifacts.test_bench import block, row
 
@@ -35,8 +36,8 @@ def test_recommends_fastest_with_session_options() -> None:
     assert recommendation is not None
     assert recommendation.latency.row == "onnxruntime-int8-model-cpu-b1-t2"
     assert (
-        recommendation.latency.options["intra_op_num_threads"],
-        recommendation.latency.options["inter_op_num_threads"],
+        recommendation.latency.options.intra_op_num_threads,
+        recommendation.latency.options.inter_op_num_threads,
     ) == (2, 1)
     assert recommendation.latency.as_fast == ()
 
@@ -79,7 +80,9 @@ def test_throughput_may_recommend_larger_batch() -> None:
 
 
 def test_ignores_failed_gates_other_scopes_and_paced_rows() -> None:
-    failed = replace(configuration(1.0, variant="int8"), gate={"checked": True, "passed": False})
+    failed = replace(
+        configuration(1.0, variant="int8"), gate=GateResult(checked=True, passed=False)
+    )
     file_scope = replace(configuration(0.5, variant="x"), scope="file")
     paced = replace(configuration(0.4, variant="y"), rate=30.0)
     recommendation = recommend([configuration(2.0), failed, file_scope, paced])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.errors import BenchError, ProviderError
-from edgetl.device.bench.rounds import BenchRunner
+from edgetl.device.bench.rounds import RoundRunner
 from tests.core.artifacts.test_bench import block
 
 DISK_FULL = OSError(28, "No space left on device")
@@ -28,7 +28,7 @@ DISK_FULL = OSError(28, "No space left on device")
 def test_stop_without_rounds_raises_cause(
     cause: BaseException, error_type: type[BaseException], message: str
 ) -> None:
-    with pytest.raises(error_type, match=message), BenchRunner().capture_stop():
+    with pytest.raises(error_type, match=message), RoundRunner().capture_stop():
         raise cause
 
 
@@ -51,8 +51,8 @@ def test_stop_without_rounds_raises_cause(
 def test_stop_reports_where_completed_rounds_are(
     cause: BaseException, error_type: type[BaseException], message: str
 ) -> None:
-    runner = BenchRunner()
-    runner.round_runner.rounds_by_row["row"] = [block(1000)]
+    runner = RoundRunner()
+    runner.rounds_by_row["row"] = [block(1000)]
     with runner.capture_stop():
         raise cause
     assert runner.stop_cause is cause
@@ -69,7 +69,7 @@ def test_stop_reports_where_completed_rounds_are(
 
 
 def test_complete_run_without_timed_rows_raises_nothing() -> None:
-    runner = BenchRunner()
+    runner = RoundRunner()
     with runner.capture_stop():
         pass
     runner.raise_if_stopped({}, None, [])

@@ -62,35 +62,34 @@ def test_bundle_without_run_is_measured_without_pytorch(
         "cpu",
     )
     assert file.input.startswith("4 encoded images, ")
-    assert model.gate["passed"]
-    assert (model.gate["images"], model.gate["top1_agreement"]) == (4, 4)
-    assert model.gate["max_logit_difference"] < 1e-3
+    assert model.gate.passed
+    assert (model.gate.images, model.gate.top1_agreement) == (4, 4)
+    assert model.gate.max_logit_difference < 1e-3
     assert [len(row.rounds) for row in result.rows] == [2, 2]
     assert all(
         len(block.latencies_ns) >= brief.block_runs and min(block.latencies_ns) > 0
         for row in result.rows
         for block in row.rounds
     )
-    assert set(file.summarize_stages_ms()) == {
+    assert set(file.stages_ms) == {
         "read",
         "decode",
         "preprocess",
         "inference",
         "postprocess",
     }
-    assert sum(file.summarize_stages_ms().values()) == pytest.approx(
-        file.percentile_ms(50), rel=0.5
-    )
-    assert model.session["node_share"] == {"CPUExecutionProvider": 1.0}
-    assert (model.session["intra_op_threads"], model.session["inter_op_threads"]) == (1, 1)
+    assert sum(file.stages_ms.values()) == pytest.approx(file.percentile_ms(50), rel=0.5)
+    assert model.session.node_share == {"CPUExecutionProvider": 1.0}
+    assert (model.session.intra_op_threads, model.session.inter_op_threads) == (1, 1)
     assert model.file_sha256 == sha256_file(bundle / "fp32.onnx")
-    cold = model.summarize_cold_starts()
-    assert cold["processes"] == 2
-    assert all(
-        cold[name] > 0
-        for name in ("import_ms", "session_ms", "first_inference_ms", "peak_memory_bytes")
-    )
-    assert result.device["before"]["monotonic_s"] < result.device["after"]["monotonic_s"]
+    cold = model.cold
+    assert cold is not None
+    assert cold.processes == 2
+    assert min(cold.import_ms, cold.session_ms, cold.first_inference_ms) > 0
+    assert cold.peak_memory_bytes
+    assert result.device.before is not None
+    assert result.device.after is not None
+    assert result.device.before.monotonic_s < result.device.after.monotonic_s
     assert steps[-1] == (2, 2, "measured")
 
 
@@ -157,7 +156,7 @@ def test_bench_does_not_time_rows_with_failed_gate(
     result = bench(BenchConfig(make_bundle(error=0.2), rounds=2), protocol=brief)
     assert [row.scope for row in result.failed_rows] == ["model", "file"]
     assert not any(row.rounds for row in result.rows)
-    assert "differ by 0.2" in result.rows[0].gate["reason"]
+    assert "differ by 0.2" in result.rows[0].gate.reason
     assert read_bench_result(result.path or Path()).failed_rows
 
 
@@ -206,9 +205,9 @@ def test_lone_file_has_no_golden_images(brief: BenchProtocol, tmp_path: Path) ->
     onnx.save(colour_model(), tmp_path / "lone.onnx")
     result = bench(BenchConfig(tmp_path / "lone.onnx", rounds=2), protocol=brief)
     (row,) = result.rows
-    assert (row.variant, row.input, row.session["feed"]) == ("lone", "uint8 1x256x256x3", "random")
-    assert row.gate["checked"] is False
-    assert row.gate["passed"] is None
+    assert (row.variant, row.input, row.session.feed) == ("lone", "uint8 1x256x256x3", "random")
+    assert row.gate.checked is False
+    assert row.gate.passed is None
     assert not row.has_failed_gate
     assert any("Scope file is not measured" in note for note in result.notes)
     with pytest.raises(BenchError, match="scope model"):

@@ -49,7 +49,7 @@ def test_sweep_measures_all_combinations(make_bundle: MakeBundle, brief: BenchPr
         for scope, batch in (("model", 1), ("model", 3), ("file", 1))
     }
     assert {row.id for row in result.rows} == expected
-    assert all(len(row.rounds) == 2 and row.gate["passed"] for row in result.rows)
+    assert all(len(row.rounds) == 2 and row.gate.passed for row in result.rows)
     assert {row.input for row in result.rows if row.batch == 3} == {"uint8 3x40x40x3"}
     assert len(result.order[0]) == len(set(result.order[0])) == 8
     for pair in result.comparisons:
@@ -93,7 +93,7 @@ def test_batch_with_other_logits_fails_gate(
     _replace_model(bundle, model)
     result = bench(BenchConfig(bundle, batches=(1, 2), scopes=("model",), rounds=2), protocol=brief)
     assert [row.has_failed_gate for row in result.rows] == [False, True]
-    assert "in scope model logits differ" in result.rows[1].gate["reason"]
+    assert "in scope model logits differ" in result.rows[1].gate.reason
     assert result.recommendation is not None
     assert result.recommendation.throughput.row == result.rows[0].id
 
@@ -113,8 +113,8 @@ def _replace_model(bundle: Path, model: onnx.ModelProto) -> None:
 def test_scopes_report_their_stages(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
     result = bench(BenchConfig(make_bundle(), scopes=("image", "file"), rounds=2), protocol=brief)
     image, file = result.rows
-    assert list(image.summarize_stages_ms()) == ["preprocess", "inference", "postprocess"]
-    assert list(file.summarize_stages_ms()) == [
+    assert list(image.stages_ms) == ["preprocess", "inference", "postprocess"]
+    assert list(file.stages_ms) == [
         "read",
         "decode",
         "preprocess",
@@ -142,7 +142,7 @@ def test_paced_rows_are_added_to_single_stream_rows(
     paced = result.rows[3]
     assert paced.id.endswith("-r200")
     assert [len(block.latencies_ns) for block in paced.rounds] == [10, 10]
-    assert next(iter(paced.summarize_stages_ms())) == "wait"
+    assert next(iter(paced.stages_ms)) == "wait"
     assert 0 <= paced.waiting_share <= 1
 
 
@@ -223,13 +223,12 @@ def test_profile_reports_time_by_operator_and_node(
     )
     (profile,) = result.profiles.values()
     assert list(result.profiles) == [result.rows[0].id]
-    assert {entry["operator"] for entry in profile["operators"]} >= {"ReduceMean", "Softmax"}
-    assert {entry["provider"] for entry in profile["operators"]} == {"CPUExecutionProvider"}
-    for part in ("operators", "nodes"):
-        assert sum(entry["share"] for entry in profile[part]) == pytest.approx(1)
-        assert [entry["us"] for entry in profile[part]] == sorted(
-            (entry["us"] for entry in profile[part]), reverse=True
-        )
+    assert {entry.operator for entry in profile.operators} >= {"ReduceMean", "Softmax"}
+    assert {entry.provider for entry in profile.operators} == {"CPUExecutionProvider"}
+    for entries in (profile.operators, profile.nodes):
+        assert sum(entry.share for entry in entries) == pytest.approx(1)
+        times = [entry.us for entry in entries]
+        assert times == sorted(times, reverse=True)
 
 
 def test_crashed_configuration_does_not_stop_others(
@@ -362,7 +361,7 @@ def test_model_with_several_inputs_is_measured(brief: BenchProtocol, tmp_path: P
     (row,) = bench(
         BenchConfig(model, scopes=("model",), rounds=2, batches=(2,)), protocol=brief
     ).rows
-    assert (row.input, row.batch, row.session["feed"]) == (
+    assert (row.input, row.batch, row.session.feed) == (
         "x float32 2x3, z int64 2x3",
         2,
         "random",
@@ -376,7 +375,7 @@ def test_input_file_is_used_and_recorded(brief: BenchProtocol, tmp_path: Path) -
         BenchConfig(model, scopes=("model",), rounds=2, inputs=tmp_path / "inputs.npy"),
         protocol=brief,
     ).rows
-    assert (row.input, row.batch, row.session["feed"]) == ("x float32 3x5", 3, "given")
+    assert (row.input, row.batch, row.session.feed) == ("x float32 3x5", 3, "given")
 
 
 @pytest.mark.parametrize(

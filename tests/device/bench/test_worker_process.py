@@ -11,11 +11,12 @@ from pathlib import Path
 import onnx
 import pytest
 
+from edgetl.core.artifacts.bench_rows import BlockResult
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError
 from edgetl.device.bench import rounds, worker_process
 from edgetl.device.bench.backend import ModelSource
-from edgetl.device.bench.job import WorkerJob, Workload
+from edgetl.device.bench.job import GateReply, WorkerJob, Workload
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
 from edgetl.device.bench.worker_process import Worker, run_job
@@ -72,7 +73,7 @@ def test_endless_gate_is_killed(
     with pytest.raises(
         BenchError, match=r"gate process.* hung before its result: no reply for 3 seconds"
     ):
-        run_job(replace(deadlocked_job, task="gate"), tmp_path)
+        run_job(replace(deadlocked_job, task="gate"), tmp_path, GateReply)
 
 
 def test_hung_configuration_does_not_stop_others(
@@ -111,7 +112,7 @@ def test_busy_silent_worker_is_not_killed(
         worker.wait_until_ready()
         for step in ("warm-up model", "slice model", "slice model"):
             worker.request(step)
-        assert worker.result()["model"]["latencies_ns"]
+        assert worker.result(dict[str, BlockResult])["model"].latencies_ns
 
 
 def test_worker_sleeping_between_arrivals_is_not_killed(
@@ -127,7 +128,7 @@ def test_worker_sleeping_between_arrivals_is_not_killed(
         monkeypatch.setattr(worker_process, "IDLE_TIMEOUT_S", 0.5)
         monkeypatch.setattr(worker_process, "_ACTIVITY_POLL_S", 0.1)
         worker.request("paced model@0.5")
-        assert len(worker.result()["model@0.5"]["latencies_ns"]) == 2
+        assert len(worker.result(dict[str, BlockResult])["model@0.5"].latencies_ns) == 2
 
 
 def test_timeouts_exceed_slowest_legitimate_cases(job: WorkerJob) -> None:

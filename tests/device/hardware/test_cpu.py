@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.artifacts.bench_json import read_bench_result, write_result
+from edgetl.core.artifacts.device import DeviceInfo
 from edgetl.core.config.bench import Limits
-from edgetl.core.formatting import describe_device
 from edgetl.device.bench import runner
 from edgetl.device.hardware.cpu import EMULATED_ENV_VAR, is_emulated
 from edgetl.device.hardware.info import collect_device_info
@@ -56,20 +56,20 @@ def test_is_emulated_follows_environment_variable(
     monkeypatch.setenv(EMULATED_ENV_VAR, "")
     assert not is_emulated(proc, "x86_64")
     monkeypatch.setenv(EMULATED_ENV_VAR, "1")
-    assert collect_device_info(proc, sys_root, "x86_64")["emulated"]
+    assert collect_device_info(proc, sys_root, "x86_64").emulated
 
 
-def test_describe_device_names_emulated_machine() -> None:
-    device = {"board": "Imaginary Server", "cpu": "Cortex-A72", "machine": "aarch64"}
-    assert describe_device(device) == "Imaginary Server"
-    assert describe_device({**device, "emulated": True}) == "emulated aarch64 (Cortex-A72)"
+def test_device_description_names_emulated_machine() -> None:
+    device = DeviceInfo(board="Imaginary Server", cpu="Cortex-A72", machine="aarch64")
+    assert device.description == "Imaginary Server"
+    assert replace(device, emulated=True).description == "emulated aarch64 (Cortex-A72)"
 
 
 def test_emulated_result_decides_no_limit_or_comparison(tmp_path: Path) -> None:
     result = replace(make_result(), limits=Limits(max_p99_ms=1000.0, min_speedup=1.1))
     assert [check.outcome for check in result.limit_checks] == ["held", "held"]
     assert result.comparisons[0].verdict == "faster"
-    emulated = replace(result, device={"machine": "aarch64", "emulated": True})
+    emulated = replace(result, device=DeviceInfo(machine="aarch64", emulated=True))
     write_result(emulated, tmp_path / "result.json")
     for emulated_result in (emulated, read_bench_result(tmp_path / "result.json")):
         checks = emulated_result.limit_checks
@@ -78,7 +78,8 @@ def test_emulated_result_decides_no_limit_or_comparison(tmp_path: Path) -> None:
         assert all("measure on the device" in check.why for check in checks)
         assert [pair.verdict for pair in emulated_result.comparisons] == ["noisy"]
     assert (
-        replace(with_earlier_row(8.0), device={"emulated": True}).comparisons[-1].verdict == "noisy"
+        replace(with_earlier_row(8.0), device=DeviceInfo(emulated=True)).comparisons[-1].verdict
+        == "noisy"
     )
 
 
@@ -101,8 +102,8 @@ def test_bench_reports_emulation_as_first_noise_reason(
         stock_bundle, scopes=("model",), torch_modes=(), rounds=2, output=tmp_path / "result.json"
     )
     result = runner.bench(config, protocol=short)
-    assert result.device["emulated"]
-    assert result.device["machine"] == platform.machine()
+    assert result.device.emulated
+    assert result.device.machine == platform.machine()
     assert (
         result.noise.reasons[0] == "the processor is emulated: times do not apply to real devices"
     )

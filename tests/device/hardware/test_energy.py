@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgetl.device.bench.monitors import BlockMonitor
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.timing import BlockMonitor, BlockTimer
+from edgetl.device.bench.timing import BlockTimer
 from edgetl.device.hardware.energy import MIN_GPU_WINDOW_S, EnergyMeter, PowerRail, counter_delta
 from edgetl.device.hardware.nvml import Nvml
 from tests.helpers.gpus import FakePynvml

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgetl.core.typed_json import to_json
 from edgetl.device.hardware.cpu import available_cores, cgroup_cpu_quota, cpu_cgroup_folders
 from edgetl.device.hardware.info import (
     collect_device_info,
@@ -22,25 +23,25 @@ from tests.helpers.machines import CONTAINER, JETSON, LAPTOP, OLD_CONTAINER, PI,
 
 def test_device_info_of_virtual_machine(tmp_path: Path) -> None:
     facts = collect_device_info(*build(tmp_path, VM))
-    assert (facts["cpu"], facts["board"], facts["memory_bytes"]) == (
+    assert (facts.cpu, facts.board, facts.memory_bytes) == (
         "Imaginary EPYC 9000",
         "Virtual Machine",
         8_000_000 * 1024,
     )
     assert [
-        facts[name]
+        getattr(facts, name)
         for name in ("cpu_quota", "container", "gpu_driver", "power_mode", "frequency_limits_khz")
     ] == [None] * 5
     # Without a line of flags they are unknown, not empty.
-    assert (facts["gpus"], facts["cpu_flags"], facts["swap_total_bytes"]) == ([], None, None)
-    assert facts["affinity"] == sorted(os.sched_getaffinity(0))
+    assert (facts.gpus, facts.cpu_flags, facts.swap_total_bytes) == ((), None, None)
+    assert facts.affinity == tuple(sorted(os.sched_getaffinity(0)))
 
 
 def test_device_info_of_container_with_quota(tmp_path: Path) -> None:
     proc, sys_root = build(tmp_path, CONTAINER)
     assert cgroup_cpu_quota(proc, sys_root) == 1.5
     assert available_cores(proc, sys_root) == min(2, len(os.sched_getaffinity(0)))
-    assert collect_device_info(proc, sys_root)["container"] == "docker"
+    assert collect_device_info(proc, sys_root).container == "docker"
 
 
 def test_cpu_quota_of_cgroup_v1(tmp_path: Path) -> None:
@@ -82,14 +83,14 @@ def test_cpu_quota_is_none_without_cgroup_v1_limit(tmp_path: Path, quota: str) -
 def test_device_info_of_raspberry_pi(tmp_path: Path) -> None:
     proc, sys_root = build(tmp_path, PI)
     facts = collect_device_info(proc, sys_root, "aarch64")
-    assert not facts["emulated"]
-    assert (facts["board"], facts["cpu"], facts["cpu_flags"]) == (
+    assert not facts.emulated
+    assert (facts.board, facts.cpu, facts.cpu_flags) == (
         "Raspberry Pi 4 Model B Rev 1.4",
         "Cortex-A72",
-        ["asimd"],
+        ("asimd",),
     )
-    assert (facts["frequency_limits_khz"], facts["swap_total_bytes"]) == (
-        [600_000, 1_800_000],
+    assert (facts.frequency_limits_khz, facts.swap_total_bytes) == (
+        (600_000, 1_800_000),
         102_396 * 1024,
     )
     assert fastest_core_frequency_khz(sys_root) == 1_500_000
@@ -97,7 +98,7 @@ def test_device_info_of_raspberry_pi(tmp_path: Path) -> None:
 
 def test_cpu_name_falls_back_to_hardware_field(tmp_path: Path) -> None:
     files = {**PI, "proc/cpuinfo": PI["proc/cpuinfo"].replace("0xd08", "0xfff")}
-    assert collect_device_info(*build(tmp_path, files))["cpu"] == "BCM2835"
+    assert collect_device_info(*build(tmp_path, files)).cpu == "BCM2835"
 
 
 def test_cpu_name_joins_big_and_little_cores(tmp_path: Path) -> None:
@@ -105,20 +106,20 @@ def test_cpu_name_joins_big_and_little_cores(tmp_path: Path) -> None:
         f"CPU implementer\t: 0x41\nCPU part\t: {part}\n" for part in ("0xd05", "0xd05", "0xd0b")
     )
     assert (
-        collect_device_info(*build(tmp_path, {"proc/cpuinfo": cores}))["cpu"]
+        collect_device_info(*build(tmp_path, {"proc/cpuinfo": cores})).cpu
         == "Cortex-A55 + Cortex-A76"
     )
 
 
 def test_device_info_of_jetson(tmp_path: Path) -> None:
     facts = collect_device_info(*build(tmp_path, JETSON), "aarch64")
-    assert not facts["emulated"]
-    assert (facts["cpu"], facts["cpu_flags"]) == (
+    assert not facts.emulated
+    assert (facts.cpu, facts.cpu_flags) == (
         "Cortex-A78AE",
-        ["asimd", "fphp", "asimdhp", "asimddp"],
+        ("asimd", "fphp", "asimdhp", "asimddp"),
     )
-    assert (facts["gpus"], facts["gpu_driver"], facts["power_mode"]) == (
-        ["NVIDIA ga10b"],
+    assert (facts.gpus, facts.gpu_driver, facts.power_mode) == (
+        ("NVIDIA ga10b",),
         "L4T 36.4.3",
         "MAXN_SUPER",
     )
@@ -126,13 +127,13 @@ def test_device_info_of_jetson(tmp_path: Path) -> None:
 
 def test_power_mode_falls_back_to_number(tmp_path: Path) -> None:
     files = {**JETSON, "var/lib/nvpmodel/status": "pmode:0007\n"}
-    assert collect_device_info(*build(tmp_path, files))["power_mode"] == "7"
+    assert collect_device_info(*build(tmp_path, files)).power_mode == "7"
 
 
 def test_device_info_of_laptop(tmp_path: Path) -> None:
     facts = collect_device_info(*build(tmp_path, LAPTOP))
-    assert (facts["cpu"], facts["cpu_flags"]) == ("Imaginary Core i7", ["avx2", "fma", "avx_vnni"])
-    assert facts["container"] is None
+    assert (facts.cpu, facts.cpu_flags) == ("Imaginary Core i7", ("avx2", "fma", "avx_vnni"))
+    assert facts.container is None
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_device_info_of_nvidia_gpu(tmp_path: Path, files: dict[str, str], versio
         "proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA Imaginary 9\nIRQ:   1\n"
     }
     facts = collect_device_info(*build(tmp_path, {**VM, **card, **files}))
-    assert (facts["gpus"], facts["gpu_driver"]) == (["NVIDIA Imaginary 9"], version)
+    assert (facts.gpus, facts.gpu_driver) == (("NVIDIA Imaginary 9",), version)
 
 
 def test_device_info_is_none_when_not_reported(tmp_path: Path) -> None:
@@ -176,16 +177,18 @@ def test_device_info_is_none_when_not_reported(tmp_path: Path) -> None:
         "frequency_limits_khz",
         "gpu_driver",
     )
-    assert [facts[name] for name in (*unreported, "container", "power_mode")] == [None] * 10
+    assert [getattr(facts, name) for name in (*unreported, "container", "power_mode")] == [
+        None
+    ] * 10
     assert cpu_cgroup_folders(proc, sys_root) == []
     assert available_cores(proc, sys_root) == len(os.sched_getaffinity(0))
 
 
 def test_device_info_of_this_machine_is_json() -> None:
     facts = collect_device_info()
-    assert facts["cores_available"] >= 1
-    assert set(facts["cpu_flags"] or ()) <= cpu_flags()
-    json.dumps(facts, allow_nan=False)
+    assert facts.cores_available >= 1
+    assert set(facts.cpu_flags or ()) <= cpu_flags()
+    json.dumps(to_json(facts), allow_nan=False)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="no /proc here")

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgetl.core.artifacts.bench import Noise
+from edgetl.core.artifacts.bench_rows import GpuReading
+from edgetl.core.artifacts.device import DeviceState
+from edgetl.core.artifacts.noise import NoiseReport
 from edgetl.device.hardware.noise import assess_noise
 from edgetl.device.hardware.nvml import Nvml
 from edgetl.device.hardware.state import read_device_state
@@ -16,11 +19,11 @@ from tests.helpers.machines import CONTAINER, JETSON, LAPTOP, PI, STAT, VM, buil
 
 def read_states(
     tmp_path: Path, machine: dict[str, str], changes: dict[str, str], seconds: float = 10.0
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[DeviceState, DeviceState]:
     """Return a machine's states before and after `changes`, `seconds` apart."""
     before = read_device_state(*build(tmp_path, machine))
     after = read_device_state(*build(tmp_path, changes))
-    return before, {**after, "monotonic_s": before["monotonic_s"] + seconds}
+    return before, replace(after, monotonic_s=before.monotonic_s + seconds)
 
 
 def ticks(**changes: int) -> dict[str, str]:
@@ -36,7 +39,7 @@ def assess(
     bench_cpu_s: float = 15.0,
     machine: dict[str, str] = VM,
     **options: Any,
-) -> Noise:
+) -> NoiseReport:
     return assess_noise(
         *read_states(tmp_path, machine, changes),
         bench_cpu_s,
@@ -47,10 +50,10 @@ def assess(
 
 def test_noise_is_quiet_on_idle_machine(tmp_path: Path) -> None:
     noise = assess(tmp_path, ticks(user=1510, idle=490))
-    assert noise.to_json()["verdict"] == "quiet"
-    assert noise.measured["other_cpu"] == pytest.approx(0.005)
-    assert noise.measured["seconds"] == pytest.approx(10)
-    assert noise.measured["thermal_throttles"] is None
+    assert noise.verdict == "quiet"
+    assert noise.measured.other_cpu == pytest.approx(0.005)
+    assert noise.measured.seconds == pytest.approx(10)
+    assert noise.measured.thermal_throttles is None
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_noise_reports_each_disturbance(
     noise = assess(tmp_path, changes)
     assert len(noise.reasons) == 1
     assert reason in noise.reasons[0]
-    assert noise.to_json()["verdict"] == "noisy"
+    assert noise.verdict == "noisy"
 
 
 def test_noise_excludes_benchmark_cpu_time(tmp_path: Path) -> None:
@@ -141,7 +144,7 @@ def test_noise_reports_jetson_over_current(tmp_path: Path) -> None:
     events = {"sys/class/hwmon/hwmon3/oc3_event_cnt": "30\n"}
     noise = assess_noise(*read_states(tmp_path, JETSON, events), 0.0, {})
     assert noise.reasons == ("the board throttled itself 28 times (over-current or low voltage)",)
-    assert noise.measured["over_current_events"] == 28
+    assert noise.measured.over_current_events == 28
     changed = assess_noise(
         *read_states(tmp_path, JETSON, {**events, "var/lib/nvpmodel/status": "pmode:0000\n"}),
         0.0,
@@ -220,8 +223,8 @@ def test_disturbance_is_largest_share(
     share: float,
 ) -> None:
     noise = assess_noise(*read_states(tmp_path, machine, changes), bench_cpu_s, {})
-    assert noise.measured["disturbance"] == pytest.approx(share)
-    assert isinstance(noise.measured["disturbance"], float)
+    assert noise.measured.disturbance == pytest.approx(share)
+    assert isinstance(noise.measured.disturbance, float)
 
 
 def test_noise_reports_spread_of_rounds(tmp_path: Path) -> None:
@@ -233,21 +236,21 @@ def test_noise_uses_rounds_when_state_is_unknown(tmp_path: Path) -> None:
     before, after = read_states(tmp_path, {}, {})
     noise = assess_noise(before, after, 5.0, {"a": 0.01})
     assert not noise.is_noisy
-    assert noise.measured["other_cpu"] is None
+    assert noise.measured.other_cpu is None
     assert assess_noise(before, after, 5.0, {"a": 0.5}).is_noisy
 
 
-def with_gpus(state: dict[str, Any], *processes: int) -> dict[str, Any]:
+def with_gpus(state: DeviceState, *processes: int) -> DeviceState:
     """Return a device state whose first GPU runs these processes."""
     library = FakePynvml()
     library.processes = list(processes)
-    return {
-        **state,
-        "gpus": {str(index): reading for index, reading in enumerate(Nvml(library).read_states())},
-    }
+    states = Nvml(library).read_states()
+    return replace(state, gpus={str(index): gpu for index, gpu in enumerate(states)})
 
 
-def assess_gpu(tmp_path: Path, *readings: dict[str, Any], processes: tuple[int, ...] = ()) -> Noise:
+def assess_gpu(
+    tmp_path: Path, *readings: GpuReading, processes: tuple[int, ...] = ()
+) -> NoiseReport:
     before, after = read_states(tmp_path, {}, {})
     return assess_noise(
         with_gpus(before),
@@ -262,13 +265,13 @@ def test_noise_is_quiet_on_steady_gpu(tmp_path: Path) -> None:
     # The power cap and idling belong to normal work.
     noise = assess_gpu(
         tmp_path,
-        gpu_reading(throttle_reasons=["sw power cap"]),
-        gpu_reading(sm_clocks_mhz=[1950], throttle_reasons=["gpu idle"]),
+        gpu_reading(throttle_reasons=("sw power cap",)),
+        gpu_reading(sm_clocks_mhz=(1950,), throttle_reasons=("gpu idle",)),
     )
     assert noise.reasons == ()
-    assert noise.measured["gpu_throttle_reasons"] == ["gpu idle", "sw power cap"]
-    assert noise.measured["gpu_clock_spread"] == pytest.approx(30 / 1980)
-    assert noise.measured["gpu_other_processes"] == []
+    assert noise.measured.gpu_throttle_reasons == ("gpu idle", "sw power cap")
+    assert noise.measured.gpu_clock_spread == pytest.approx(30 / 1980)
+    assert noise.measured.gpu_other_processes == ()
 
 
 @pytest.mark.parametrize(
@@ -276,38 +279,38 @@ def test_noise_is_quiet_on_steady_gpu(tmp_path: Path) -> None:
     ["hw slowdown", "sw thermal slowdown", "hw thermal slowdown", "hw power brake slowdown"],
 )
 def test_noise_reports_throttled_gpu(tmp_path: Path, reason: str) -> None:
-    assert assess_gpu(tmp_path, gpu_reading(throttle_reasons=[reason])).reasons == (
+    assert assess_gpu(tmp_path, gpu_reading(throttle_reasons=(reason,))).reasons == (
         f"the GPU was throttled ({reason})",
     )
 
 
 def test_noise_reports_varying_gpu_clock(tmp_path: Path) -> None:
-    noise = assess_gpu(tmp_path, gpu_reading(), gpu_reading(sm_clocks_mhz=[1485]))
+    noise = assess_gpu(tmp_path, gpu_reading(), gpu_reading(sm_clocks_mhz=(1485,)))
     assert noise.reasons == ("the GPU's clock varied by 25% within a row",)
 
 
 def test_noise_compares_gpu_clocks_within_rows_only(tmp_path: Path) -> None:
     before, after = read_states(tmp_path, {}, {})
-    rows = [[gpu_reading()], [gpu_reading(sm_clocks_mhz=[1200])]]
+    rows = [[gpu_reading()], [gpu_reading(sm_clocks_mhz=(1200,))]]
     assert assess_noise(with_gpus(before), with_gpus(after), 0.0, {}, gpu_rounds=rows).reasons == ()
 
 
 def test_noise_reports_other_gpu_processes(tmp_path: Path) -> None:
     noise = assess_gpu(tmp_path, gpu_reading(), processes=(4_194_305, os.getpid()))
     assert noise.reasons == ("1 other process used the GPU",)
-    assert noise.measured["gpu_other_processes"] == [4_194_305]
+    assert noise.measured.gpu_other_processes == (4_194_305,)
 
 
 def test_noise_ignores_unmeasured_gpu(tmp_path: Path) -> None:
     noise = assess_gpu(tmp_path, processes=(4_194_305,))
     assert noise.reasons == ()
-    assert (noise.measured["gpu_clock_spread"], noise.measured["gpu_other_processes"]) == (
+    assert (noise.measured.gpu_clock_spread, noise.measured.gpu_other_processes) == (
         None,
         None,
     )
     assert (
-        assess_gpu(tmp_path, gpu_reading(index=1), processes=(4_194_305,)).measured[
-            "gpu_other_processes"
-        ]
+        assess_gpu(
+            tmp_path, gpu_reading(index=1), processes=(4_194_305,)
+        ).measured.gpu_other_processes
         is None
     )

@@ -3,13 +3,15 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from edgetl.device.bench.timing import GpuMonitor
+from edgetl.core.artifacts.device import GpuState
+from edgetl.core.typed_json import to_json
+from edgetl.device.bench.monitors import GpuMonitor
 from edgetl.device.hardware.info import collect_device_info
 from edgetl.device.hardware.nvml import (
+    GpuInfo,
     Nvml,
     clock_event_reason_names,
     first_cuda_device,
@@ -23,27 +25,26 @@ from tests.helpers.machines import VM, build
 
 def test_gpu_state_has_all_values() -> None:
     busy, old = Nvml(FakePynvml()).read_states()
-    assert busy == {
-        "graphics_clock_mhz": 1740,
-        "sm_clock_mhz": 1755,
-        "memory_clock_mhz": 2619,
-        "max_graphics_clock_mhz": 1980,
-        "max_sm_clock_mhz": 1980,
-        "max_memory_clock_mhz": 2619,
-        "throttle_reasons": ["sw power cap"],
-        "temperature_c": 54,
-        "power_w": 412.5,
-        "power_limit_w": 700.0,
-        "memory_used_bytes": 2 * 2**30,
-        "memory_total_bytes": 80 * 2**30,
-        "utilization_percent": 97,
-        "performance_state": "P0",
-        "persistence_mode": True,
-        "mig_mode": False,
-        "compute_processes": [],
-    }
-    assert old.keys() == busy.keys()
-    assert set(old.values()) == {None}
+    assert busy == GpuState(
+        graphics_clock_mhz=1740,
+        sm_clock_mhz=1755,
+        memory_clock_mhz=2619,
+        max_graphics_clock_mhz=1980,
+        max_sm_clock_mhz=1980,
+        max_memory_clock_mhz=2619,
+        throttle_reasons=("sw power cap",),
+        temperature_c=54,
+        power_w=412.5,
+        power_limit_w=700.0,
+        memory_used_bytes=2 * 2**30,
+        memory_total_bytes=80 * 2**30,
+        utilization_percent=97,
+        performance_state="P0",
+        persistence_mode=True,
+        mig_mode=False,
+        compute_processes=(),
+    )
+    assert old == GpuState()
 
 
 def test_throttle_reasons_fall_back_to_old_function() -> None:
@@ -54,44 +55,45 @@ def test_throttle_reasons_fall_back_to_old_function() -> None:
         def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: int) -> int:  # noqa: N802
             return 0x48
 
-    assert Nvml(OldDriver()).read_states()[0]["throttle_reasons"] == [
+    assert Nvml(OldDriver()).read_states()[0].throttle_reasons == (
         "hw slowdown",
         "hw thermal slowdown",
-    ]
+    )
 
 
 @pytest.mark.parametrize(
     ("mask", "names"),
     [
-        (0, []),
-        (1, ["gpu idle"]),
-        (0x80 | 0x20, ["sw thermal slowdown", "hw power brake slowdown"]),
-        (1 << 40, []),
+        (0, ()),
+        (1, ("gpu idle",)),
+        (0x80 | 0x20, ("sw thermal slowdown", "hw power brake slowdown")),
+        (1 << 40, ()),
     ],
 )
-def test_clock_event_reason_names_follow_bits(mask: int, names: list[str]) -> None:
+def test_clock_event_reason_names_follow_bits(mask: int, names: tuple[str, ...]) -> None:
     assert clock_event_reason_names(mask) == names
 
 
 def test_device_info_contains_gpu_facts(tmp_path: Path) -> None:
     facts = collect_device_info(*build(tmp_path, VM), gpus=Nvml(FakePynvml()))
-    assert facts["gpus"] == ["NVIDIA H100 80GB HBM3", "NVIDIA K20"]
-    assert (facts["gpu_driver"], facts["cuda_driver"]) == ("580.65.06", "13.2")
-    assert facts["gpu_memory_bytes"] == [80 * 2**30, None]
-    assert facts["gpu_compute_capability"] == ["9.0", None]
+    assert facts.gpus == ("NVIDIA H100 80GB HBM3", "NVIDIA K20")
+    assert (facts.gpu_driver, facts.cuda_driver) == ("580.65.06", "13.2")
+    assert facts.gpu_memory_bytes == (80 * 2**30, None)
+    assert facts.gpu_compute_capability == ("9.0", None)
 
 
 def test_device_state_contains_gpus_by_index(tmp_path: Path) -> None:
     state = read_device_state(*build(tmp_path, VM), gpus=Nvml(FakePynvml()))
-    assert [*state["gpus"]] == ["0", "1"]
-    assert state["gpus"]["0"]["temperature_c"] == 54
-    json.dumps(state, allow_nan=False)
+    assert state.gpus is not None
+    assert [*state.gpus] == ["0", "1"]
+    assert state.gpus["0"].temperature_c == 54
+    json.dumps(to_json(state), allow_nan=False)
 
 
 def test_nvml_is_not_used_for_other_machines(tmp_path: Path) -> None:
-    assert read_device_state(*build(tmp_path, VM))["gpus"] is None
+    assert read_device_state(*build(tmp_path, VM)).gpus is None
     facts = collect_device_info(*build(tmp_path, VM))
-    assert (facts["cuda_driver"], facts["gpu_memory_bytes"], facts["gpu_compute_capability"]) == (
+    assert (facts.cuda_driver, facts.gpu_memory_bytes, facts.gpu_compute_capability) == (
         None,
         None,
         None,
@@ -119,8 +121,8 @@ def test_gpu_readings_are_empty_when_driver_fails() -> None:
             raise NVMLError("GPU is lost")
 
     reader = Nvml(LostGpu())
-    assert (read_gpu_states(reader), read_gpu_info(reader)) == ([], {})
-    assert (read_gpu_states(None), read_gpu_info(None)) == ([], {})
+    assert (read_gpu_states(reader), read_gpu_info(reader)) == ([], GpuInfo())
+    assert (read_gpu_states(None), read_gpu_info(None)) == ([], GpuInfo())
 
 
 @pytest.mark.parametrize(
@@ -142,15 +144,16 @@ def test_gpu_monitor_summarizes_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     library = FakePynvml()
     monitor = GpuMonitor(Nvml(library))
-    assert monitor.summarize() == {}
+    assert monitor.summarize() is None
     monitor.read()
     library.sm_clock_mhz, library.reasons = 1500, 0x44
     monitor.read()
-    summary: dict[str, Any] = monitor.summarize()
-    assert summary["sm_clocks_mhz"] == [1755, 1500]
-    assert summary["throttle_reasons"] == ["hw thermal slowdown", "sw power cap"]
-    assert (summary["index"], summary["max_sm_clock_mhz"], summary["power_w"]) == (0, 1980, 412.5)
-    assert summary["memory_used_bytes"] == 2 * 2**30
+    summary = monitor.summarize()
+    assert summary is not None
+    assert summary.sm_clocks_mhz == (1755, 1500)
+    assert summary.throttle_reasons == ("hw thermal slowdown", "sw power cap")
+    assert (summary.index, summary.max_sm_clock_mhz, summary.power_w) == (0, 1980, 412.5)
+    assert summary.memory_used_bytes == 2 * 2**30
 
 
 def test_gpu_monitor_summary_has_gaps_for_unknown_values(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,5 +161,6 @@ def test_gpu_monitor_summary_has_gaps_for_unknown_values(monkeypatch: pytest.Mon
     monitor = GpuMonitor(Nvml(FakePynvml()))
     monitor.read()
     summary = monitor.summarize()
-    assert (summary["index"], summary["sm_clocks_mhz"], summary["throttle_reasons"]) == (1, [], [])
-    assert summary["power_w"] is None
+    assert summary is not None
+    assert (summary.index, summary.sm_clocks_mhz, summary.throttle_reasons) == (1, (), ())
+    assert summary.power_w is None

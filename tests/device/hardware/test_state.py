@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgetl.core.artifacts.device import CpuTime, DeviceState, PressureStalls, QuotaThrottling
+from edgetl.core.typed_json import to_json
 from edgetl.device.hardware.info import collect_device_info
 from edgetl.device.hardware.memory import free_memory_bytes
 from edgetl.device.hardware.noise import assess_noise
@@ -18,50 +20,48 @@ from tests.helpers.machines import CONTAINER, JETSON, LAPTOP, MACHINES, OLD_CONT
 ALWAYS_REPORTED = ("monotonic_s", "pressure_us")
 
 
+def reported_fields(state: DeviceState) -> set[str]:
+    return {name for name, value in vars(state).items() if value is not None}
+
+
 def test_device_state_of_virtual_machine(tmp_path: Path) -> None:
     state = read_device_state(*build(tmp_path, VM))
     ticks = os.sysconf("SC_CLK_TCK")
-    assert state["cpu_seconds"] == {
-        "busy": 11_050 / ticks,
-        "total": 111_350 / ticks,
-        "steal": 200 / ticks,
-    }
-    assert state["load"] == [0.5, 0.4, 0.3]
-    assert state["pressure_us"] == {"cpu": 1_000_000, "memory": 0, "io": 500}
+    assert state.cpu_seconds == CpuTime(11_050 / ticks, 111_350 / ticks, 200 / ticks)
+    assert state.load == (0.5, 0.4, 0.3)
+    assert state.pressure_us == PressureStalls(1_000_000, 0, 500)
     # A root group does not count throttling, so it is unknown, not zero.
-    reported = {name for name, value in state.items() if value is not None}
-    assert reported == {*ALWAYS_REPORTED, "load", "cpu_seconds"}
+    assert reported_fields(state) == {*ALWAYS_REPORTED, "load", "cpu_seconds"}
 
 
 def test_throttling_sums_quotas_of_parent_groups(tmp_path: Path) -> None:
     # Quotas of parent groups throttle too.
-    assert read_device_state(*build(tmp_path, CONTAINER))["throttling"] == {
-        "periods": 11,
-        "seconds": pytest.approx(2.501),
-    }
+    assert read_device_state(*build(tmp_path, CONTAINER)).throttling == QuotaThrottling(
+        11, pytest.approx(2.501)
+    )
 
 
 def test_throttling_of_cgroup_v1(tmp_path: Path) -> None:
     state = read_device_state(*build(tmp_path, OLD_CONTAINER))
-    assert state["throttling"] == {"periods": 3, "seconds": pytest.approx(1.5)}
-    assert state["pressure_us"] == {"cpu": None, "memory": None, "io": None}
+    assert state.throttling == QuotaThrottling(3, pytest.approx(1.5))
+    assert state.pressure_us == PressureStalls()
 
 
 def test_device_state_of_raspberry_pi(tmp_path: Path) -> None:
     state = read_device_state(*build(tmp_path, PI))
-    assert (state["frequency_khz"], state["frequencies_khz"]) == (
+    assert (state.frequency_khz, state.frequencies_khz) == (
         1_500_000,
         {"cpu0": 1_500_000, "cpu1": 600_000},
     )
-    assert state["frequency_limits_khz"] == [600_000, 1_500_000]
-    assert (state["governors"], state["firmware_throttled"]) == (["ondemand"], "50000")
-    assert (state["temperature_c"], state["temperatures_c"]) == (61.835, {"cpu-thermal": 61.835})
-    assert state["swap_used_bytes"] == 10_000 * 1024
+    assert state.frequency_limits_khz == (600_000, 1_500_000)
+    assert (state.governors, state.firmware_throttled) == (("ondemand",), "50000")
+    assert (state.temperature_c, state.temperatures_c) == (61.835, {"cpu-thermal": 61.835})
+    assert state.swap_used_bytes == 10_000 * 1024
     assert (
-        state["throttling"],
-        state["pressure_us"]["cpu"],
-        state["turbo"],
-        state["power_source"],
+        state.throttling,
+        state.pressure_us.cpu,
+        state.turbo,
+        state.power_source,
     ) == (None,) * 4
 
 
@@ -85,7 +85,7 @@ def test_firmware_throttling_falls_back_to_vcgencmd(
     monkeypatch.setenv("PATH", f"{tool.parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setattr("edgetl.device.hardware.state._VCGENCMD_TIMEOUT_S", 0.5)
     files = {name: text for name, text in PI.items() if "firmware" not in name}
-    assert read_device_state(*build(tmp_path, files))["firmware_throttled"] == flags
+    assert read_device_state(*build(tmp_path, files)).firmware_throttled == flags
 
 
 def test_firmware_throttling_is_none_without_vcgencmd(
@@ -93,32 +93,32 @@ def test_firmware_throttling_is_none_without_vcgencmd(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     files = {name: text for name, text in PI.items() if "firmware" not in name}
-    assert read_device_state(*build(tmp_path, files))["firmware_throttled"] is None
+    assert read_device_state(*build(tmp_path, files)).firmware_throttled is None
 
 
 def test_device_state_of_jetson(tmp_path: Path) -> None:
     state = read_device_state(*build(tmp_path, JETSON))
-    assert (state["over_current_events"], state["power_mode"]) == (
+    assert (state.over_current_events, state.power_mode) == (
         {"oc1": 0, "oc2": 1, "oc3": 2},
         "MAXN_SUPER",
     )
     # A sensor that is switched off is left out.
-    assert state["temperatures_c"] == {"cpu-thermal": 48.5}
-    assert (state["swap_used_bytes"], state["governors"]) == (0, ["schedutil"])
+    assert state.temperatures_c == {"cpu-thermal": 48.5}
+    assert (state.swap_used_bytes, state.governors) == (0, ("schedutil",))
 
 
 def test_device_state_of_laptop(tmp_path: Path) -> None:
     state = read_device_state(*build(tmp_path, LAPTOP))
-    assert (state["turbo"], state["power_source"], state["battery_percent"]) == (
+    assert (state.turbo, state.power_source, state.battery_percent) == (
         True,
         "battery",
         63,
     )
-    assert (state["temperatures_c"], state["temperature_c"]) == (
+    assert (state.temperatures_c, state.temperature_c) == (
         {"acpitz": 40.0, "x86_pkg_temp": 71.0, "coretemp": 72.0},
         72.0,
     )
-    assert state["thermal_throttles"] == {"core": 3, "package": 7}
+    assert state.thermal_throttles == {"core": 3, "package": 7}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_power_source_and_battery_percent(
 ) -> None:
     files = {**LAPTOP, **{f"sys/class/power_supply/{name}": text for name, text in changes.items()}}
     state = read_device_state(*build(tmp_path, files))
-    assert (state["power_source"], state["battery_percent"]) == (source, percent)
+    assert (state.power_source, state.battery_percent) == (source, percent)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_turbo_follows_kernel_files(
     tmp_path: Path, files: dict[str, str], turbo: bool | None
 ) -> None:
     tree = {f"sys/devices/system/cpu/{name}": text for name, text in files.items()}
-    assert read_device_state(*build(tmp_path, tree))["turbo"] is turbo
+    assert read_device_state(*build(tmp_path, tree)).turbo is turbo
 
 
 def test_thermal_throttles_are_summed_over_cores(tmp_path: Path) -> None:
@@ -163,24 +163,24 @@ def test_thermal_throttles_are_summed_over_cores(tmp_path: Path) -> None:
         f"sys/devices/system/cpu/cpu{core}/thermal_throttle/core_throttle_count": f"{core + 2}\n"
         for core in range(2)
     }
-    assert read_device_state(*build(tmp_path, {**VM, **counters}))["thermal_throttles"] == {
-        "core": 5
-    }
+    assert read_device_state(*build(tmp_path, {**VM, **counters})).thermal_throttles == {"core": 5}
 
 
 def test_device_state_is_none_when_not_reported(tmp_path: Path) -> None:
     state = read_device_state(*build(tmp_path, {}))
-    assert {name for name, value in state.items() if value is not None} == set(ALWAYS_REPORTED)
+    assert reported_fields(state) == set(ALWAYS_REPORTED)
 
 
 def test_device_state_of_this_machine_is_json() -> None:
     before = read_device_state()
     after = read_device_state()
-    json.dumps(after, allow_nan=False)
-    assert after["monotonic_s"] > before["monotonic_s"]
-    assert assess_noise(before, after, 0.0, {}).measured["disturbance"] >= 0
+    json.dumps(to_json(after), allow_nan=False)
+    assert after.monotonic_s > before.monotonic_s
+    assert assess_noise(before, after, 0.0, {}).measured.disturbance >= 0
     if Path("/proc/stat").is_file():
-        assert after["cpu_seconds"]["total"] >= before["cpu_seconds"]["total"] > 0
+        assert after.cpu_seconds is not None
+        assert before.cpu_seconds is not None
+        assert after.cpu_seconds.total >= before.cpu_seconds.total > 0
 
 
 @pytest.mark.parametrize("machine", MACHINES)
@@ -192,11 +192,8 @@ def test_malformed_files_are_treated_as_absent(tmp_path: Path, machine: str, gar
     state = read_device_state(proc, sys_root)
     facts = collect_device_info(proc, sys_root)
     # Any text is a valid governor.
-    assert {name for name, value in state.items() if value is not None} <= {
-        *ALWAYS_REPORTED,
-        "governors",
-    }
-    assert set(state["pressure_us"].values()) == {None}
+    assert reported_fields(state) <= {*ALWAYS_REPORTED, "governors"}
+    assert state.pressure_us == PressureStalls()
     names = (
         "cpu_quota",
         "memory_bytes",
@@ -206,8 +203,8 @@ def test_malformed_files_are_treated_as_absent(tmp_path: Path, machine: str, gar
         "gpu_driver",
         "cpu_flags",
     )
-    assert [facts[name] for name in names] == [None] * len(names)
-    assert facts["gpus"] == []
+    assert [getattr(facts, name) for name in names] == [None] * len(names)
+    assert facts.gpus == ()
 
 
 @settings(max_examples=150, deadline=None)
@@ -226,11 +223,11 @@ def test_readings_survive_any_file_content(data: st.DataObject, content: bytes) 
         after = read_device_state(proc, sys_root)
         json.dumps(
             [
-                after,
-                collect_device_info(proc, sys_root),
-                assess_noise(before, after, 0.0, {}).to_json(),
+                to_json(after),
+                to_json(collect_device_info(proc, sys_root)),
+                to_json(assess_noise(before, after, 0.0, {})),
             ],
             allow_nan=False,
         )
-        assert assess_noise(before, after, 0.0, {}).measured["disturbance"] >= 0
+        assert assess_noise(before, after, 0.0, {}).measured.disturbance >= 0
         assert free_memory_bytes(proc, sys_root) >= 0

@@ -188,8 +188,8 @@ def test_mislabeled_images_are_counted(
     accuracy = loadgen(config).accuracy
     assert accuracy is not None
     assert (accuracy.correct_images, accuracy.images, accuracy.against) == (8, 11, "labels")
-    assert {Path(mistake["file"]).name for mistake in accuracy.wrong} == mislabeled
-    assert all(mistake["answer"] != mistake["wanted"] for mistake in accuracy.wrong)
+    assert {Path(mistake.file).name for mistake in accuracy.wrong} == mislabeled
+    assert all(mistake.answer != mistake.expected for mistake in accuracy.wrong)
     assert not accuracy.passed
     assert replace(accuracy, least=8 / 11).passed
 
@@ -533,7 +533,7 @@ def test_offline_compares_samples_per_second() -> None:
     summary = LoadgenSummary("VALID", {"Samples per second": 98.0}, {}, (), ())
     times = ((80_000_000,), (80_000_000,), (10_200_000_000,), (10_000_000_000,))
     performance = LoadgenPerformance("offline", summary, *times, loop_images=8, issued=1000)
-    comparison = performance.to_json()["comparison"]
+    comparison = performance.comparison
     assert comparison["edgetl_samples_per_second"] == pytest.approx(100)
     assert comparison["inference_samples_per_second"] == pytest.approx(100)
     assert performance.ratio == pytest.approx(0.98)

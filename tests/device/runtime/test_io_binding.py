@@ -115,7 +115,7 @@ def test_backend_times_upload_inference_and_download(
     inputs = bound.make_inputs(3)
     for batch in inputs:
         np.testing.assert_array_equal(bound.infer(batch), plain.infer(batch))
-    assert (plain.describe(inputs[0])["io_binding"], bound.describe(inputs[0])["io_binding"]) == (
+    assert (plain.describe(inputs[0]).io_binding, bound.describe(inputs[0]).io_binding) == (
         False,
         True,
     )

@@ -11,8 +11,10 @@ import onnxruntime
 import pytest
 
 from edgetl.core.artifacts.recommendation import recommend
+from edgetl.core.artifacts.session import SessionRecord
 from edgetl.core.config.bench import BenchConfig, SessionMode
 from edgetl.core.errors import BenchError, BundleError, ConfigError, ProviderError
+from edgetl.core.typed_json import to_json
 from edgetl.device.bench import ort_backend
 from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.ort_backend import OnnxRuntimeBackend
@@ -154,16 +156,16 @@ def test_backend_opens_session_with_mode_options(
     assert isinstance(backend._device_run, OrtCudaGraphRunner)
     (batch,) = backend.make_inputs(1)
     description = backend.describe(batch)
-    assert (description["session_mode"], description["provider_options"]) == (
+    assert (description.session_mode, description.provider_options) == (
         "cuda-graph",
         {"enable_cuda_graph": "1"},
     )
     profile = backend.profile(batch, 1)
-    assert profile["clock"] == "host dispatch"
+    assert profile.clock == "host dispatch"
     # The profile needs separate nodes, which a CUDA graph does not have.
     assert session_options == [{"enable_cuda_graph": "1"}, {}, {}]
     plain = OnnxRuntimeBackend(replace(source, settings={}))
-    assert "session_mode" not in plain.describe(batch)
+    assert plain.describe(batch).session_mode is None
     assert session_options[3:] == [{}, {}]
 
 
@@ -171,17 +173,19 @@ def test_recommendation_has_variant_and_provider_options() -> None:
     fast = replace(
         row("onnxruntime", [1_000_000] * 3),
         variant="fp32-cuda-graph",
-        session={"session_mode": "cuda-graph", "provider_options": {"enable_cuda_graph": "1"}},
+        session=SessionRecord(
+            session_mode="cuda-graph", provider_options={"enable_cuda_graph": "1"}
+        ),
     )
     recommendation = recommend([row("onnxruntime", [2_000_000] * 3), fast])
     assert recommendation is not None
     assert recommendation.latency.row == "onnxruntime-fp32-cuda-graph-model-cpu-b1-t2"
     options = recommendation.latency.options
-    assert options["variant"] == "fp32"
-    assert options["provider_options"] == {"enable_cuda_graph": "1"}
+    assert options.variant == "fp32"
+    assert options.provider_options == {"enable_cuda_graph": "1"}
     plain = recommend([row("onnxruntime", [2_000_000] * 3)])
     assert plain is not None
-    assert "provider_options" not in plain.latency.options
+    assert "provider_options" not in to_json(plain.latency.options)
 
 
 def test_create_session_passes_provider_options(

@@ -167,7 +167,7 @@ def test_bench_measures_fixed_size_in_scope_model_only(bundle: Bundle, tmp_path:
     result = bench(config, protocol=BRIEF)
     rows = {(row.variant, row.scope): row for row in result.rows}
     assert rows.keys() == {("fp32", "model"), ("fp32", "file"), (NAME, "model")}
-    assert all(row.gate["passed"] and row.rounds for row in result.rows)
+    assert all(row.gate.passed and row.rounds for row in result.rows)
     assert rows[NAME, "model"].input == "uint8 1x96x128x3"
     assert not any(rows[NAME, "model"].id in pair for pair in result.pairs)
     assert any("not measured for fixed-96x128" in note for note in result.notes)

@@ -3,13 +3,19 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgetl.core.artifacts.bench import BenchResult, Noise
+from edgetl.core.artifacts.bench import BenchedModel, BenchResult
 from edgetl.core.artifacts.bench_json import read_bench_result, write_result
+from edgetl.core.artifacts.bench_rows import BenchRow
+from edgetl.core.artifacts.device import DeviceInfo, DeviceState
+from edgetl.core.artifacts.gate import GateResult
+from edgetl.core.artifacts.noise import Interference, NoiseReport
+from edgetl.core.artifacts.session import OperatorProfile, ProfiledOperator
 from edgetl.core.config.bench import Limits
 from edgetl.device.hardware.nvml import Nvml
 from edgetl.report.bench.page import render_bench_report
@@ -157,7 +163,7 @@ def test_table_groups_rows_by_model_scope_and_input(two_results_page: str) -> No
     assert "Group 3" in text
     assert "Group 4" not in text, "batches share a group: scopes model, image and file"
     other = bench_result(
-        (bench_row("onnxruntime", "fp32", 3.0),), model={"name": "resnet18", "run_id": "ffff"}
+        (bench_row("onnxruntime", "fp32", 3.0),), model=BenchedModel("resnet18", "ffff")
     )
     assert (
         "Group 2: resnet18 (run ffff)"
@@ -168,12 +174,14 @@ def test_table_groups_rows_by_model_scope_and_input(two_results_page: str) -> No
 
 
 def test_missing_device_facts_are_marked_as_not_reported() -> None:
-    bare_device = dict.fromkeys(device()) | {"packages": {}}
+    bare_device = DeviceInfo()
     page = Page(
         render_bench_report(
             [
                 bench_result(
-                    (bench_row("onnxruntime", "fp32", 3.0),), device=bare_device, noise=Noise(())
+                    (bench_row("onnxruntime", "fp32", 3.0),),
+                    device=bare_device,
+                    noise=NoiseReport(()),
                 )
             ]
         )
@@ -198,7 +206,7 @@ def test_bench_page_without_timed_rows() -> None:
     failed_row = replace(
         bench_row("onnxruntime", "fp32", 3.0),
         rounds=(),
-        gate={"checked": True, "passed": False, "reason": "logits differ"},
+        gate=GateResult(checked=True, passed=False, reason="logits differ"),
     )
     page = Page(render_bench_report([bench_result((failed_row,), order=())]))
     assert "no row passed the gate" in page.text
@@ -219,21 +227,9 @@ def test_text_from_result_is_escaped() -> None:
             "onnxruntime", HOSTILE_TEXT, 3.0, "file", input=HOSTILE_TEXT, provider=HOSTILE_TEXT
         ),
     )
-    profile = {
-        rows[1].id: {
-            "runs": 3,
-            "operators": [
-                {
-                    "operator": HOSTILE_TEXT,
-                    "nodes": 1,
-                    "provider": HOSTILE_TEXT,
-                    "us": 1.0,
-                    "share": 1.0,
-                }
-            ],
-        }
-    }
-    html = render_bench_report([hostile_result(HOSTILE_TEXT, rows, profile)])
+    operators = (ProfiledOperator(HOSTILE_TEXT, HOSTILE_TEXT, 1, 1.0, 1.0),)
+    profiles = {rows[1].id: OperatorProfile(3, operators, ())}
+    html = render_bench_report([hostile_result(HOSTILE_TEXT, rows, profiles)])
     page = Page(html)
     assert "script" not in page.tags
     assert "{{ 7 * 7 }}" in page.text
@@ -258,14 +254,22 @@ ROWS = (
 )
 
 
-def hostile_result(text: str, rows: tuple, profiles: dict) -> BenchResult:  # type: ignore[type-arg]
+def hostile_result(
+    text: str, rows: tuple[BenchRow, ...], profiles: dict[str, OperatorProfile]
+) -> BenchResult:
     return bench_result(
         rows,
-        model={"name": text, "run_id": "0123"},
-        device=device(text or None, text or None, board=text or None, governors=[text]),
+        model=BenchedModel(text, "0123"),
+        device=device(
+            text or None,
+            text or None,
+            board=text or None,
+            gpus=(text,),
+            before=DeviceState(1.0, governors=(text,)),
+        ),
         target=text,
         notes=(text,),
-        noise=Noise((text,), {}),
+        noise=NoiseReport((text,)),
         profiles=profiles,
     )
 
@@ -289,8 +293,8 @@ def test_bench_page_fits_a_phone_without_console_errors(two_results_page: str) -
 def gpu_result() -> BenchResult:
     """Return a result of one row on a GPU, with the GPU's state before, after and in each round."""
     readings = [
-        gpu_reading(sm_clocks_mhz=[1980]),
-        gpu_reading(sm_clocks_mhz=[1755], temperature_c=71, throttle_reasons=["sw power cap"]),
+        gpu_reading(),
+        gpu_reading(sm_clocks_mhz=(1755,), temperature_c=71, throttle_reasons=("sw power cap",)),
     ]
     measured = bench_row("onnxruntime", "fp32", 1.2, rounds=2, provider="cuda")
     rounds = tuple(
@@ -298,11 +302,13 @@ def gpu_result() -> BenchResult:
         for block, reading in zip(measured.rounds, readings, strict=True)
     )
     library = FakePynvml()
-    states = {"gpus": {"0": Nvml(library).read_states()[0]}}
+    before = DeviceState(1.0, gpus={"0": Nvml(library).read_states()[0]})
     library.reasons = 0
-    facts = {"gpu_memory_bytes": [80 * 2**30], "cuda_driver": "13.2"}
-    about = device(before=states, after={"gpus": {"0": Nvml(library).read_states()[0]}}, **facts)
-    noise = Noise((), {"gpu_throttle_reasons": ["sw power cap"], "gpu_clock_spread": 0.11})
+    after = DeviceState(2.0, gpus={"0": Nvml(library).read_states()[0]})
+    about = device(before=before, after=after, gpu_memory_bytes=(80 * 2**30,), cuda_driver="13.2")
+    noise = NoiseReport(
+        (), Interference(gpu_throttle_reasons=("sw power cap",), gpu_clock_spread=0.11)
+    )
     return bench_result((replace(measured, rounds=rounds),), device=about, noise=noise)
 
 
@@ -347,31 +353,19 @@ def test_summary_names_the_fastest_pytorch_baseline() -> None:
         ("host dispatch", "Times are host dispatch: time to launch"),
     ],
 )
-def test_operators_section_names_the_profile_clock(clock: str, words: str) -> None:
+def test_operators_section_names_the_profile_clock(
+    clock: Literal["gpu", "host dispatch"], words: str
+) -> None:
     row = bench_row("onnxruntime", "fp32", 3.0)
-    operators = [
-        {
-            "operator": "Conv",
-            "nodes": 1,
-            "provider": "CUDAExecutionProvider",
-            "us": 1.0,
-            "share": 1.0,
-        }
-    ]
-    profile = {"runs": 3, "operators": operators, "nodes": []}
-    assert (
-        words
-        in Page(
-            render_bench_report(
-                [bench_result((row,), profiles={row.id: {**profile, "clock": clock}})]
-            )
-        ).text
-    )
+    operators = (ProfiledOperator("Conv", "CUDAExecutionProvider", 1, 1.0, 1.0),)
+    profile = OperatorProfile(3, operators, (), clock)
+
+    def page_text(profile: OperatorProfile) -> str:
+        return Page(render_bench_report([bench_result((row,), profiles={row.id: profile})])).text
+
+    assert words in page_text(profile)
     # Older results do not have a clock.
-    assert (
-        "Times are"
-        not in Page(render_bench_report([bench_result((row,), profiles={row.id: profile})])).text
-    )
+    assert "Times are" not in page_text(replace(profile, clock=None))
 
 
 def test_table_has_no_gpu_column_without_readings(two_results_page: str) -> None:

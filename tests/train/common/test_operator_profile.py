@@ -39,15 +39,14 @@ LAUNCHED = [
 
 def test_profile_counts_gpu_time_once() -> None:
     profile = operator_profile(LAUNCHED, 10, "cuda")
-    assert (profile["clock"], profile["rows"]) == ("gpu", "operators")
+    assert (profile.clock, profile.rows) == ("gpu", "operators")
     assert [
-        (entry["operator"], entry["nodes"], entry["us"], entry["share"])
-        for entry in profile["operators"]
+        (entry.operator, entry.nodes, entry.us, entry.share) for entry in profile.operators
     ] == [
         ("aten::cudnn_convolution", 2, 60.0, 0.75),
         ("aten::relu", 1, 20.0, 0.25),
     ]
-    assert {entry["provider"] for entry in profile["operators"]} == {"cuda"}
+    assert {entry.provider for entry in profile.operators} == {"cuda"}
 
 
 def test_profile_lists_kernels_without_operators() -> None:
@@ -56,20 +55,20 @@ def test_profile_lists_kernels_without_operators() -> None:
         *[entry for entry in LAUNCHED if entry.device_type == DeviceType.CUDA],
     ]
     profile = operator_profile(replayed, 10, "cuda")
-    assert (profile["clock"], profile["rows"]) == ("gpu", "kernels")
-    assert [entry["operator"] for entry in profile["operators"]] == [
+    assert (profile.clock, profile.rows) == ("gpu", "kernels")
+    assert [entry.operator for entry in profile.operators] == [
         "sm90_xmma_fprop",
         "vectorized_elementwise",
     ]
-    assert sum(entry["share"] for entry in profile["operators"]) == pytest.approx(1)
+    assert sum(entry.share for entry in profile.operators) == pytest.approx(1)
 
 
 def test_profile_uses_host_time_without_kernels() -> None:
     profile = operator_profile(
         [*LAUNCHED[:1], event("aten::conv", DeviceType.CPU, 10, cpu=100.0)], 10, "cpu"
     )
-    assert profile["clock"] == "host"
-    assert [(entry["operator"], entry["us"]) for entry in profile["operators"]] == [
+    assert profile.clock == "host"
+    assert [(entry.operator, entry.us) for entry in profile.operators] == [
         ("aten::empty", 90.0),
         ("aten::conv", 10.0),
     ]

@@ -84,7 +84,7 @@ def _check_nodes(
     node_counts = Counter(node.provider for node in nodes)
     record.measure(**{f"{variant} nodes": dict(node_counts)})
     cpu_nodes = [
-        node.name
+        node.node
         for node in nodes
         if node.operator in COMPUTE_OPERATORS and node.provider == PROVIDERS["cpu"]
     ]
