@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgetl.core.artifacts.sustained import LatencyWindow, SustainedResult, _find_mser_cut
+from edgetl.core.typed_json import parse_as, to_json
 
 
 def make_result(medians_ms: list[float], **states: list[int | None]) -> SustainedResult:
@@ -86,8 +87,8 @@ def test_result_round_trips_through_json(latencies: list[list[int]]) -> None:
         LatencyWindow(float(second), tuple(values)) for second, values in enumerate(latencies)
     )
     result = SustainedResult("row", 10.0, windows)
-    content = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert SustainedResult.from_json(content) == result
+    content = json.loads(json.dumps(to_json(result), allow_nan=False))
+    assert parse_as(SustainedResult, content) == result
     if result.drift is not None:
         assert result.drift.low <= result.drift.ratio <= result.drift.high
 

@@ -192,12 +192,10 @@ def test_missing_device_facts_are_marked_as_not_reported() -> None:
 
 def test_facts_that_differ_between_devices_are_marked(two_results_page: str) -> None:
     ledger = two_results_page.partition('<section id="ledgers">')[2]
-    rows = dict(
-        re.findall(
-            r'<tr(?: class="(\w+)")?>\s*<th scope="row" class="lead-cell">(\w+)[ <]', ledger
-        )[i][::-1]
-        for i in range(12)
+    entries = re.findall(
+        r'<tr(?: class="(\w+)")?>\s*<th scope="row" class="lead-cell">(\w+)[ <]', ledger
     )
+    rows = {name: mark for mark, name in reversed(entries)}
     assert rows["machine"] == "differs"
     assert rows["python"] == ""
 
