@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgetl.core.errors import BenchError
+from edgetl.core.typed_json import parse_as
 
 SUMMARY_FILE, DETAIL_FILE, ACCURACY_FILE, TRACE_FILE = (
     "mlperf_log_summary.txt",
@@ -49,6 +50,16 @@ class LoadgenSummary:
                 "Install the version of mlcommons-loadgen that edgetl was tested with."
             )
         return value
+
+
+@dataclass(frozen=True)
+class _LoggedSample:
+    """Fields of an entry of the accuracy log that are read."""
+
+    qsl_idx: int
+    """Index of the sample."""
+    data: str
+    """Response, hexadecimal."""
 
 
 def parse_summary(text: str) -> LoadgenSummary:
@@ -104,17 +115,15 @@ def read_predictions(folder: Path) -> dict[int, int]:
     """
     path = folder / ACCURACY_FILE
     try:
-        entries = json.loads(_read_log(path))
+        entries = parse_as(
+            tuple[_LoggedSample, ...], json.loads(_read_log(path)), ACCURACY_FILE, extra="ignore"
+        )
         predictions: dict[int, int] = {}
         for entry in entries:
-            predictions.setdefault(
-                int(entry["qsl_idx"]),
-                int.from_bytes(bytes.fromhex(entry["data"]), "little", signed=True),
-            )
-    except (ValueError, KeyError, TypeError) as cause:
-        raise BenchError(
-            f"LoadGen's {ACCURACY_FILE} is broken: {cause!r}. Run it again."
-        ) from cause
+            encoded = bytes.fromhex(entry.data)
+            predictions.setdefault(entry.qsl_idx, int.from_bytes(encoded, "little", signed=True))
+    except ValueError as cause:
+        raise BenchError(f"LoadGen's {ACCURACY_FILE} is broken: {cause}. Run it again.") from cause
     return predictions
 
 

@@ -36,7 +36,7 @@ from edgetl.device.runtime.session import check_provider
 
 
 @dataclass
-class _Extras:
+class _ExtraMeasurements:
     """Measurements after the rounds; those completed before an interruption are valid."""
 
     sustained: SustainedResult | None = None
@@ -74,7 +74,7 @@ def bench(
     meter = EnergyMeter()
     created = datetime.now(UTC)
     runner = RoundRunner()
-    extras = _Extras()
+    extras = _ExtraMeasurements()
 
     with tempfile.TemporaryDirectory(prefix="edgetl-bench-") as name:
         folder = Path(name)
@@ -156,7 +156,7 @@ def _profile_and_sustain(
     gated_cases: Sequence[GatedCase],
     config: BenchConfig,
     runner: RoundRunner,
-    extras: _Extras,
+    extras: _ExtraMeasurements,
     folder: Path,
     report: BenchProgress,
 ) -> None:
