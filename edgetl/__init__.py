@@ -14,8 +14,8 @@ The commands are thin wrappers over these functions:
     loadgen(config)                  LoadgenConfig -> LoadgenResult              extra `loadgen`
     write_report(subjects)           run, bundle, experiment, results -> Report  extra `report`
 
-`open_bundle`, `open_classifier` and `load_image` give access to single pieces. `bench` needs PyTorch
-as well for its PyTorch rows.
+`open_bundle`, `open_classifier`, `load_image` and `read_result` give access to single pieces. `bench`
+needs PyTorch as well for its PyTorch rows.
 
 Paths are `str` or `os.PathLike[str]`. RunDirectory, Bundle and Experiment are accepted wherever
 their paths are. Errors that the user can fix are subclasses of EdgetlError.
@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgetl.core.artifacts.bench import BenchResult as BenchResult
+    from edgetl.core.artifacts.bench_json import read_result as read_result
     from edgetl.core.artifacts.candidates import CandidatesResult as CandidatesResult
     from edgetl.core.artifacts.experiment import Experiment as Experiment
     from edgetl.core.artifacts.loadgen import LoadgenResult as LoadgenResult
@@ -120,6 +121,7 @@ __all__ = [
     "open_bundle",
     "open_classifier",
     "predict",
+    "read_result",
     "resume",
     "time_candidates",
     "verify",
@@ -170,6 +172,7 @@ _LAZY = {
     "open_bundle": "edgetl.device.runtime.bundle",
     "open_classifier": "edgetl.device.runtime.classifier",
     "predict": "edgetl.device.predict",
+    "read_result": "edgetl.core.artifacts.bench_json",
     "resume": "edgetl.train.finetune",
     "time_candidates": "edgetl.export.candidates",
     "verify": "edgetl.device.verify",

@@ -34,6 +34,9 @@ class VerifyResult:
     advice: str = ""
     """Next step after a failure."""
 
+    def __repr__(self) -> str:
+        return f"VerifyResult({self.variant!r}, {self.provider!r}, passed={self.passed})"
+
     @property
     def passed(self) -> bool:
         """Whether the logits match the reference."""

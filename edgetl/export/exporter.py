@@ -133,8 +133,8 @@ def export_architecture(
 
     Args:
         architecture: a torchvision classification architecture.
-        weights: `imagenet` (downloaded from torchvision), `builtin` (shipped with edgetl), `none`,
-            or a file, as for `FinetuneConfig.weights`.
+        weights: `imagenet` (downloaded by torchvision), a .safetensors or weights-only .pth file
+            with 1000 classes, or a folder of <architecture>.safetensors.
         config: options of the export; None uses the defaults.
         images: photo, or folder of photos, for the proof, golden images and calibration; None
             generates images.

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgetl.core.artifacts.bench import BenchResult
-from edgetl.core.artifacts.bench_json import read_bench_result
+from edgetl.core.artifacts.bench_json import read_result
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.files import write_json
@@ -242,7 +242,7 @@ class _HostTask:
         except ValueError as cause:
             raise RemoteError(f"Cannot write its result: {cause}.") from cause
         try:
-            result = read_bench_result(path)
+            result = read_result(path)
             self._check_model(result)
         except BenchError:
             # Keep no file that could be mistaken for a measurement of this bundle.

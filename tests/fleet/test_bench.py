@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from edgetl.cli.bench_hosts import LiveFleetProgress, run_hosts
-from edgetl.core.artifacts.bench_json import read_bench_result
+from edgetl.core.artifacts.bench_json import read_result
 from edgetl.core.config.bench import BenchConfig, Limits
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.paths import BundleDirectory
@@ -173,7 +173,7 @@ def test_hosts_run_in_parallel_and_fail_independently(
     for host in ("pi", "jetson"):
         assert outcomes[host]["failed"] is None
         assert outcomes[host]["status"] in (4, 5), "no network is that fast"
-        result = read_bench_result(tmp_path / "results" / f"{host}.json")
+        result = read_result(tmp_path / "results" / f"{host}.json")
         assert [row.variant for row in result.rows] == ["fp32"]
         assert all(len(row.rounds) == 2 and row.threads == 1 for row in result.rows)
     assert "apt install python3 python3-venv" in outcomes["bare"]["failed"]

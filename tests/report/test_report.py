@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.artifacts.bench_json import read_bench_result, write_result
+from edgetl.core.artifacts.bench_json import read_result, write_result
 from edgetl.core.errors import ConfigError
 from edgetl.core.paths import RunDirectory
 from edgetl.report.report import detect_common_kind, detect_kind, write_report
@@ -62,7 +62,7 @@ def test_report_accepts_objects_and_paths(
     assert Path("copy.html").read_text(encoding="utf-8") == text
     write_result(result, Path("results/a.json"))
     write_report("results/a.json", "from-file.html")
-    measured = read_bench_result(Path("results/a.json"))
+    measured = read_result(Path("results/a.json"))
     report = write_report(measured)
     assert report.page == Path("report.html")
     assert report.results == (measured,)

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch._inductor.exc import InvalidCxxCompiler
 
-from edgetl.core.artifacts.bench_json import read_bench_result
+from edgetl.core.artifacts.bench_json import read_result
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.config.torch_modes import BF16_TOLERANCE, FP16_TOLERANCE
@@ -193,7 +193,7 @@ def test_bench_compares_a_run_with_pytorch(run: RunDirectory) -> None:
     )
     assert result.path is not None
     assert result.path.parent == run.bench
-    assert read_bench_result(result.path).to_json() == result.to_json()
+    assert read_result(result.path).to_json() == result.to_json()
 
 
 def test_bench_compares_with_bfloat16_baseline(run: RunDirectory) -> None:

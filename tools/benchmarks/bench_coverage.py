@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import median
 
 from edgetl.core.artifacts.bench import BenchResult
-from edgetl.core.artifacts.bench_json import read_bench_result
+from edgetl.core.artifacts.bench_json import read_result
 from edgetl.core.config.bench import BenchConfig, BenchScope
 from edgetl.core.files import read_json, sha256_file, write_json
 from edgetl.device.bench.runner import bench
@@ -150,7 +150,7 @@ def _trials(config: BenchConfig, count: int, keep: Path | None) -> Iterator[Benc
                 result = bench(BenchConfig(**{**vars(config), "output": path}))
                 elapsed = f"{time.monotonic() - started:.0f} s"
                 print(f"trial {number + 1}: {_describe_comparison(result)}{elapsed}", flush=True)
-            yield read_bench_result(path)
+            yield read_result(path)
 
 
 def _describe_comparison(result: BenchResult) -> str:

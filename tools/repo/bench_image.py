@@ -15,7 +15,7 @@ from unittest.mock import patch
 from rich.console import Console
 
 from edgetl.cli import bench_tables
-from edgetl.core.artifacts.bench_json import read_bench_result
+from edgetl.core.artifacts.bench_json import read_result
 
 WIDTH = 116
 """Width of the terminal, in columns."""
@@ -24,7 +24,7 @@ WIDTH = 116
 def main() -> None:
     source, target = map(Path, sys.argv[1:3])
     console = recording_console(WIDTH)
-    result = read_bench_result(source)
+    result = read_result(source)
     with patch.object(bench_tables, "out", console):
         bench_tables.show_bench_result(replace(result, path=Path("bench") / source.name))
     svg = console_svg(console, f"edgetl bench {result.target}", "bench")

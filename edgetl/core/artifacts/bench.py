@@ -1,7 +1,7 @@
 """Results of `edgetl bench`: raw latencies and the statistics computed from them.
 
 A result file holds the object that `edgetl bench --json` prints. The statistics in it are for use
-with `jq`; `read_bench_result` reads only the raw latencies and recomputes the statistics.
+with `jq`; `read_result` reads only the raw latencies and recomputes the statistics.
 """
 
 from __future__ import annotations
@@ -94,6 +94,9 @@ class BenchResult:
         unknown = [row_id for row_id in row_ids if row_id not in ids]
         if unknown:
             raise FieldError(f"comparisons has {unknown[0]!r}, which is no row")
+
+    def __repr__(self) -> str:
+        return f"BenchResult({self.target!r}, {len(self.rows)} rows, path={str(self.path)!r})"
 
     def get_row(self, row_id: str) -> BenchRow:
         """Return the row with this id."""

@@ -11,16 +11,17 @@ from typing import Protocol
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.files import MAX_JSON_BYTES, parse_json, read_json, read_regular_file
-from edgetl.core.paths import RunDirectory
+from edgetl.core.paths import RunDirectory, StrPath
 from edgetl.core.typed_json import FieldError, JsonObject
 
 
-def read_bench_result(path: Path) -> BenchResult:
-    """Read a result file; the statistics are computed from the raw latencies.
+def read_result(path: StrPath) -> BenchResult:
+    """Read a result file of `edgetl bench`; its statistics are computed from the raw latencies.
 
     Raises:
         BenchError: The file is missing, is not a bench result, or is broken.
     """
+    path = Path(path)
     content = read_json(path, BenchError, "The bench result")
     if content.get("kind") != "bench":
         raise BenchError(
@@ -73,7 +74,7 @@ def read_results(paths: Sequence[Path]) -> list[BenchResult]:
         BenchError: A path does not exist, a folder has no results, or a file is not a result.
     """
     files = dict.fromkeys(file for path in paths for file in _list_result_files(path))
-    return [read_bench_result(file) for file in files]
+    return [read_result(file) for file in files]
 
 
 def _is_result(path: Path) -> bool:
@@ -81,7 +82,7 @@ def _is_result(path: Path) -> bool:
     try:
         content = parse_json(read_regular_file(path, MAX_JSON_BYTES))
     except (OSError, ValueError):
-        # `read_bench_result` reports unreadable files.
+        # `read_result` reports unreadable files.
         return True
     return not isinstance(content, dict) or content.get("kind", "bench") == "bench"
 
@@ -115,6 +116,4 @@ def read_run_results(run: RunDirectory) -> list[BenchResult]:
     Raises:
         BenchError: A result cannot be read.
     """
-    return [
-        read_bench_result(file) for file in sorted(run.bench.glob("*.json")) if _is_result(file)
-    ]
+    return [read_result(file) for file in sorted(run.bench.glob("*.json")) if _is_result(file)]

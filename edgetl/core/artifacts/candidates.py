@@ -109,6 +109,12 @@ class CandidatesResult:
     path: Path | None = field(default=None, metadata=in_json(stored=False))
     """The result file."""
 
+    def __repr__(self) -> str:
+        return (
+            f"CandidatesResult({len(self.timed_rows)} of {len(self.rows)} candidates timed, "
+            f"path={str(self.path)!r})"
+        )
+
     def fits_budget(self, row: CandidateRow) -> bool | None:
         """Return whether a row is within the budget; None if inconclusive or without a budget."""
         return row.fits_budget(self.latency_budget_ms, self.noise.is_noisy)

@@ -236,6 +236,9 @@ class LoadgenResult:
     path: Path | None = field(default=None, compare=False, metadata=in_json(stored=False))
     """The result file."""
 
+    def __repr__(self) -> str:
+        return f"LoadgenResult({self.target!r}, {self.scenario!r}, path={str(self.path)!r})"
+
     @computed
     def official(self) -> bool:
         """Whether this is an MLPerf result, which it never is."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgetl.core.artifacts.bench import MIN_ROUNDS, BenchedModel, BenchResult
-from edgetl.core.artifacts.bench_json import read_bench_result
+from edgetl.core.artifacts.bench_json import read_result
 from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.artifacts.comparison import EarlierPair, EarlierRow
 from edgetl.core.artifacts.device import DeviceInfo
@@ -19,7 +19,7 @@ def read_baseline(path: Path, scopes: Sequence[str]) -> BenchResult:
     Raises:
         BenchError: the file cannot be read, or it measured none of the scopes.
     """
-    result = read_bench_result(path)
+    result = read_result(path)
     if any(row.rounds and row.scope in scopes for row in result.rows):
         return result
     measured = sorted({row.scope for row in result.rows if row.rounds})

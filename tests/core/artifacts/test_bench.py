@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgetl.core.artifacts.bench import BenchedModel, BenchResult
-from edgetl.core.artifacts.bench_json import read_bench_result, write_result
+from edgetl.core.artifacts.bench_json import read_result, write_result
 from edgetl.core.artifacts.bench_rows import (
     BenchRow,
     BlockResult,
@@ -100,7 +100,7 @@ def test_result_round_trips_through_file(tmp_path: Path) -> None:
         ),
     )
     write_result(original, tmp_path / "result.json")
-    loaded = read_bench_result(tmp_path / "result.json")
+    loaded = read_result(tmp_path / "result.json")
     assert loaded == replace(original, path=tmp_path / "result.json")
     assert loaded.to_json() == original.to_json()
 
@@ -139,7 +139,7 @@ def test_statistics_are_recomputed_on_reading(tmp_path: Path) -> None:
     content["rows"][1]["p50_ms"] = 0.001
     content["comparisons"][0]["speedup"] = 1000.0
     (tmp_path / "result.json").write_text(json.dumps(content))
-    loaded = read_bench_result(tmp_path / "result.json")
+    loaded = read_result(tmp_path / "result.json")
     row = loaded.get_row("onnxruntime-fp32-model-cpu-b1-t2")
     assert row.percentile_ms(50) == pytest.approx(2.0, rel=1e-3)
     assert loaded.comparisons[0].speedup.ratio == pytest.approx(4.0, rel=1e-3)
@@ -171,7 +171,7 @@ def test_write_result_suggests_output_when_not_writable(tmp_path: Path) -> None:
 def test_read_rejects_other_files(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(BenchError, match=message):
-        read_bench_result(tmp_path / "result.json")
+        read_result(tmp_path / "result.json")
 
 
 def test_unmeasured_row_has_no_statistics() -> None:
@@ -311,5 +311,5 @@ def test_broken_field_is_named(path: str, value: object, message: str, tmp_path:
     edited(content, path, value)
     (tmp_path / "result.json").write_text(json.dumps(content))
     with pytest.raises(BenchError, match=message) as error:
-        read_bench_result(tmp_path / "result.json")
+        read_result(tmp_path / "result.json")
     assert "result.json" in str(error.value)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgetl.core.artifacts.bench_json import read_bench_result, write_result
+from edgetl.core.artifacts.bench_json import read_result, write_result
 from edgetl.core.artifacts.bench_rows import BlockResult, ColdStart
 from edgetl.core.artifacts.candidates import (
     CandidateParity,
@@ -155,7 +155,7 @@ def test_read_names_missing_file(tmp_path: Path) -> None:
 def test_bench_reader_rejects_candidates(tmp_path: Path) -> None:
     write_result(result_of(candidate("resnet18", (4.0, 4.1))), tmp_path / "result.json")
     with pytest.raises(BenchError, match="not a bench result: its kind is 'candidates'"):
-        read_bench_result(tmp_path / "result.json")
+        read_result(tmp_path / "result.json")
 
 
 def iterate_objects(content: Any) -> Iterator[dict[str, Any]]:

@@ -12,7 +12,7 @@ import pytest
 
 from edgetl.cli.report import show_bench_results
 from edgetl.core.artifacts.bench import BenchResult
-from edgetl.core.artifacts.bench_json import read_bench_result
+from edgetl.core.artifacts.bench_json import read_result
 from edgetl.core.errors import BenchError
 from tests.helpers.bench_results import board, server
 from tools.checks.fuzz.mutation import mutate_json
@@ -65,7 +65,7 @@ def test_mutated_results_are_read_or_rejected(
         target[part] = mutate_json(target[part], generator)
         path.write_text(json.dumps(mutated))
         try:
-            result = read_bench_result(path)
+            result = read_result(path)
         except BenchError as error:
             rejected += 1
             assert "\n" not in str(error)  # noqa: PT017

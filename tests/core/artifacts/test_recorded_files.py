@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.artifacts.bench_json import read_bench_result
+from edgetl.core.artifacts.bench_json import read_result
 from edgetl.core.artifacts.bundle import read_bundle_manifest
 from edgetl.core.artifacts.candidates import read_candidates
 from edgetl.core.artifacts.experiment import read_experiment
@@ -40,7 +40,7 @@ def test_recorded_bundle_is_read() -> None:
 
 
 def test_recorded_benchmark_keeps_its_statistics() -> None:
-    result = read_bench_result(RECORDED / "bench.json")
+    result = read_result(RECORDED / "bench.json")
     stored = json.loads((RECORDED / "bench.json").read_text())
     assert [row.percentile_ms(50) for row in result.rows] == pytest.approx(
         [row["p50_ms"] for row in stored["rows"]]

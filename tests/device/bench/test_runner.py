@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
-from edgetl.core.artifacts.bench_json import read_bench_result, write_result
+from edgetl.core.artifacts.bench_json import read_result, write_result
 from edgetl.core.artifacts.storage import store_result
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError, BundleError, ConfigError, ProviderError
@@ -106,7 +106,7 @@ def test_result_file_reads_back(
         first.path.resolve(),
         second.path.resolve(),
     }
-    assert read_bench_result(first.path).to_json() == first.to_json()
+    assert read_result(first.path).to_json() == first.to_json()
     assert json.loads(json.dumps(first.to_json())) == json.loads(first.path.read_text())
 
 
@@ -157,7 +157,7 @@ def test_bench_does_not_time_rows_with_failed_gate(
     assert [row.scope for row in result.failed_rows] == ["model", "file"]
     assert not any(row.rounds for row in result.rows)
     assert "differ by 0.2" in result.rows[0].gate.reason
-    assert read_bench_result(result.path or Path()).failed_rows
+    assert read_result(result.path or Path()).failed_rows
 
 
 def test_an_altered_file_is_refused(make_bundle: MakeBundle, brief: BenchProtocol) -> None:
@@ -330,7 +330,7 @@ def test_interrupt_keeps_complete_rounds(
     with pytest.raises(KeyboardInterrupt, match="1 of 1 rows were timed, see"):
         bench(config, interrupt_in(3), brief)
     (path,) = (tmp_path / "bench").iterdir()
-    result = read_bench_result(path)
+    result = read_result(path)
     assert result.interrupted
     assert [len(row.rounds) for row in result.rows] == [3]
 
@@ -383,7 +383,7 @@ def test_sigterm_keeps_complete_rounds(make_bundle: MakeBundle, tmp_path: Path) 
     assert process.wait(20) == 143, stderr
     (path,) = (tmp_path / "bench").iterdir()
     assert str(path.relative_to(tmp_path)) in stderr
-    assert read_bench_result(path).interrupted
+    assert read_result(path).interrupted
 
 
 def test_sighup_is_ignored_when_caller_ignores_it(tmp_path: Path) -> None:
@@ -423,7 +423,7 @@ def test_baseline_comparison_is_labeled(
     assert (comparison["path"], comparison["created"]) == (str(first.path), first.created)
     assert (comparison["cross_device"], comparison["same_model"]) == (False, True)
     assert comparison["ci95"][0] <= comparison["speedup"] <= comparison["ci95"][1]
-    assert read_bench_result(second.path or Path()).to_json() == second.to_json()
+    assert read_result(second.path or Path()).to_json() == second.to_json()
 
     elsewhere = tmp_path / "elsewhere.json"
     content = {

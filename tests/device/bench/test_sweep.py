@@ -16,7 +16,7 @@ import pytest
 
 from edgetl.core.artifacts.bench_json import (
     JsonSerializable,
-    read_bench_result,
+    read_result,
     write_result,
 )
 from edgetl.core.config.bench import BenchConfig, Limits
@@ -63,7 +63,7 @@ def test_sweep_measures_all_combinations(make_bundle: MakeBundle, brief: BenchPr
     assert recommendation["latency"]["row"] in expected
     assert recommendation["latency"]["options"]["inter_op_num_threads"] == 1
     assert recommendation["throughput"]["images_per_second"] > 0
-    assert read_bench_result(result.path or Path()).to_json() == result.to_json()
+    assert read_result(result.path or Path()).to_json() == result.to_json()
 
 
 def test_batch_with_other_logits_fails_gate(
@@ -174,7 +174,7 @@ def test_sustained_run_follows_rounds(make_bundle: MakeBundle, brief: BenchProto
     content = result.to_json()["sustained"]
     assert content["steady_p50_ms"] > 0
     assert content["drift"]["low"] <= content["drift"]["ratio"] <= content["drift"]["high"]
-    assert read_bench_result(result.path or Path()).sustained == sustained
+    assert read_result(result.path or Path()).sustained == sustained
 
 
 def replace_seconds(config: BenchConfig, seconds: float) -> BenchConfig:
@@ -207,7 +207,7 @@ def test_interrupted_sustained_run_keeps_windows(
     )
     with pytest.raises(KeyboardInterrupt, match="rows were timed"):
         bench(config, protocol=replace(brief, sustained_window_seconds=0.05))
-    result = read_bench_result(tmp_path / "partial.json")
+    result = read_result(tmp_path / "partial.json")
     assert result.interrupted
     assert result.sustained is not None
     assert result.sustained.windows
@@ -283,7 +283,7 @@ def test_interrupted_sweep_keeps_complete_rows(
     )
     with pytest.raises(KeyboardInterrupt, match="1 of 2 rows were timed"):
         bench(config, progress, brief)
-    result = read_bench_result(tmp_path / "partial.json")
+    result = read_result(tmp_path / "partial.json")
     assert sorted(len(row.rounds) for row in result.rows) == [0, 1]
     assert result.comparisons == []
 
@@ -314,7 +314,7 @@ def test_full_disk_writes_result_elsewhere(
     assert result.path is not None
     assert result.path.parent == tmp_path / "spare"
     assert "The result was saved to" in result.notes[-1]
-    assert read_bench_result(result.path).rows[0].rounds
+    assert read_result(result.path).rows[0].rounds
 
 
 def test_write_error_is_reported_and_leaves_no_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.artifacts.bench_json import read_bench_result, write_result
+from edgetl.core.artifacts.bench_json import read_result, write_result
 from edgetl.core.artifacts.device import DeviceInfo
 from edgetl.core.config.bench import Limits
 from edgetl.device.bench import runner
@@ -71,7 +71,7 @@ def test_emulated_result_decides_no_limit_or_comparison(tmp_path: Path) -> None:
     assert result.comparisons[0].verdict == "faster"
     emulated = replace(result, device=DeviceInfo(machine="aarch64", emulated=True))
     write_result(emulated, tmp_path / "result.json")
-    for emulated_result in (emulated, read_bench_result(tmp_path / "result.json")):
+    for emulated_result in (emulated, read_result(tmp_path / "result.json")):
         checks = emulated_result.limit_checks
         assert emulated_result.is_emulated
         assert [check.outcome for check in checks] == ["undecided", "undecided"]

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgetl.core.artifacts.bench import BenchedModel, BenchResult
-from edgetl.core.artifacts.bench_json import read_bench_result, write_result
+from edgetl.core.artifacts.bench_json import read_result, write_result
 from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.artifacts.device import DeviceInfo, DeviceState
 from edgetl.core.artifacts.gate import GateResult
@@ -112,7 +112,7 @@ def test_bench_page_is_deterministic(two_results_page: str) -> None:
 
 def test_bench_page_is_equal_after_saving_and_reading(tmp_path: Path) -> None:
     write_result(board(), tmp_path / "board.json")
-    again = replace(read_bench_result(tmp_path / "board.json"), path=None)
+    again = replace(read_result(tmp_path / "board.json"), path=None)
     assert render_bench_report([again]) == render_bench_report([board()])
 
 
@@ -324,9 +324,7 @@ def test_bench_page_shows_gpu_state(tmp_path: Path) -> None:
         r"gpus: 0: throttle reasons.*?<td[^>]*>sw power cap.*?<td[^>]*>none", html, re.DOTALL
     )
     write_result(gpu_result(), tmp_path / "gpu.json")
-    assert (
-        render_bench_report([replace(read_bench_result(tmp_path / "gpu.json"), path=None)]) == html
-    )
+    assert render_bench_report([replace(read_result(tmp_path / "gpu.json"), path=None)]) == html
 
 
 def test_summary_names_the_fastest_pytorch_baseline() -> None:

@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-from edgetl.core.artifacts.bench_json import read_bench_result
+from edgetl.core.artifacts.bench_json import read_result
 from edgetl.report.bench.page import render_bench_report
 from tests.helpers.bench_results import board, server
 from tools.checks.fuzz.mutation import mutate_json
@@ -51,7 +51,7 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
 def use(case: Path) -> None:
     """Read the result, and render the page of one in eight."""
     path = case / "result.json"
-    result = read_bench_result(path)
+    result = read_result(path)
     json.dumps(result.to_json(), allow_nan=False)
     # Rendering takes a second, twenty times as long as the rest.
     if path.stat().st_size % _RENDER_EVERY == 0:
