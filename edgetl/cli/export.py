@@ -14,7 +14,8 @@ from edgetl.core.config.export import ExportConfig
 from edgetl.core.formatting import MISSING_VALUE, pluralize
 
 if TYPE_CHECKING:
-    from edgetl.device.runtime.bundle import Bundle, Variant
+    from edgetl.core.artifacts.bundle import LatencyRecord, ParityRecord, VariantRecord, WebRecord
+    from edgetl.device.runtime.bundle import Bundle
 
 
 @config_options(ExportConfig)
@@ -76,7 +77,7 @@ def export(
         else:
             bundle = export_architecture(model, weights, config, images, image_size, progress)
     _print_bundle(bundle)
-    if bundle.recommended_variant_name is None:
+    if bundle.manifest.recommended is None:
         from edgetl.core.errors import ExportError
         from edgetl.export.selection import describe_closest_variant
 
@@ -95,12 +96,13 @@ def export(
 
 def _print_bundle(bundle: Bundle) -> None:
     variant = bundle.select_variant("fp32")
-    _print_parity(variant.parity["network"], variant.parity["path"])
-    if variant.accuracy:
-        low, high = variant.accuracy["ci95"]
+    _print_parity(variant.parity)
+    accuracy = variant.accuracy
+    if accuracy is not None:
+        low, high = accuracy.interval
         out.print(
-            f"Accuracy of this file on {variant.accuracy['images']} {variant.accuracy['split']} "
-            f"images: {variant.accuracy['top1']:.1%}  (95% interval {low:.1%} to {high:.1%})"
+            f"Accuracy of this file on {accuracy.images} {accuracy.split} "
+            f"images: {accuracy.top1:.1%}  (95% interval {low:.1%} to {high:.1%})"
         )
     else:
         out.print("Accuracy: not measured, no labelled validation images.")
@@ -112,38 +114,37 @@ def _print_bundle(bundle: Bundle) -> None:
         f"Bundle: {bundle.directory.path}  ({files}, {size:.1f} MB, {len(bundle.labels)} classes)",
         soft_wrap=True,
     )
-    if "web" in bundle.manifest:
-        _print_web(bundle)
+    if bundle.manifest.web is not None:
+        _print_web(bundle.directory.web, bundle.manifest.web)
 
 
-def _print_parity(network: dict[str, Any], path: dict[str, Any]) -> None:
-    out.print(f"[bold green]Matches PyTorch[/] on {network['images']} {network['kind']} images:")
-    out.print(
-        f"  network, identical tensors   max |Δlogit| {network['max_abs_diff']:.2g}"
-        f"  (limit {network['tolerance']:g})"
-    )
-    difference = f"max |Δlogit| {path['max_abs_diff']:.2g}  (limit {path['tolerance']:g})"
-    if path["max_grey_levels"] is not None:
-        difference += f", pixels within {path['max_grey_levels']} grey level"
-    ties = f" but {pluralize(path['ties'], 'tie')}" if path.get("ties") else ""
+def _print_parity(parity: ParityRecord) -> None:
+    path, network = parity.path, parity.network
+    out.print(f"[bold green]Matches PyTorch[/] on {path.images} {path.kind} images:")
+    if network is not None:
+        out.print(
+            f"  network, identical tensors   max |Δlogit| {network.max_abs_diff:.2g}"
+            f"  (limit {network.tolerance:g})"
+        )
+    difference = f"max |Δlogit| {path.max_abs_diff:.2g}  (limit {path.tolerance:g})"
+    if path.max_grey_levels is not None:
+        difference += f", pixels within {path.max_grey_levels} grey level"
+    ties = f" but {pluralize(path.ties, 'tie')}" if path.ties else ""
     out.print(f"  whole path, decoded photos   {difference}, same top-1 on all{ties}")
 
 
-def _print_web(bundle: Bundle) -> None:
-    web = bundle.manifest["web"]
-    proof = web["proof"]
-    size = sum(file["bytes"] for file in web["files"]) / 1e6
-    parity = f"not verified, {proof.get('reason')}"
-    if proof["checked"]:
-        difference = f"{proof['max_logit_difference']:.2g}"
-        parity = f"max |Δlogit| {difference} on {proof['images']} golden images"
+def _print_web(folder: Path, web: WebRecord) -> None:
+    proof = web.proof
+    size = sum(record.bytes or 0 for record in web.files) / 1e6
+    parity = f"not verified, {proof.reason}"
+    if proof.max_logit_difference is not None:
+        parity = f"max |Δlogit| {proof.max_logit_difference:.2g} on {proof.images} golden images"
     out.print(
-        f"Page: {bundle.directory.web}  "
-        f"({web['variant']}, {web['runtime']}, {size:.1f} MB; {parity})",
+        f"Page: {folder}  ({web.variant}, {web.runtime}, {size:.1f} MB; {parity})",
         soft_wrap=True,
     )
     out.print(
-        f"  python3 -m http.server -d {bundle.directory.web}   and open http://localhost:8000",
+        f"  python3 -m http.server -d {folder}   and open http://localhost:8000",
         soft_wrap=True,
     )
 
@@ -156,48 +157,49 @@ def _print_variants(bundle: Bundle) -> None:
     for heading in ("MB", "p50 ms", "speed-up [95%]", "top-1", "drop", "flips", "max |Δlogit|"):
         table.add_column(heading, justify="right")
     for variant in bundle.variants:
-        table.add_row(*_variant_cells(variant, variant.name == bundle.recommended_variant_name))
+        table.add_row(*_variant_cells(variant, variant.name == bundle.manifest.recommended))
     out.print(table)
-    for name, reason in bundle.manifest.get("not_recommended", {}).items():
+    for name, reason in bundle.manifest.rejection_reasons.items():
         out.print(f"{name} {reason}.", markup=False, soft_wrap=True)
     for variant in bundle.variants:
         for note in _variant_notes(variant):
             out.print(f"{variant.name}: {note}", markup=False, soft_wrap=True)
 
 
-def _variant_cells(variant: Variant, is_recommended: bool) -> tuple[str, ...]:
+def _variant_cells(variant: VariantRecord, is_recommended: bool) -> tuple[str, ...]:
     from edgetl.export.selection import accuracy_drop
 
-    latency, accuracy, path = variant.latency, variant.accuracy, variant.parity["path"]
-    speedup = ""
-    if "speedup" in latency:
-        low, high = latency["ci95"]
-        speedup = f"{latency['speedup']:.2f} [{low:.2f}, {high:.2f}]"
+    accuracy = variant.accuracy
     return (
         f"{variant.name} [bold green]recommended[/]" if is_recommended else variant.name,
         f"{variant.bytes / 1e6:.1f}",
-        f"{latency['p50_ms']:.2f}" if latency.get("p50_ms") else MISSING_VALUE,
-        speedup,
-        f"{accuracy['top1']:.1%}" if accuracy else MISSING_VALUE,
+        MISSING_VALUE if variant.p50_ms is None else f"{variant.p50_ms:.2f}",
+        _format_speedup(variant.latency),
+        MISSING_VALUE if accuracy is None else f"{accuracy.top1:.1%}",
         f"{accuracy_drop(variant):.1f}",
-        str(accuracy["flips"]) if accuracy else MISSING_VALUE,
-        f"{path['max_abs_diff']:.2g}",
+        MISSING_VALUE if accuracy is None else str(accuracy.flips),
+        f"{variant.parity.path.max_abs_diff:.2g}",
     )
 
 
-def _variant_notes(variant: Variant) -> Iterator[str]:
-    report = variant.report
-    search = report.get("search", {})
-    if report.get("chosen"):
-        yield f"{report['chosen']}."
-    if search.get("worst_layers"):
-        yield f"the layers with the largest error are {', '.join(search['worst_layers'])}."
-    if report.get("diverges"):
-        yield report["diverges"]
-    slow_operators = report.get("slow_because", {}).get("to_blame")
-    if slow_operators:
-        yield f"most of its time is spent in {slow_operators}."
-    if search.get("vnni") is False and variant.latency.get("verdict") != "faster":
+def _format_speedup(latency: LatencyRecord | None) -> str:
+    if latency is None or latency.speedup is None or latency.interval is None:
+        return ""
+    low, high = latency.interval
+    return f"{latency.speedup:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _variant_notes(variant: VariantRecord) -> Iterator[str]:
+    report, search = variant.report, variant.search
+    if report.method:
+        yield f"{report.method}."
+    if search is not None and search.worst_layers:
+        yield f"the layers with the largest error are {', '.join(search.worst_layers)}."
+    if report.divergence:
+        yield report.divergence
+    if report.slow_because is not None and report.slow_because.summary:
+        yield f"most of its time is spent in {report.slow_because.summary}."
+    if search is not None and not search.vnni and not variant.is_faster:
         yield (
             "this CPU has no VNNI, so int8 gains little here. Run `edgetl bench` on the target "
             "device."

@@ -31,6 +31,8 @@ from typing import (
     overload,
 )  # fmt: skip
 
+from edgetl.core.errors import ConfigError
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -212,9 +214,10 @@ def read_as(kind: type[T], path: Path, error: type[Exception], what: str, advice
     content = read_json(path, error, what)
     del content["schema"]
     try:
-        return parse_as(kind, content, path.name)
+        return parse_as(kind, content, "it")
     except FieldError as cause:
-        raise error(f"{path} is broken: {cause}. {advice}") from cause
+        problem = str(cause).removeprefix("it.").removeprefix("it: ")
+        raise error(f"{path} is broken: {problem}. {advice}") from cause
 
 
 def parse_as(
@@ -279,8 +282,8 @@ def _convert_by_class(kind: Any, value: Any, where: str) -> Any:
         raise _make_field_error(where, "an object", value)
     try:
         return kind.from_json(value)
-    except FieldError as cause:
-        raise FieldError(f"{where}: {cause}") from cause
+    except (FieldError, ConfigError) as cause:
+        raise FieldError(f"{where}: {str(cause).rstrip('.')}") from cause
 
 
 def _convert_dataclass(kind: Any, value: Any, where: str, extra: str) -> Any:
@@ -291,7 +294,10 @@ def _convert_dataclass(kind: Any, value: Any, where: str, extra: str) -> Any:
     if extra == "refuse" and not value.keys() <= keys:
         keys |= {item.key for item in computed_properties(kind)}
         for key in sorted(value.keys() - keys):
-            raise FieldError(f"{where} has an unknown field {key[:_MAX_VALUE_CHARACTERS]!r}")
+            raise FieldError(
+                f"{where} has an unknown field {key[:_MAX_VALUE_CHARACTERS]!r}, "
+                "perhaps from a newer edgetl"
+            )
     arguments = {}
     for field in fields:
         if field.key in value:
@@ -311,6 +317,10 @@ def _convert_union(choices: tuple[Any, ...], value: Any, where: str, extra: str)
     if value is None and type(None) in choices:
         return None
     kinds = [choice for choice in choices if choice is not type(None)]
+    if isinstance(value, dict) and all(map(dataclasses.is_dataclass, kinds)):
+        # The error of the most similar class is the helpful one.
+        kinds.sort(key=lambda kind: len(value.keys() & {field.key for field in json_fields(kind)}))
+        return _convert(kinds[-1], value, where, extra)
     for kind in kinds[:-1]:
         try:
             return _convert(kind, value, where, extra)

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bench_json import read_run_results
-from edgetl.core.artifacts.bundle import read_bundle_manifest
+from edgetl.core.artifacts.bundle import read_bundle_record
 from edgetl.core.artifacts.experiment import Experiment
 from edgetl.core.artifacts.experiment_runs import StrategyRun
 from edgetl.core.artifacts.run import read_run_record
@@ -266,7 +266,7 @@ class _Demo:
             next(row for row in experiment.rows if row.first_run.strategy == name)
             for name in ("scratch", self._settings.strategy)
         )
-        bundle = read_bundle_manifest(RunDirectory(experiment.folder / run.folder).bundle)
+        bundle = read_bundle_record(RunDirectory(experiment.folder / run.folder).bundle)
         return (
             accuracy_gain_table(experiment, scratch, pretrained),
             latency_gain_table(bundle, result, run.val_accuracy),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgetl.core.artifacts.bench import EAGER_VARIANT, BenchResult
 from edgetl.core.artifacts.bench_rows import BenchRow
-from edgetl.core.artifacts.bundle import BundleManifest
+from edgetl.core.artifacts.bundle import BundleRecord
 from edgetl.core.artifacts.experiment import Experiment
 from edgetl.core.artifacts.experiment_runs import StrategyResult
 from edgetl.core.formatting import (
@@ -57,7 +57,7 @@ def accuracy_gain_table(
     return TextTable("Training for the same time", columns, tuple(rows), note, ("gain [95%]",))
 
 
-def latency_gain_table(bundle: BundleManifest, result: BenchResult, accuracy: float) -> TextTable:
+def latency_gain_table(bundle: BundleRecord, result: BenchResult, accuracy: float) -> TextTable:
     """Compare PyTorch with each variant: latency of one image, file size, accuracy.
 
     Args:
@@ -121,7 +121,7 @@ def _latency_cells(result: BenchResult, row: BenchRow, is_recommended: bool) -> 
     )
 
 
-def _format_accuracy(bundle: BundleManifest, row: BenchRow, pytorch_accuracy: float) -> str:
+def _format_accuracy(bundle: BundleRecord, row: BenchRow, pytorch_accuracy: float) -> str:
     if row.runtime == "pytorch":
         return format_percent(pytorch_accuracy)
     accuracy = next(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgetl.core.artifacts.bundle import VariantRecord
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import BenchError, BundleError, ProviderError
 from edgetl.core.paths import StrPath
@@ -18,7 +19,7 @@ from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.worker_process import run_job
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.hardware.info import has_int8_dot_product
-from edgetl.device.runtime.bundle import Bundle, UnreadableModelError, Variant, open_bundle
+from edgetl.device.runtime.bundle import Bundle, UnreadableModelError, open_bundle
 from edgetl.device.runtime.golden import GoldenSet, check_logits, gate_tolerance
 from edgetl.device.runtime.session import check_provider
 
@@ -69,9 +70,8 @@ def verify(
         ProviderError: the installed onnxruntime lacks a provider.
     """
     opened = open_bundle(bundle)
-    selected_variants = [
-        opened.select_variant(name) for name in dict.fromkeys(variants)
-    ] or opened.variants
+    selected_variants = tuple(opened.select_variant(name) for name in dict.fromkeys(variants))
+    selected_variants = selected_variants or opened.variants
     for provider in providers:
         check_provider(provider)
     golden = opened.load_golden()
@@ -95,7 +95,7 @@ def verify(
         ]
 
 
-def _path_or_error(bundle: Bundle, variant: Variant) -> Path | UnreadableModelError:
+def _path_or_error(bundle: Bundle, variant: VariantRecord) -> Path | UnreadableModelError:
     try:
         return bundle.variant_path(variant)
     except UnreadableModelError as cause:
@@ -104,7 +104,7 @@ def _path_or_error(bundle: Bundle, variant: Variant) -> Path | UnreadableModelEr
 
 def _verify_variant(
     bundle: Bundle,
-    variant: Variant,
+    variant: VariantRecord,
     file: Path | UnreadableModelError,
     provider: str,
     golden: GoldenSet,
@@ -150,7 +150,7 @@ def _verify_variant(
     return VerifyResult(variant.name, variant.precision, provider, gate, advice)
 
 
-def _failure_advice(variant: Variant, provider: str, gate: GateResult) -> Iterator[str]:
+def _failure_advice(variant: VariantRecord, provider: str, gate: GateResult) -> Iterator[str]:
     if not gate.checked:
         return
     if variant.precision.startswith("int8") and provider == "cpu":

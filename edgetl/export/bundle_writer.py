@@ -11,7 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import IO, Any
@@ -21,19 +21,19 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgetl.core.artifacts.bundle import FileRecord, GoldenRecord, ImageSource
 from edgetl.core.artifacts.foreign_files import (
     describe_foreign_files,
     find_foreign_bundle_files,
     read_manifest,
 )
 from edgetl.core.errors import BundleError, ExportError
-from edgetl.core.files import move_aside, sha256_file, write_json
+from edgetl.core.files import move_aside, sha256_file
 from edgetl.core.paths import BundleDirectory
-from edgetl.device.runtime.bundle import Variant
 
 
-def write_ort(file: Path) -> dict[str, Any]:
-    """Write NAME.ort beside NAME.onnx and load it once; return its entry in bundle.json.
+def write_ort(file: Path) -> FileRecord:
+    """Write NAME.ort beside NAME.onnx and load it once.
 
     The optimization level is `extended`: its output runs on every machine, while higher levels
     choose memory layouts for this CPU.
@@ -54,7 +54,7 @@ def write_ort(file: Path) -> dict[str, Any]:
         raise ExportError(
             f"onnxruntime {onnxruntime.__version__} cannot write {file.name} in ORT format: {cause} Omit --ort-format."
         ) from cause
-    return {"file": target.name, "sha256": sha256_file(target), "bytes": target.stat().st_size}
+    return FileRecord(target.name, sha256_file(target), target.stat().st_size)
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,7 @@ class GoldenImages:
     labels: Sequence[str]
     logits: NDArray[np.float32]
     """Logits of the PyTorch model, [images, classes]."""
-    kind: str
-    """Source of the images: `validation`, `training`, `given` or `generated`."""
+    kind: ImageSource
     tolerance: float
     fixed_size_logits: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """Variant name to its logits for the images resized to its fixed size, [images, classes]."""
@@ -212,26 +211,26 @@ def read_back(file: Path) -> onnx.ModelProto:
         ) from cause
 
 
-def write_golden(directory: BundleDirectory, golden: GoldenImages) -> dict[str, Any]:
-    """Copy the golden images and write their logits; return the manifest's `golden`."""
+def write_golden(directory: BundleDirectory, golden: GoldenImages) -> GoldenRecord:
+    """Copy the golden images and write their logits."""
     directory.golden.mkdir()
-    entries = []
+    records = []
     for number, source in enumerate(golden.files):
         target = directory.golden / f"{number}_{re.sub(r'[^A-Za-z0-9._-]+', '_', source.name)}"
         shutil.copyfile(source, target)
-        entries.append({"file": f"golden/{target.name}", "sha256": sha256_file(target)})
+        records.append(FileRecord(f"golden/{target.name}", sha256_file(target)))
     fixed_size_arrays = {
         f"logits_{name}": logits for name, logits in golden.fixed_size_logits.items()
     }
     _write_arrays(
         directory.golden_logits,
-        files=np.array([entry["file"] for entry in entries]),
+        files=np.array([record.file for record in records]),
         labels=np.array(golden.labels),
         logits=golden.logits,
         **fixed_size_arrays,
     )
-    logits = {"file": "golden/golden.npz", "sha256": sha256_file(directory.golden_logits)}
-    return {"kind": golden.kind, "tolerance": golden.tolerance, "images": entries, "logits": logits}
+    logits = FileRecord("golden/golden.npz", sha256_file(directory.golden_logits))
+    return GoldenRecord(golden.kind, golden.tolerance, tuple(records), logits)
 
 
 def _write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
@@ -245,20 +244,7 @@ def _write_arrays(path: Path, **arrays: NDArray[Any]) -> None:
             )
 
 
-def write_clients(directory: BundleDirectory) -> dict[str, dict[str, str]]:
-    """Copy the stand-alone clients; return their manifest entries."""
-    entries = {}
-    for key, path in (("client", directory.client), ("cpp_client", directory.cpp_client)):
-        path.write_bytes((files("edgetl.export.client") / path.name).read_bytes())
-        entries[key] = {"file": path.name, "sha256": sha256_file(path)}
-    return entries
-
-
-def write_manifest(
-    directory: BundleDirectory, variants: Sequence[Variant], content: dict[str, Any]
-) -> None:
-    """Write bundle.json; it must be the last file written."""
-    write_json(
-        directory.manifest,
-        {"kind": "bundle", **content, "variants": [asdict(variant) for variant in variants]},
-    )
+def write_client(path: Path) -> FileRecord:
+    """Copy the stand-alone client of this name."""
+    path.write_bytes((files("edgetl.export.client") / path.name).read_bytes())
+    return FileRecord(path.name, sha256_file(path))

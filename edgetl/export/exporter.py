@@ -8,26 +8,34 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import onnx
 
 from edgetl import __version__
+from edgetl.core.artifacts.bundle import (
+    BundleManifest,
+    GoldenRecord,
+    ImageSource,
+    ModelMetadata,
+    RunReference,
+    VariantRecord,
+    WebRecord,
+    write_bundle_manifest,
+)
 from edgetl.core.config.export import ExportConfig, name_fixed_size_variant
 from edgetl.core.errors import DataError
 from edgetl.core.paths import BundleDirectory, RunDirectory, StrPath
 from edgetl.device.bench.protocol import QUICK_PROTOCOL
 from edgetl.device.hardware.memory import keep_freed_memory
-from edgetl.device.runtime.bundle import Bundle, Variant, open_bundle
+from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.device.runtime.images import list_images
 from edgetl.export.bundle_writer import (
     GoldenImages,
     new_bundle,
     read_back,
     refuse_existing,
-    write_clients,
+    write_client,
     write_golden,
-    write_manifest,
     write_model,
 )
 from edgetl.export.golden import GOLDEN_COUNT, choose_golden, generate_images
@@ -220,16 +228,16 @@ class _BundleExport:
     notify: ExportProgress
 
     @cached_property
-    def _metadata(self) -> dict[str, Any]:
+    def _metadata(self) -> ModelMetadata:
         """Metadata written into each ONNX file."""
-        return {
-            "labels": self.model.labels,
-            "preprocessing": self.model.preprocessing.to_json(),
-            "input": self.config.input,
-            "version": __version__,
-            "run_id": self.model.run_id,
-            "model": self.model.architecture,
-        }
+        return ModelMetadata(
+            labels=tuple(self.model.labels),
+            preprocessing=self.model.preprocessing,
+            input=self.config.input,
+            run_id=self.model.run_id,
+            version=__version__,
+            model=self.model.architecture,
+        )
 
     def write(self, runtime: Path | None) -> list[BuiltVariant]:
         """Write and prove the bundle; return its smaller variants.
@@ -249,13 +257,13 @@ class _BundleExport:
             self.sources.evaluation_images,
             fp32.parity.pytorch_logits,
         )
-        variants = [_describe_proven(fp32, builder)]
         proofs = [fp32]
         if config.fixed_size is not None:
             self.notify("Writing the graph of fixed size", 0, 0)
             name = name_fixed_size_variant(config.fixed_size)
             proofs.append(self._write_and_prove(name, config.fixed_size))
-        manifest = self._make_manifest(self._create_golden_images(proofs))
+        fp32_variant = _describe_proven(fp32, builder)
+        manifest = self._make_manifest(fp32_variant, self._create_golden_images(proofs))
         task = QuantizationTask(
             onnx.shape_inference.infer_shapes(self.graph.model),
             self.graph.module_outputs,
@@ -270,18 +278,26 @@ class _BundleExport:
             if name != "fp32"
         ]
         if built or config.max_latency_ms is not None:
-            variants += [item.variant for item in built]
-            variants = _add_latencies(variants, built, task, self.directory, manifest)
-            choice = choose(variants, config)
-            manifest |= {"recommended": choice.name, "not_recommended": choice.rejection_reasons}
+            variants = (fp32_variant, *(item.variant for item in built))
+            manifest = replace(manifest, variants=variants)
+            manifest = self._recommend_variant(
+                _add_latencies(manifest, built, task, self.directory)
+            )
         # Added after the choice: a file with a fixed image size is never recommended.
         for fixed in proofs[1:]:
-            variants.append(replace(_describe_proven(fixed, builder), size=config.fixed_size))
+            variant = replace(_describe_proven(fixed, builder), size=config.fixed_size)
+            manifest = replace(manifest, variants=(*manifest.variants, variant))
         if runtime is not None:
-            manifest["web"] = self._write_web_page(manifest, variants, runtime)
-        self.directory.model_card.write_text(model_card(manifest, variants), encoding="utf-8")
-        write_manifest(self.directory, variants, manifest)
+            manifest = replace(manifest, web=self._write_web_page(manifest, runtime))
+        self.directory.model_card.write_text(model_card(manifest), encoding="utf-8")
+        write_bundle_manifest(self.directory, manifest)
         return built
+
+    def _recommend_variant(self, manifest: BundleManifest) -> BundleManifest:
+        choice = choose(manifest.variants, self.config)
+        return replace(
+            manifest, recommended=choice.name, rejection_reasons=choice.rejection_reasons
+        )
 
     def _write_and_prove(self, name: str, size: tuple[int, int] | None) -> ProvenVariant:
         """Write a float32 variant and prove it; `size` (height, width) fixes its image size."""
@@ -309,104 +325,94 @@ class _BundleExport:
             pytorch_logits, pytorch_logits, self.sources.evaluation_images, self.model.labels
         )
         if accuracy and self.sources.check_accuracy is not None:
-            self.sources.check_accuracy(accuracy["top1"], accuracy["images"])
+            self.sources.check_accuracy(accuracy.top1, accuracy.images)
 
-    def _make_manifest(self, golden: dict[str, Any]) -> dict[str, Any]:
-        """Copy the clients and return the content of bundle.json, still without variants."""
+    def _make_manifest(self, fp32: VariantRecord, golden: GoldenRecord) -> BundleManifest:
+        """Copy the clients and return the manifest of a bundle with one variant."""
         model = self.model
-        return {
-            "edgetl": __version__,
-            "run": {
-                "id": model.run_id,
-                "model": model.architecture,
-                "weights": model.weights_source,
-            },
-            "labels": model.labels,
-            "preprocessing": model.preprocessing.to_json(),
-            "recommended": "fp32",
-            "golden": golden,
-            **write_clients(self.directory),
-            "versions": {
-                name: version(name) for name in ("torch", "torchvision", "onnx", "onnxscript")
-            },
-        }
+        packages = ("torch", "torchvision", "onnx", "onnxscript")
+        return BundleManifest(
+            edgetl=__version__,
+            run=RunReference(model.run_id, model.architecture, model.weights_source),
+            labels=tuple(model.labels),
+            preprocessing=model.preprocessing,
+            golden=golden,
+            client=write_client(self.directory.client),
+            cpp_client=write_client(self.directory.cpp_client),
+            versions={name: version(name) for name in packages},
+            variants=(fp32,),
+        )
 
-    def _create_golden_images(self, proofs: Sequence[ProvenVariant]) -> dict[str, Any]:
+    def _create_golden_images(self, proofs: Sequence[ProvenVariant]) -> GoldenRecord:
         """Write the golden images, selected from the proof images or generated and proven here."""
         images = self.sources.evaluation_images
         if self.config.golden == "validation":
             indices = choose_golden(images.files, images.labels)
             files = [images.files[index] for index in indices]
-            logits = [proven.parity.pytorch_logits[indices] for proven in proofs]
-            return self._write_golden(files, images.kind, proofs, logits)
+            logits = {proven.name: proven.parity.pytorch_logits[indices] for proven in proofs}
+            tolerance = proofs[0].parity.record.path.tolerance
+            return self._write_golden(files, images.kind, tolerance, logits)
         with tempfile.TemporaryDirectory() as folder:
             files = generate_images(Path(folder), GOLDEN_COUNT)
-            logits = [proven.proof.prove(files).pytorch_logits for proven in proofs]
-            return self._write_golden(files, "generated", proofs, logits)
+            parities = {proven.name: proven.proof.prove(files) for proven in proofs}
+            logits = {name: parity.pytorch_logits for name, parity in parities.items()}
+            tolerance = parities["fp32"].record.path.tolerance
+            return self._write_golden(files, "generated", tolerance, logits)
 
     def _write_golden(
         self,
         files: Sequence[Path],
-        kind: str,
-        proofs: Sequence[ProvenVariant],
-        logits: Sequence[Logits],
-    ) -> dict[str, Any]:
-        # The bundle's tolerance is that of fp32, the first proof; other variants have their own.
-        tolerance = proofs[0].parity.end_to_end.tolerance
-        fixed_size_logits = {
-            proven.name: values for proven, values in zip(proofs[1:], logits[1:], strict=True)
-        }
-        golden = GoldenImages(
-            files, self.model.labels, logits[0], kind, tolerance, fixed_size_logits
-        )
+        kind: ImageSource,
+        tolerance: float,
+        logits: dict[str, Logits],
+    ) -> GoldenRecord:
+        """Write the images with each variant's logits; the tolerance is that of fp32."""
+        fp32_logits = logits.pop("fp32")
+        golden = GoldenImages(files, self.model.labels, fp32_logits, kind, tolerance, logits)
         return write_golden(self.directory, golden)
 
-    def _write_web_page(
-        self, manifest: dict[str, Any], variants: Sequence[Variant], runtime: Path
-    ) -> dict[str, Any]:
+    def _write_web_page(self, manifest: BundleManifest, runtime: Path) -> WebRecord:
         self.notify("Proving the page", 0, 0)
         # WebAssembly has no int8 instructions, so the variant that is fastest on this CPU is slower
         # in a browser. The size is the same everywhere.
-        variant = variants[0]
+        variant = manifest.variants[0]
         if self.config.optimise == "size":
-            recommended = manifest["recommended"]
-            variant = next((item for item in variants if item.name == recommended), variant)
+            variant = manifest.primary_variant
         return write_web(self.directory, manifest, variant, runtime)
 
 
-def _describe_proven(proven: ProvenVariant, builder: VariantBuilder) -> Variant:
+def _describe_proven(proven: ProvenVariant, builder: VariantBuilder) -> VariantRecord:
     parity = proven.parity
     return replace(builder, reference_logits=parity.pytorch_logits).describe(
         proven.name,
         builder.directory.variant(proven.name),
         "fp32",
-        parity.to_json(),
+        parity.record,
         parity.onnx_logits,
     )
 
 
 def _add_latencies(
-    variants: list[Variant],
+    manifest: BundleManifest,
     built: Sequence[BuiltVariant],
     task: QuantizationTask,
     directory: BundleDirectory,
-    manifest: dict[str, Any],
-) -> list[Variant]:
+) -> BundleManifest:
     """Measure the variants; return them with latencies, and with operator times if not faster."""
     # The benchmark needs a complete bundle, so write a preliminary manifest; the final one
     # replaces it.
-    write_manifest(directory, variants, manifest)
+    write_bundle_manifest(directory, manifest)
     latencies = measure_variant_latencies(
         directory.path, task.notify, QUICK_PROTOCOL if task.quick else None
     )
     built_by_name = {item.variant.name: item for item in built}
     timed = []
-    for variant in variants:
+    for variant in manifest.variants:
         variant = replace(variant, latency=latencies[variant.name])
         if variant.name in built_by_name:
             variant = replace(built_by_name[variant.name], variant=variant).with_profile()
         timed.append(variant)
-    return timed
+    return replace(manifest, variants=tuple(timed))
 
 
 def _load_quantization_images(sources: _ExportInputs, model: LoadedModel) -> QuantizationImages:

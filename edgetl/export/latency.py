@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from edgetl.core.artifacts.bench_rows import BenchRow, round_ratios
+from edgetl.core.artifacts.bundle import LatencyRecord, SpeedVerdict
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.statistics import paired_speedup, sign_test
 from edgetl.device.bench.correctness_gate import run_gates
@@ -26,10 +26,10 @@ _SIGNIFICANCE_LEVEL = 0.05
 
 def measure_variant_latencies(
     bundle: Path, notify: Callable[[str, int, int], None], protocol: BenchProtocol | None = None
-) -> dict[str, dict[str, Any]]:
-    """Measure the variants of a bundle; return each variant's `latency` in bundle.json.
+) -> dict[str, LatencyRecord]:
+    """Measure the variants of a bundle; return the latency of each variant by name.
 
-    An entry has the p50 and the speed-up over fp32 with its 95% interval. The scope is `model` with
+    A record has the p50 and the speed-up over fp32 with its 95% interval. The scope is `model` with
     one image and all available cores; every block runs in a process of its own, and rounds are in
     random order.
 
@@ -70,28 +70,22 @@ def measure_variant_latencies(
     for case in cases:
         if case.variant not in rows:
             failures[case.variant] = "; ".join(omissions)
-    setup = {
-        "scope": "model",
-        "batch": 1,
-        "threads": threads,
-        "provider": "cpu",
-        "cpu": collect_device_info().cpu,
-        "rounds": _ROUNDS,
-    }
+    untimed = LatencyRecord(None, threads, collect_device_info().cpu, _ROUNDS)
     records = {
-        variant: {**setup, **_latency_record(row, rows.get("fp32"))}
-        for variant, row in rows.items()
+        variant: _complete_record(untimed, row, rows.get("fp32")) for variant, row in rows.items()
     }
     for variant, reason in failures.items():
-        records[variant] = {**setup, "p50_ms": None, "reason": reason}
+        records[variant] = replace(untimed, reason=reason)
     return records
 
 
-def _latency_record(row: BenchRow, fp32_row: BenchRow | None) -> dict[str, Any]:
+def _complete_record(
+    untimed: LatencyRecord, row: BenchRow, fp32_row: BenchRow | None
+) -> LatencyRecord:
     if not row.rounds:
         reason = row.gate.reason or "its process ended before the first measurement"
-        return {"p50_ms": None, "reason": reason}
-    record: dict[str, Any] = {"p50_ms": row.percentile_ms(50)}
+        return replace(untimed, reason=reason)
+    record = replace(untimed, p50_ms=row.percentile_ms(50))
     if fp32_row is None or row is fp32_row or not fp32_row.rounds:
         return record
     ratios = round_ratios(fp32_row, row)
@@ -99,16 +93,15 @@ def _latency_record(row: BenchRow, fp32_row: BenchRow | None) -> dict[str, Any]:
     # On a shared machine the interval from six rounds is too narrow, so the sign test over the
     # rounds must agree.
     is_significant = sign_test(ratios) < _SIGNIFICANCE_LEVEL
+    verdict: SpeedVerdict = "inconclusive"
     if is_significant and speedup.low > 1:
         verdict = "faster"
     elif is_significant and speedup.high < 1:
         verdict = "slower"
-    else:
-        verdict = "inconclusive"
-    return {
-        **record,
-        "speedup": speedup.ratio,
-        "ci95": [speedup.low, speedup.high],
-        "rounds_won": sum(ratio > 1 for ratio in ratios),
-        "verdict": verdict,
-    }
+    return replace(
+        record,
+        speedup=speedup.ratio,
+        interval=(speedup.low, speedup.high),
+        rounds_won=sum(ratio > 1 for ratio in ratios),
+        verdict=verdict,
+    )

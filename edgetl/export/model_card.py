@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from string import Template
-from typing import Any
 
-from edgetl.device.runtime.bundle import Variant
+from edgetl.core.artifacts.bundle import (
+    AccuracyRecord,
+    BundleManifest,
+    LatencyRecord,
+    VariantRecord,
+)
 
 CARD = Template("""# $model: $classes classes
 
@@ -57,11 +61,12 @@ of `predict.cpp`.
 """)
 
 
-def model_card(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
-    """Return Markdown for the bundle described by `manifest`; the first variant must be fp32."""
+def model_card(manifest: BundleManifest) -> str:
+    """Return Markdown for the bundle described by `manifest`."""
+    variants = manifest.variants
     variant = variants[0]
-    labels = manifest["labels"]
-    crop = manifest["preprocessing"]["crop"]
+    labels = manifest.labels
+    crop = manifest.preprocessing.crop
     has_image_input = variant.input == "image"
     label_text = ", ".join(labels[:20])
     if len(labels) > 20:
@@ -70,46 +75,48 @@ def model_card(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
     cpp = ""
     if has_image_input:
         input_format = "a photo as uint8 `[batch, height, width, 3]` RGB, of any size"
-        cpp = _CPP.substitute(file=f"{manifest['recommended'] or 'fp32'}.onnx")
+        cpp = _CPP.substitute(file=f"{manifest.recommended or 'fp32'}.onnx")
     compared = [item for item in variants if item.size is None]
+    network, path = variant.parity.network, variant.parity.path
+    assert network is not None, "the first variant is float32"
     return CARD.substitute(
-        model=manifest["run"]["model"],
+        model=manifest.run.model,
         classes=len(labels),
-        version=manifest["edgetl"],
-        run_id=manifest["run"]["id"],
-        weights=manifest["run"]["weights"],
+        version=manifest.edgetl,
+        run_id=manifest.run.id,
+        weights=manifest.run.weights,
         labels=label_text,
         accuracy=_accuracy_text(variant.accuracy),
-        proof_images=variant.parity["network"]["images"],
-        proof_kind=variant.parity["network"]["kind"],
-        network_diff=f"{variant.parity['network']['max_abs_diff']:.2g}",
-        path_diff=f"{variant.parity['path']['max_abs_diff']:.2g}",
+        proof_images=network.images,
+        proof_kind=network.kind,
+        network_diff=f"{network.max_abs_diff:.2g}",
+        path_diff=f"{path.max_abs_diff:.2g}",
         input="image" if has_image_input else "pixels",
         input_format=input_format,
         where=" (inside the ONNX file)" if has_image_input else "",
-        preprocessing=json.dumps(manifest["preprocessing"]),
+        preprocessing=json.dumps(manifest.preprocessing.to_json()),
         cpp=cpp,
         files="\n".join(_file_rows(variants)),
-        web=_WEB.substitute(manifest["web"]) if "web" in manifest else "",
+        web="" if manifest.web is None else _WEB.substitute(vars(manifest.web)),
         variants=_variants_table(manifest, compared) if len(compared) > 1 else "",
         fixed="".join(map(_fixed_size_text, variants)),
-        golden=manifest["golden"]["kind"],
+        golden=manifest.golden.kind,
     )
 
 
-def _accuracy_text(accuracy: dict[str, Any]) -> str:
-    if not accuracy:
+def _accuracy_text(accuracy: AccuracyRecord | None) -> str:
+    if accuracy is None:
         return "not measured; there were no labeled validation images."
-    low, high = accuracy["ci95"]
+    low, high = accuracy.interval
     return (
-        f"{accuracy['top1']:.1%} top-1 (95% interval {low:.1%} to {high:.1%}), "
-        f"macro-F1 {accuracy['macro_f1']:.3f}, measured with this ONNX file on "
-        f"{accuracy['images']} {accuracy['split']} images; "
-        f"{accuracy['flips']} labels differ from PyTorch's."
+        f"{accuracy.top1:.1%} top-1 (95% interval {low:.1%} to {high:.1%}), "
+        f"macro-F1 {accuracy.macro_f1:.3f}, measured with this ONNX file on "
+        f"{accuracy.images} {accuracy.split} images; "
+        f"{accuracy.flips} labels differ from PyTorch's."
     )
 
 
-def _fixed_size_text(variant: Variant) -> str:
+def _fixed_size_text(variant: VariantRecord) -> str:
     if variant.size is None:
         return ""
     height, width = variant.size
@@ -119,54 +126,63 @@ def _fixed_size_text(variant: Variant) -> str:
     )
 
 
-def _file_rows(variants: Sequence[Variant]) -> Iterator[str]:
+def _file_rows(variants: Sequence[VariantRecord]) -> Iterator[str]:
     for variant in variants:
-        entries = [
-            {"file": variant.file, "bytes": variant.bytes, "sha256": variant.sha256},
-            variant.report.get("ort"),
-        ]
-        for entry in entries:
-            if entry:
-                yield f"| {entry['file']} | {entry['bytes']} | `{entry['sha256']}` |"
+        for record in variant.files:
+            yield f"| {record.file} | {record.bytes} | `{record.sha256}` |"
 
 
-def _variants_table(manifest: dict[str, Any], variants: Sequence[Variant]) -> str:
+def _variants_table(manifest: BundleManifest, variants: Sequence[VariantRecord]) -> str:
+    baseline = variants[0].latency
+    measured = ""
+    if baseline is not None:
+        measured = (
+            "Latencies are p50 of one image, network only, "
+            f"{baseline.threads} threads, on {baseline.cpu}. "
+        )
     lines = [
         "",
         "## Variants",
         "",
-        f"Recommended: **{manifest['recommended'] or 'none: no variant met the limits'}**. "
-        "Latencies are p50 of one image, network only, "
-        f"{variants[0].latency.get('threads')} threads, on {variants[0].latency.get('cpu')}. "
+        f"Recommended: **{manifest.recommended or 'none: no variant met the limits'}**. {measured}"
         "Measure them on the target device with `edgetl bench`.",
         "",
         "| variant | MB | p50 ms | speed-up | top-1 | macro-F1 | labels changed "
         "| mean / max logit difference | method |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for variant in variants:
-        latency, accuracy, path = variant.latency, variant.accuracy, variant.parity["path"]
-        low, high = latency.get("ci95", (0, 0))
-        cells = [
-            variant.name,
-            f"{variant.bytes / 1e6:.2f}",
-            f"{latency['p50_ms']:.2f}" if latency.get("p50_ms") else "",
-            f"{latency['speedup']:.2f} ({low:.2f} to {high:.2f})" if "speedup" in latency else "",
-            f"{accuracy['top1']:.1%}" if accuracy else "",
-            f"{accuracy['macro_f1']:.3f}" if accuracy else "",
-            str(accuracy["flips"]) if accuracy else "",
-            f"{path['mean_abs_diff']:.2g} / {path['max_abs_diff']:.2g}"
-            if "mean_abs_diff" in path
-            else f"{path['max_abs_diff']:.2g}",
-            variant.report.get("chosen", "float32"),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"| {' | '.join(_variant_cells(variant))} |" for variant in variants]
     lines.append("")
-    for name, reason in manifest.get("not_recommended", {}).items():
+    for name, reason in manifest.rejection_reasons.items():
         lines.append(f"- {name} {reason}.")
     for variant in variants:
-        operators = variant.report.get("slow_because", {}).get("to_blame")
-        if operators:
-            lines.append(f"- {variant.name} spends its time in {operators}.")
+        slow_because = variant.report.slow_because
+        if slow_because is not None and slow_because.summary:
+            lines.append(f"- {variant.name} spends its time in {slow_because.summary}.")
     lines.append("")
     return "\n".join(lines)
+
+
+def _variant_cells(variant: VariantRecord) -> Iterator[str]:
+    yield variant.name
+    yield f"{variant.bytes / 1e6:.2f}"
+    yield "" if variant.p50_ms is None else f"{variant.p50_ms:.2f}"
+    yield _speedup_text(variant.latency)
+    accuracy = variant.accuracy
+    if accuracy is None:
+        yield from ("", "", "")
+    else:
+        yield f"{accuracy.top1:.1%}"
+        yield f"{accuracy.macro_f1:.3f}"
+        yield str(accuracy.flips)
+    path = variant.parity.path
+    mean = "" if path.mean_abs_diff is None else f"{path.mean_abs_diff:.2g} / "
+    yield f"{mean}{path.max_abs_diff:.2g}"
+    yield variant.report.method or "float32"
+
+
+def _speedup_text(latency: LatencyRecord | None) -> str:
+    if latency is None or latency.speedup is None or latency.interval is None:
+        return ""
+    low, high = latency.interval
+    return f"{latency.speedup:.2f} ({low:.2f} to {high:.2f})"

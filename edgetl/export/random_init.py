@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from torch import fx, nn
 
 from edgetl import __version__
+from edgetl.core.artifacts.bundle import ModelMetadata
 from edgetl.core.artifacts.candidates import CandidateParity
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.finetune import FinetuneConfig
@@ -108,14 +109,14 @@ def write_untrained(
         ).model
         pixels = torch.randn(_BATCH_SIZE, 3, crop, crop)
         _initialize_batch_norm_stats(network, pixels)
-    metadata = {
-        "labels": [f"class {number}" for number in range(classes)],
-        "preprocessing": preprocessing.to_json(),
-        "input": "image",
-        "version": __version__,
-        "run_id": "untrained",
-        "model": architecture,
-    }
+    metadata = ModelMetadata(
+        labels=tuple(f"class {number}" for number in range(classes)),
+        preprocessing=preprocessing,
+        input="image",
+        run_id="untrained",
+        version=__version__,
+        model=architecture,
+    )
     graph = _export_untrained_graph(network, architecture, crop, classes)
     model = assemble(graph, preprocessing, "image", metadata)
     file.write_bytes(model.SerializeToString(deterministic=True))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from edgetl.core.artifacts.bundle import VariantRecord
 from edgetl.core.config.export import ExportConfig
-from edgetl.device.runtime.bundle import Variant
 
 _PRECISION_NOTES = {
     "fp16": "; it is meant for GPUs, CPUs compute it in float32",
@@ -24,7 +24,7 @@ class VariantChoice:
     """Variant name to a clause on why it was rejected; variants that meet all limits have none."""
 
 
-def choose(variants: Sequence[Variant], config: ExportConfig) -> VariantChoice:
+def choose(variants: Sequence[VariantRecord], config: ExportConfig) -> VariantChoice:
     """Choose the fastest or smallest variant within the accuracy and latency limits.
 
     To be chosen for latency, a variant must be significantly faster than fp32 (its interval
@@ -51,26 +51,25 @@ def choose(variants: Sequence[Variant], config: ExportConfig) -> VariantChoice:
         # If p50 is equal, prefer fp32.
         best = min(
             fitting,
-            key=lambda variant: (variant.latency.get("p50_ms") or 0.0, variant.name != "fp32"),
+            key=lambda variant: (variant.p50_ms or 0.0, variant.name != "fp32"),
         )
     return VariantChoice(best.name, reasons)
 
 
-def _unmet_limit_reason(variant: Variant, config: ExportConfig) -> str:
+def _unmet_limit_reason(variant: VariantRecord, config: ExportConfig) -> str:
     max_drop = config.max_accuracy_drop
-    search = variant.report.get("search", {})
-    if search.get("fits") is False:
-        drop = search["candidates"][search["chosen"]]["held_back"]["drop"]
+    search = variant.search
+    if search is not None and not search.is_within_limit:
         return (
-            f"loses {drop:.1f} points on held-out training images, the limit is {max_drop:g}, "
+            f"loses {search.chosen.score.drop:.1f} points on held-out training images, the limit is {max_drop:g}, "
             "and no repair helped"
         )
     drop = accuracy_drop(variant)
     if drop > max_drop:
         return f"loses {drop:.1f} points of accuracy, the limit is {max_drop:g}"
-    if variant.latency.get("reason"):
-        return f"was not timed: {variant.latency['reason']}"
-    p50_ms = variant.latency.get("p50_ms")
+    if variant.latency is not None and variant.latency.reason:
+        return f"was not timed: {variant.latency.reason}"
+    p50_ms = variant.p50_ms
     if config.max_latency_ms is None or (p50_ms is not None and p50_ms <= config.max_latency_ms):
         return ""
     if not p50_ms:
@@ -78,44 +77,39 @@ def _unmet_limit_reason(variant: Variant, config: ExportConfig) -> str:
     return f"takes {p50_ms:.2f} ms, the limit is {config.max_latency_ms:g} ms"
 
 
-def _not_faster_reason(variant: Variant, config: ExportConfig, fp32_fits: bool) -> str:
-    if not fp32_fits or config.optimise != "latency" or variant.name == "fp32":
+def _not_faster_reason(variant: VariantRecord, config: ExportConfig, fp32_fits: bool) -> str:
+    if not fp32_fits or config.optimise != "latency" or variant.name == "fp32" or variant.is_faster:
         return ""
+    note = _PRECISION_NOTES.get(variant.precision, "")
     latency = variant.latency
-    if latency.get("verdict") == "faster":
-        return ""
-    low, high = latency.get("ci95", (0.0, 0.0))
+    if latency is None or latency.speedup is None or latency.interval is None:
+        return f"was not compared with fp32{note}"
+    low, high = latency.interval
     return (
-        f"is not significantly faster than fp32 here: {latency.get('speedup', 0.0):.2f} times "
-        f"[{low:.2f}, {high:.2f}], faster in {latency.get('rounds_won', 0)} of "
-        f"{latency.get('rounds', 0)} rounds{_PRECISION_NOTES.get(variant.precision, '')}"
+        f"is not significantly faster than fp32 here: {latency.speedup:.2f} times "
+        f"[{low:.2f}, {high:.2f}], faster in {latency.rounds_won} of {latency.rounds} rounds{note}"
     )
 
 
-def accuracy_drop(variant: Variant) -> float:
+def accuracy_drop(variant: VariantRecord) -> float:
     """Return the points of top-1 lost against PyTorch.
 
     Without true labels it is the share of images, in percent, whose label differs from PyTorch's.
     """
-    drop = variant.accuracy.get("drop")
-    if drop is not None:
-        return float(drop)
-    agreement: float = variant.parity.get("path", {}).get("top1_agreement", 1.0)
-    return 100.0 * (1 - agreement)
+    if variant.accuracy is not None:
+        return variant.accuracy.drop
+    return 100.0 * (1 - variant.parity.path.top1_agreement)
 
 
-def describe_closest_variant(variants: Sequence[Variant], config: ExportConfig) -> str:
+def describe_closest_variant(variants: Sequence[VariantRecord], config: ExportConfig) -> str:
     """Return a sentence on the fastest accurate variant, for when none meets the latency limit."""
     unlimited = replace(config, max_latency_ms=None)
-    accurate = [
-        variant
+    timed = [
+        (variant.p50_ms, variant)
         for variant in variants
-        if not _unmet_limit_reason(variant, unlimited) and variant.latency.get("p50_ms")
+        if variant.p50_ms is not None and not _unmet_limit_reason(variant, unlimited)
     ]
-    if not accurate or config.max_latency_ms is None:
+    if not timed or config.max_latency_ms is None:
         return ""
-    best = min(accurate, key=lambda variant: variant.latency["p50_ms"])
-    return (
-        f"{best.name} came closest: {best.latency['p50_ms']:.2f} ms with "
-        f"{accuracy_drop(best):.1f} points lost."
-    )
+    p50_ms, best = min(timed, key=lambda item: item[0])
+    return f"{best.name} came closest: {p50_ms:.2f} ms with {accuracy_drop(best):.1f} points lost."

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgetl.core.artifacts.bundle import (
+    BuildReport,
+    ModelMetadata,
+    OperatorTime,
+    ParityRecord,
+    SlowOperators,
+    VariantRecord,
+)
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.files import sha256_file
 from edgetl.core.paths import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.registry import QUANTIZERS, load_from_registry
 from edgetl.device.bench.inputs import make_model_input
-from edgetl.device.runtime.bundle import Variant
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import normalize, resize_and_crop
 from edgetl.device.runtime.profile import profile_nodes, summarize_operators
@@ -28,12 +34,11 @@ from edgetl.export.graph.preprocessing import PIXELS
 from edgetl.export.parity.divergence import describe_first_noisy_module
 from edgetl.export.parity.metrics import (
     EvaluationImages,
-    LabelFlip,
+    FlippedImage,
     Logits,
     compute_accuracy,
     compute_parity,
     find_label_flips,
-    label_flips_to_json,
     logits_for_batches,
     logits_for_images,
 )
@@ -58,14 +63,15 @@ _INT8_CAPABLE_OPERATORS = (
     "Concat", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
 )  # fmt: skip
 """Other operators that work on integers, convert to or from them, or move data."""
+_MAX_LISTED_FLIPS = 50
+"""Largest number of flips listed in bundle.json."""
 _MAX_LISTED_OPERATORS, _MIN_TIME_SHARE = 6, 0.02
 
 
-def operator_times(network: onnx.ModelProto) -> dict[str, dict[str, Any]]:
-    """Profile a network and return its operator types, the most expensive first.
+def operator_times(network: onnx.ModelProto) -> dict[str, OperatorTime]:
+    """Profile a network; return the time of each operator type, the most expensive first.
 
-    Types are those after ONNX Runtime's fusions; each maps to {"nodes": count, "share": of the
-    inference time}.
+    Types are those after ONNX Runtime's fusions.
     """
     dimensions = network.graph.input[0].type.tensor_type.shape.dim[1:]
     shape = [dimension.dim_value for dimension in dimensions]
@@ -76,25 +82,24 @@ def operator_times(network: onnx.ModelProto) -> dict[str, dict[str, Any]]:
         lambda prefix: create_session(content, profile_prefix=prefix), {PIXELS: pixels}, _RUNS
     )
     return {
-        time.operator: {"nodes": time.nodes, "share": time.share}
-        for time in summarize_operators(nodes)
+        time.operator: OperatorTime(time.nodes, time.share) for time in summarize_operators(nodes)
     }
 
 
-def slowest_operators_text(times: dict[str, dict[str, Any]]) -> str:
+def slowest_operators_text(times: Mapping[str, OperatorTime]) -> str:
     """Describe the most expensive operators of a quantized network, int8 products left out."""
     descriptions = []
     for operator, time in times.items():
-        if operator.startswith(_INT8_COMPUTE_OPERATORS) or time["share"] < _MIN_TIME_SHARE:
+        if operator.startswith(_INT8_COMPUTE_OPERATORS) or time.share < _MIN_TIME_SHARE:
             continue
         suffix = "" if operator.startswith(_INT8_CAPABLE_OPERATORS) else ", in float"
         descriptions.append(
-            f"{operator} ({time['nodes']} nodes, {time['share']:.0%} of the time{suffix})"
+            f"{operator} ({time.nodes} nodes, {time.share:.0%} of the time{suffix})"
         )
     return ", ".join(descriptions[:_MAX_LISTED_OPERATORS])
 
 
-def draw_flips(path: Path, variant: str, flips: Sequence[LabelFlip], total: int) -> None:
+def draw_flips(path: Path, variant: str, flips: Sequence[FlippedImage], total: int) -> None:
     """Draw the images whose label changed as a PNG, or a message if there are none."""
     path.parent.mkdir(exist_ok=True)
     if not flips:
@@ -108,14 +113,13 @@ def draw_flips(path: Path, variant: str, flips: Sequence[LabelFlip], total: int)
     save_photo_sheet(path, title, tiles)
 
 
-def _flip_tile(flip: LabelFlip, variant: str) -> Tile:
+def _flip_tile(flip: FlippedImage, variant: str) -> Tile:
     labels = [("PyTorch", flip.expected, ""), (variant, flip.predicted, "")]
     if flip.truth:
         labels.insert(0, ("true", flip.truth, ""))
     return Tile(thumbnail(load_image(flip.file)), flip.file.name, tuple(labels))
 
 
-_FASTER = "faster"
 _DIAGNOSIS_IMAGES = 4
 """Number of images used to find the first module that diverges."""
 
@@ -128,7 +132,7 @@ class VariantBuilder:
     config: ExportConfig
     preprocessing: Preprocessing
     labels: Sequence[str]
-    metadata: dict[str, Any]
+    metadata: ModelMetadata
     """Metadata written into each ONNX file."""
     evaluation_images: EvaluationImages
     reference_logits: Logits
@@ -154,13 +158,12 @@ class VariantBuilder:
         """
         with np.load(self.directory.golden_logits, allow_pickle=False) as golden:
             paths = [self.directory.path / name for name in golden["files"]]
-            images = EvaluationImages(paths, None, "golden")
-            logits = logits_for_images(file, images, self.preprocessing, self.config.input)
+            logits = logits_for_images(file, paths, self.preprocessing, self.config.input)
             reference = golden["logits"]
         predicted_logit = np.take_along_axis(reference, logits.argmax(1)[:, None], 1)[:, 0]
         tensors = [
             make_model_input(load_image(path), self.preprocessing, self.config.input)
-            for path in images.files
+            for path in paths
         ]
         fp32_logits = logits_for_batches(self.directory.variant("fp32"), tensors)
         fp32_difference = logits_for_batches(file, tensors) - fp32_logits
@@ -173,10 +176,10 @@ class VariantBuilder:
         return float(np.max(differences))
 
     def describe(
-        self, name: str, file: Path, precision: str, parity: dict[str, Any], logits: Logits
-    ) -> Variant:
+        self, name: str, file: Path, precision: str, parity: ParityRecord, logits: Logits
+    ) -> VariantRecord:
         """Return the manifest entry of a file; with `ort_format`, also write its .ort file."""
-        variant = Variant(
+        return VariantRecord(
             name=name,
             file=file.name,
             sha256=sha256_file(file),
@@ -188,28 +191,26 @@ class VariantBuilder:
             accuracy=compute_accuracy(
                 logits, self.reference_logits, self.evaluation_images, self.labels
             ),
+            report=BuildReport(ort=write_ort(file) if self.config.ort_format else None),
         )
-        if not self.config.ort_format:
-            return variant
-        return replace(variant, report={"ort": write_ort(file)})
 
 
 @dataclass(frozen=True)
 class BuiltVariant:
     """A smaller variant with its quantized network and label flips."""
 
-    variant: Variant
+    variant: VariantRecord
     quantized_model: QuantizedModel
-    flips: list[LabelFlip]
+    flips: list[FlippedImage]
 
-    def with_profile(self) -> Variant:
+    def with_profile(self) -> VariantRecord:
         """Return the manifest entry; an int8 variant that is not faster gets its operator times."""
-        is_faster = self.variant.latency.get("verdict") == _FASTER
-        if is_faster or not self.quantized_model.precision.startswith("int8"):
+        if self.variant.is_faster or not self.quantized_model.precision.startswith("int8"):
             return self.variant
         times = operator_times(self.quantized_model.network)
-        slow_because = {"operators": times, "to_blame": slowest_operators_text(times)}
-        return replace(self.variant, report={**self.variant.report, "slow_because": slow_because})
+        slow_because = SlowOperators(times, slowest_operators_text(times))
+        report = replace(self.variant.report, slow_because=slow_because)
+        return replace(self.variant, report=report)
 
 
 def make_variant(name: str, task: QuantizationTask, builder: VariantBuilder) -> BuiltVariant:
@@ -222,19 +223,20 @@ def make_variant(name: str, task: QuantizationTask, builder: VariantBuilder) -> 
     file = builder.write(name, quantized.network)
     images = builder.evaluation_images
     task.notify(f"Checking {name} on the {images.kind} images", 0, 0)
-    logits = logits_for_images(file, images, builder.preprocessing, builder.config.input)
+    logits = logits_for_images(file, images.files, builder.preprocessing, builder.config.input)
     reference = builder.reference_logits
     flips = find_label_flips(logits, reference, images, builder.labels)
     parity = compute_parity(logits, reference, images.kind, builder.max_golden_difference(file))
     variant = builder.describe(name, file, quantized.precision, parity, logits)
-    report = {
-        **variant.report,
-        "chosen": quantized.summary,
-        "search": quantized.report,
-        "flips": label_flips_to_json(flips),
-    }
+    report = replace(
+        variant.report,
+        method=quantized.method,
+        search=quantized.search,
+        flips=tuple(flip.record for flip in flips[:_MAX_LISTED_FLIPS]),
+    )
     if not quantized.is_within_limit or accuracy_drop(variant) > builder.config.max_accuracy_drop:
-        report["diverges"] = describe_first_noisy_module(
+        divergence = describe_first_noisy_module(
             task.network, quantized.network, task.module_outputs, builder.diagnosis_inputs()
         )
+        report = replace(report, divergence=divergence)
     return BuiltVariant(replace(variant, report=report), quantized, flips)

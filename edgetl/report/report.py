@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bench_json import read_results, read_run_results
-from edgetl.core.artifacts.bundle import BundleManifest, read_bundle_manifest
+from edgetl.core.artifacts.bundle import BundleRecord, read_bundle_record
 from edgetl.core.artifacts.experiment import Experiment, read_experiment
 from edgetl.core.artifacts.run import RunRecord, read_run_record
 from edgetl.core.errors import ConfigError
@@ -38,7 +38,7 @@ class Report:
     page: Path
     """The HTML file."""
     run: RunRecord | None = None
-    bundle: BundleManifest | None = None
+    bundle: BundleRecord | None = None
     experiment: Experiment | None = None
     results: tuple[BenchResult, ...] = ()
     """Bench results on the page, those of the run if it shows a run."""
@@ -109,7 +109,7 @@ def _read_subject(
         report = Report(run.directory.report, run=run, results=run_results)
         return report, partial(render_run_report, run, run_results)
     if kind == "bundle":
-        bundle = read_bundle_manifest(paths[0])
+        bundle = read_bundle_record(paths[0])
         return Report(_DEFAULT_PAGE, bundle=bundle), partial(render_bundle_report, bundle)
     if kind == "experiment":
         folder = ExperimentDirectory(paths[0])

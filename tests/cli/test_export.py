@@ -162,11 +162,11 @@ def test_web_page_runs_recommended_variant_when_size_optimised(
     all_variants_bundle: Path, tmp_path: Path
 ) -> None:
     bundle = open_bundle(all_variants_bundle)
-    assert bundle.manifest["web"]["variant"] == bundle.recommended_variant_name != "fp32"
+    assert bundle.manifest.web.variant == bundle.manifest.recommended != "fp32"
     with browser(tmp_path / "browser") as web_browser:
         page = Page(web_browser, bundle.directory.web)
         page.visit()
-        assert f"variant {bundle.recommended_variant_name}," in page.text("origin")
+        assert f"variant {bundle.manifest.recommended}," in page.text("origin")
         for prediction in predict(bundle, bundle.load_golden().files):
             assert agrees(page.label(prediction.path, "click"), dict(prediction.top_labels))
         assert web_browser.complaints == []

@@ -231,7 +231,4 @@ def test_broken_file_is_reported_with_path_and_advice(tmp_path: Path) -> None:
     write_json(path, {**STORED, "ci95": None})
     with pytest.raises(BundleError) as error:
         read_as(Stored, *arguments)
-    assert (
-        str(error.value)
-        == f"{path} is broken: f.json.ci95 must be a list, got None. Copy it again."
-    )
+    assert str(error.value) == f"{path} is broken: ci95 must be a list, got None. Copy it again."

@@ -15,10 +15,11 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 
+from edgetl.core.artifacts.bundle import ModelMetadata
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import BundleError, ConfigError, DataError, ExportError, ParityError
 from edgetl.core.files import sha256_file
-from edgetl.device.runtime.bundle import open_bundle, read_metadata
+from edgetl.device.runtime.bundle import open_bundle
 from edgetl.device.runtime.classifier import open_classifier
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.export import exporter
@@ -59,11 +60,13 @@ def test_bundle_matches_its_manifest(stock_bundle: Path) -> None:
 def test_file_has_metadata_and_no_local_paths(stock_bundle: Path) -> None:
     model = onnx.load(stock_bundle / "fp32.onnx", load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
-    metadata = read_metadata({entry.key: entry.value for entry in model.metadata_props})
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    metadata = ModelMetadata.from_properties(properties)
+    assert metadata is not None
     bundle = open_bundle(stock_bundle)
-    assert metadata["labels"] == bundle.labels
-    assert metadata["preprocessing"] == bundle.preprocessing.to_json()
-    assert metadata["run_id"] == bundle.run_id
+    assert metadata.labels == bundle.labels
+    assert metadata.preprocessing == bundle.preprocessing
+    assert metadata.run_id == bundle.run_id
     assert not re.search(
         rb"site-packages|/[\w.-]+/[\w./-]+\.py", (stock_bundle / "fp32.onnx").read_bytes()
     )
@@ -141,16 +144,13 @@ def test_user_photos_are_proof_and_golden_images(tmp_path: Path, export: Any) ->
         blots = Image.fromarray(generator.integers(0, 256, (5, 7, 3), np.uint8))
         blots.resize((131, 97), Image.Resampling.BICUBIC).save(photos / f"{number}.jpg", quality=95)
     bundle = export(tmp_path / "given", images=photos)
-    assert bundle.select_variant().parity["network"]["images"] == 20
-    assert (
-        bundle.select_variant().parity["network"]["kind"]
-        == bundle.manifest["golden"]["kind"]
-        == "given"
-    )
+    parity = bundle.select_variant().parity
+    assert parity.network.images == parity.path.images == 20
+    assert parity.network.kind == bundle.manifest.golden.kind == "given"
     originals = {path.read_bytes() for path in photos.rglob("*.jpg")}
     assert all(path.read_bytes() in originals for path in bundle.load_golden().files)
     generated = export(tmp_path / "generated", images=photos, golden="generated")
-    assert generated.manifest["golden"]["kind"] == "generated"
+    assert generated.manifest.golden.kind == "generated"
     assert all(path.read_bytes() not in originals for path in generated.load_golden().files)
 
 

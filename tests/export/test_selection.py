@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgetl.core.artifacts.bundle import (
+    AccuracyRecord,
+    LatencyRecord,
+    ParityRecord,
+    PathParity,
+    VariantRecord,
+)
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.parsers import parse_milliseconds
 from edgetl.core.errors import ConfigError
-from edgetl.device.runtime.bundle import Variant
 from edgetl.export.selection import accuracy_drop, choose, describe_closest_variant
 
 
@@ -22,11 +29,17 @@ def variant(
     drop: float = 0.0,
     verdict: str = "faster",
     **latency: Any,
-) -> Variant:
-    record = {"p50_ms": p50, **latency}
+) -> VariantRecord:
+    record = LatencyRecord(p50, 2, "a CPU", 6, **latency)
     if p50:
-        record = {"speedup": 2.0, "ci95": [1.5, 2.5], "verdict": verdict, **record}
-    return Variant(name, f"{name}.onnx", "0", size, name, "image", 18, {}, {"drop": drop}, record)
+        record = replace(record, speedup=2.0, interval=(1.5, 2.5), verdict=verdict)
+    accuracy = AccuracyRecord("validation", 100, 0.9, (0.8, 0.95), 0.9, drop, flips=0)
+    return VariantRecord(
+        name, f"{name}.onnx", "0", size, name, "image", 18, PARITY, accuracy, record
+    )
+
+
+PARITY = ParityRecord(PathParity(100, "validation", 0.1, 0.2, top1_agreement=0.97))
 
 
 def test_choose_takes_fastest_within_accuracy_limit() -> None:
@@ -36,7 +49,7 @@ def test_choose_takes_fastest_within_accuracy_limit() -> None:
     assert choose(variants, ExportConfig(max_accuracy_drop=2.0)).name == "int8"
 
 
-@pytest.mark.parametrize("verdict", ["slower", "inconclusive", "noisy"])
+@pytest.mark.parametrize("verdict", ["slower", "inconclusive"])
 def test_choose_rejects_variant_not_faster_than_fp32(verdict: str) -> None:
     variants = [variant("fp32", 4.0), variant("int8", 3.9, verdict=verdict, size=25)]
     choice = choose(variants, ExportConfig())
@@ -68,7 +81,7 @@ def test_choose_rejects_variant_with_failed_gate() -> None:
 
 
 def test_choose_accepts_unproven_speedup_when_fp32_too_slow() -> None:
-    variants = [variant("fp32", 5.2), variant("int8", 4.9, verdict="noisy")]
+    variants = [variant("fp32", 5.2), variant("int8", 4.9, verdict="inconclusive")]
     assert choose(variants, ExportConfig(max_latency_ms=5.0)).name == "int8"
     assert choose(variants, ExportConfig(max_latency_ms=6.0)).name == "fp32"
 
@@ -101,7 +114,7 @@ def test_chosen_variant_meets_all_limits(
     allowed = [
         item
         for item in variants
-        if accuracy_drop(item) <= drop and (latency is None or item.latency["p50_ms"] <= latency)
+        if accuracy_drop(item) <= drop and (latency is None or item.p50_ms <= latency)
     ]
     if choice.name is None:
         assert "fp32" not in [item.name for item in allowed]
@@ -114,9 +127,7 @@ def test_chosen_variant_meets_all_limits(
 
 
 def test_accuracy_drop_is_label_disagreement_without_labels() -> None:
-    unlabeled = Variant(
-        "int8", "int8.onnx", "0", 1, "int8", "image", 18, {"path": {"top1_agreement": 0.97}}
-    )
+    unlabeled = replace(variant("int8", 1.0), accuracy=None)
     assert accuracy_drop(unlabeled) == pytest.approx(3.0)
 
 

@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.core.files import sha256_file, write_json
+from edgetl.core.artifacts.bundle import (
+    BundleManifest,
+    FileRecord,
+    GoldenRecord,
+    NetworkParity,
+    ParityRecord,
+    PathParity,
+    RunReference,
+    VariantRecord,
+    write_bundle_manifest,
+)
+from edgetl.core.config.export import InputKind
+from edgetl.core.files import sha256_file
+from edgetl.core.paths import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
 
 LABELS = ["cat", "dog"]
@@ -67,7 +79,7 @@ def write_bundle(
     *,
     labels: list[str] = LABELS,
     contract: Preprocessing = CONTRACT,
-    input_kind: str = "image",
+    input_kind: InputKind = "image",
     run_id: str = "0123456789ab",
     tolerance: float = 0.05,
 ) -> Path:
@@ -89,30 +101,48 @@ def write_bundle(
         files=np.array([f"golden/{path.name}" for path in golden]),
         logits=logits,
     )
-    variants: list[dict[str, Any]] = []
+    parity = ParityRecord(
+        PathParity(len(golden), "generated", 1e-6, tolerance, 1.0),
+        NetworkParity(len(golden), "generated", 1e-6, 1e-3),
+    )
+    variants = []
     for name, model in models.items():
         path = folder / f"{name}.onnx"
         path.write_bytes(model.SerializeToString())
-        size, digest = path.stat().st_size, sha256_file(path)
-        entry = {
-            "name": name,
-            "file": path.name,
-            "sha256": digest,
-            "bytes": size,
-            "precision": "fp32",
-            "input": input_kind,
-            "opset": 18,
-        }
-        variants.append(entry)
-    images = [{"file": f"golden/{path.name}", "sha256": sha256_file(path)} for path in golden]
-    arrays = {"file": "golden/golden.npz", "sha256": sha256_file(folder / "golden/golden.npz")}
-    content = {
-        "kind": "bundle",
-        "labels": labels,
-        "run": {"id": run_id, "model": "colours"},
-        "preprocessing": contract.to_json(),
-        "golden": {"kind": "generated", "images": images, "logits": arrays, "tolerance": tolerance},
-        "variants": variants,
-    }
-    write_json(folder / "bundle.json", content)
+        variants.append(
+            VariantRecord(
+                name=name,
+                file=path.name,
+                sha256=sha256_file(path),
+                bytes=path.stat().st_size,
+                precision="fp32",
+                input=input_kind,
+                opset=18,
+                parity=parity,
+                accuracy=None,
+            )
+        )
+    client = folder / "predict.py"
+    client.write_text("# client\n", encoding="utf-8")
+    manifest = BundleManifest(
+        edgetl="0.1.0",
+        run=RunReference(run_id, "colours", "none"),
+        labels=tuple(labels),
+        preprocessing=contract,
+        golden=GoldenRecord(
+            "generated",
+            tolerance,
+            tuple(_file_record(folder, path) for path in golden),
+            _file_record(folder, folder / "golden/golden.npz"),
+        ),
+        client=_file_record(folder, client),
+        versions={},
+        variants=tuple(variants),
+        recommended=variants[0].name,
+    )
+    write_bundle_manifest(BundleDirectory(folder), manifest)
     return folder
+
+
+def _file_record(folder: Path, path: Path) -> FileRecord:
+    return FileRecord(path.relative_to(folder).as_posix(), sha256_file(path))

@@ -5,12 +5,27 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from edgetl.core.artifacts.bundle import (
+    AccuracyRecord,
+    BuildReport,
+    BundleManifest,
+    FileRecord,
+    GoldenRecord,
+    LatencyRecord,
+    NetworkParity,
+    ParityRecord,
+    PathParity,
+    RunReference,
+    VariantRecord,
+    write_bundle_manifest,
+)
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.files import sha256_file, write_json
 from edgetl.core.paths import BundleDirectory, RunDirectory
@@ -179,7 +194,14 @@ def _write_predictions(
 def write_bundle(
     path: Path, labels: Sequence[str] = CLASSES, timed: bool = True, **changes: Any
 ) -> BundleDirectory:
-    """Write a bundle with fp32 and a recommended int8 variant; the files are placeholders."""
+    """Write a bundle with fp32 and a recommended int8 variant; the files are placeholders.
+
+    Args:
+        path: folder of the bundle.
+        labels: names of the classes.
+        timed: whether the variants have latencies.
+        changes: other fields of BundleManifest.
+    """
     bundle = BundleDirectory(path)
     bundle.golden.mkdir(parents=True)
     for name in ("fp32", "int8"):
@@ -191,73 +213,65 @@ def write_bundle(
     for photo in photos:
         Image.new("RGB", (40, 30), (200, 80, 40)).save(photo)
 
-    def entry(file: Path) -> dict[str, str]:
-        return {"file": file.relative_to(path).as_posix(), "sha256": sha256_file(file)}
+    def record(file: Path) -> FileRecord:
+        return FileRecord(file.relative_to(path).as_posix(), sha256_file(file))
 
-    manifest = {
-        "kind": "bundle",
-        "edgetl": "0.1.0",
-        "run": {"id": "0123456789ab", "model": "mobilenet_v2", "weights": "net.safetensors"},
-        "labels": list(labels),
-        "preprocessing": Preprocessing.for_image_size(64).to_json(),
-        "recommended": "int8",
-        "not_recommended": {},
-        "golden": {
-            "kind": "validation",
-            "tolerance": 0.05,
-            "images": [entry(photo) for photo in photos],
-            "logits": entry(bundle.golden_logits),
-        },
-        "client": entry(bundle.client),
-        "cpp_client": entry(bundle.cpp_client),
-        "versions": {"torch": "2.9.0"},
-        "variants": [_variant(bundle, "fp32", timed), _variant(bundle, "int8", timed)],
-    }
-    write_json(bundle.manifest, manifest | changes)
+    manifest = BundleManifest(
+        edgetl="0.1.0",
+        run=RunReference("0123456789ab", "mobilenet_v2", "net.safetensors"),
+        labels=tuple(labels),
+        preprocessing=Preprocessing.for_image_size(64),
+        recommended="int8",
+        golden=GoldenRecord(
+            "validation",
+            0.05,
+            tuple(record(photo) for photo in photos),
+            record(bundle.golden_logits),
+        ),
+        client=record(bundle.client),
+        cpp_client=record(bundle.cpp_client),
+        versions={"torch": "2.9.0"},
+        variants=(_fp32_variant(bundle, timed), _int8_variant(bundle, timed)),
+    )
+    write_bundle_manifest(bundle, replace(manifest, **changes))
     return bundle
 
 
-def _variant(bundle: BundleDirectory, name: str, timed: bool) -> dict[str, Any]:
-    file = bundle.variant(name)
-    quantized = name != "fp32"
-    images = {"images": 30, "kind": "validation"}
-    parity = {
-        "path": {
-            **images,
-            "max_abs_diff": 0.4 if quantized else 0.007,
-            "tolerance": 0.5 if quantized else 0.05,
-            "top1_agreement": 0.9 if quantized else 1.0,
-        }
-    }
-    if not quantized:
-        network = {**images, "max_abs_diff": 8e-6, "tolerance": 1e-3}
-        parity = {"network": network, **parity}
-    latency: dict[str, Any] = {
-        "p50_ms": 2.5 if quantized else 5.0,
-        "threads": 2,
-        "cpu": "Cortex-A76",
-        "rounds": 6,
-    }
-    if quantized:
-        latency |= {"speedup": 2.0, "ci95": [1.6, 2.4], "verdict": "faster"}
-    return {
-        "name": name,
-        "file": file.name,
-        "sha256": sha256_file(file),
-        "bytes": 2_500_000 if quantized else 8_900_000,
-        "precision": name,
-        "input": "image",
-        "opset": 18,
-        "parity": parity,
-        "accuracy": {
-            "split": "validation",
-            "images": 30,
-            "top1": 0.8 if quantized else 25 / 30,
-            "ci95": [0.66, 0.93],
-            "macro_f1": 0.83,
-            "drop": 3.3 if quantized else 0.0,
-            "flips": 3 if quantized else 0,
-        },
-        "latency": latency if timed else {},
-        "report": {"chosen": "U8S8 per channel"} if quantized else {},
-    }
+_LATENCY = LatencyRecord(p50_ms=5.0, threads=2, cpu="Cortex-A76", rounds=6)
+_ACCURACY = AccuracyRecord("validation", 30, 25 / 30, (0.66, 0.93), 0.83, drop=0.0, flips=0)
+
+
+def _fp32_variant(bundle: BundleDirectory, timed: bool) -> VariantRecord:
+    file = bundle.variant("fp32")
+    return VariantRecord(
+        name="fp32",
+        file=file.name,
+        sha256=sha256_file(file),
+        bytes=8_900_000,
+        precision="fp32",
+        input="image",
+        opset=18,
+        parity=ParityRecord(
+            PathParity(30, "validation", 0.007, 0.05, 1.0),
+            NetworkParity(30, "validation", 8e-6, 1e-3),
+        ),
+        accuracy=_ACCURACY,
+        latency=_LATENCY if timed else None,
+    )
+
+
+def _int8_variant(bundle: BundleDirectory, timed: bool) -> VariantRecord:
+    latency = replace(_LATENCY, p50_ms=2.5, speedup=2.0, interval=(1.6, 2.4), verdict="faster")
+    file = bundle.variant("int8")
+    return replace(
+        _fp32_variant(bundle, timed),
+        name="int8",
+        file=file.name,
+        sha256=sha256_file(file),
+        bytes=2_500_000,
+        precision="int8",
+        parity=ParityRecord(PathParity(30, "validation", 0.4, 0.5, 0.9)),
+        accuracy=replace(_ACCURACY, top1=0.8, drop=3.3, flips=3),
+        latency=latency if timed else None,
+        report=BuildReport(method="U8S8 per channel"),
+    )

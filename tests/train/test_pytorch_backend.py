@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch._inductor.exc import InvalidCxxCompiler
 
 from edgetl.core.artifacts.bench_json import read_result
+from edgetl.core.artifacts.bundle import ModelMetadata
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.config.torch_modes import BF16_TOLERANCE, FP16_TOLERANCE
@@ -82,7 +83,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
         export_network_graph(model.model, PREPROCESSING.crop, len(LABELS), 18).model,
         PREPROCESSING,
         "image",
-        {"version": "test"},
+        ModelMetadata(tuple(LABELS), PREPROCESSING, "image", model.run_id),
     )
     write_bundle(
         run.bundle,

@@ -22,11 +22,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edgetl.core.artifacts.bundle import VariantRecord
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
 from edgetl.demo.images.dataset import generate_inspection_dataset
-from edgetl.device.runtime.bundle import Bundle, Variant, open_bundle
+from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.device.runtime.classifier import open_classifier
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.export.exporter import export_run
@@ -127,7 +128,9 @@ def compare(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple
     return bool((same | close).all()), summary
 
 
-def check(bundle: Bundle, variant: Variant, pythons: dict[str, Path], folder: Path) -> list[str]:
+def check(
+    bundle: Bundle, variant: VariantRecord, pythons: dict[str, Path], folder: Path
+) -> list[str]:
     """Return a line for each runtime; unexpected results begin with FAILED."""
     model = bundle.variant_path(variant)
     onnx.checker.check_model(onnx.load(model), full_check=True)

@@ -1,30 +1,109 @@
-"""Bundle manifest: variants, their parity, accuracy and latency, and the integrity of files."""
+"""Bundle manifest: variants, their parity, accuracy and latency, and the hashes of all files."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from edgetl.core.errors import BundleError, ConfigError
-from edgetl.core.files import read_json, sha256_file
+from edgetl.core.artifacts.gate import GateResult
+from edgetl.core.config.export import InputKind
+from edgetl.core.errors import BundleError
+from edgetl.core.files import parse_json, sha256_file, write_json
+from edgetl.core.formatting import pluralize
 from edgetl.core.paths import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.typed_json import (
+    FieldError,
+    JsonObject,
+    in_json,
+    parse_as,
+    read_as,
+    to_json,
+)
 
 FileStatus = Literal["as proven", "altered", "missing"]
+ImageSource = Literal["validation", "training", "given", "generated"]
+"""Source of the images that a bundle was proven on."""
+SpeedVerdict = Literal["faster", "slower", "inconclusive"]
+CalibrationMethodName = Literal["minmax", "entropy", "percentile"]
+"""Calibration method.
+
+`minmax` takes the observed range, `entropy` the range that loses the least information (Migacz,
+2017), `percentile` the range that contains all but one in ten thousand values.
+"""
+MAX_PIXELS = 2**26
+"""Largest input image of a variant of fixed size, in pixels."""
 
 
 @dataclass(frozen=True)
-class VariantAccuracy:
+class FileRecord:
+    """File of the bundle with its hash."""
+
+    file: str
+    """Path relative to the bundle."""
+    sha256: str
+    bytes: int | None = field(default=None, metadata=in_json(omit_default=True))
+
+
+@dataclass(frozen=True)
+class NetworkParity:
+    """Parity of the float32 network with PyTorch on identical tensors."""
+
+    images: int
+    kind: ImageSource
+    max_abs_diff: float
+    """Largest |logit difference|."""
+    tolerance: float
+    batches: tuple[int, ...] = field(default=(), metadata=in_json(omit_default=True))
+    """Batch sizes tested."""
+
+
+@dataclass(frozen=True)
+class PathParity:
+    """Parity with PyTorch from decoded image to logits."""
+
+    images: int
+    kind: ImageSource
+    max_abs_diff: float
+    """Largest |logit difference|."""
+    tolerance: float
+    """Largest accepted |logit difference| on a device."""
+    top1_agreement: float
+    """Share of images with PyTorch's label; for float32, ties count as equal."""
+    mean_abs_diff: float | None = field(default=None, metadata=in_json(omit_default=True))
+    """Mean |logit difference|; only for smaller variants."""
+    batches: tuple[int, ...] = field(default=(), metadata=in_json(omit_default=True))
+    """Batch sizes tested; only for float32, like the following fields."""
+    sizes: int | None = field(default=None, metadata=in_json(omit_default=True))
+    """Number of additional image sizes tested."""
+    max_grey_levels: int | None = None
+    """Largest difference of a pixel after the resize in the graph; None if it was not compared."""
+    ties: int | None = field(default=None, metadata=in_json(omit_default=True))
+    """Number of images whose label differs only because PyTorch's two best logits nearly tie."""
+
+
+@dataclass(frozen=True)
+class ParityRecord:
+    """Both parts of a variant's proof."""
+
+    path: PathParity
+    network: NetworkParity | None = field(default=None, metadata=in_json(omit_default=True))
+    """Only for float32."""
+
+
+@dataclass(frozen=True)
+class AccuracyRecord:
     """Accuracy of a variant's ONNX file."""
 
-    split: str
+    split: ImageSource
     images: int
     top1: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] = field(metadata=in_json(key="ci95"))
+    """95% interval of `top1`."""
     macro_f1: float
     drop: float
     """Percentage points of top-1 accuracy lost against PyTorch."""
@@ -33,31 +112,180 @@ class VariantAccuracy:
 
 
 @dataclass(frozen=True)
-class VariantLatency:
+class LatencyRecord:
     """Latency of a variant on the machine that exported it."""
 
     p50_ms: float | None
-    speedup: float | None
-    """Speed-up over fp32."""
-    interval: tuple[float, float] | None
-    verdict: str | None
-    threads: int | None
+    """None if it was not timed."""
+    threads: int
     cpu: str | None
-    reason: str | None
+    rounds: int
+    speedup: float | None = field(default=None, metadata=in_json(omit_default=True))
+    """Speed-up over fp32; None for fp32 itself."""
+    interval: tuple[float, float] | None = field(
+        default=None, metadata=in_json(key="ci95", omit_default=True)
+    )
+    """95% interval of `speedup`."""
+    rounds_won: int | None = field(default=None, metadata=in_json(omit_default=True))
+    """Rounds in which it was faster than fp32."""
+    verdict: SpeedVerdict | None = field(default=None, metadata=in_json(omit_default=True))
+    reason: str | None = field(default=None, metadata=in_json(omit_default=True))
     """Reason why it was not timed."""
+    scope: Literal["model"] = "model"
+    batch: int = 1
+    provider: str = "cpu"
 
 
 @dataclass(frozen=True)
-class ParityRecord:
-    """One parity check against PyTorch."""
+class QuantizationScheme:
+    """Options of static quantization; weights are signed and symmetric."""
 
-    images: int
-    kind: str
-    difference: float
-    """Largest |Δlogit|."""
-    tolerance: float | None
-    agreement: float | None
-    """Share of images with the same predicted label as PyTorch."""
+    method: CalibrationMethodName
+    per_channel: bool
+    """True for a scale per output channel of the weights, False for one scale per tensor."""
+    activations: Literal["uint8", "int8"]
+    reduce_range: bool = False
+    """Use 7-bit weights: without VNNI, sums of two 8-bit products saturate in 16 bits."""
+
+    @property
+    def name(self) -> str:
+        """Readable name, such as `U8S8 per channel, minmax`."""
+        types = "U8S8" if self.activations == "uint8" else "S8S8"
+        weights = " 7-bit weights" if self.reduce_range else ""
+        granularity = "channel" if self.per_channel else "tensor"
+        return f"{types}{weights} per {granularity}, {self.method}"
+
+
+@dataclass(frozen=True)
+class QuantizationScore:
+    """Score of one quantized candidate."""
+
+    top1: float | None
+    """Top-1 accuracy on the held-out images; None without labels."""
+    drop: float
+    """Points of top-1 lost against the float network.
+
+    Without labels it is the share of images, in percent, whose label differs from the float one.
+    """
+    sqnr_db: float
+    """Signal-to-quantization-noise ratio of the logits in dB."""
+    ms: float
+    """Latency of one image on this machine, network only; a rough timing for choosing."""
+    bytes: int
+
+
+@dataclass(frozen=True)
+class CandidateRecord:
+    """One candidate of the search for int8."""
+
+    scheme: QuantizationScheme
+    score: QuantizationScore = field(metadata=in_json(key="held_back"))
+    """Score on the held-out images."""
+    repairs: tuple[str, ...] = ()
+    """Names of the repairs, in the order applied."""
+    restored_layers: tuple[str, ...] = ()
+    """Names of the layers that stay in float."""
+
+    @property
+    def summary(self) -> str:
+        """Scheme, repairs and number of layers in float."""
+        text = self.scheme.name
+        if self.repairs:
+            text += f" after {', '.join(self.repairs)}"
+        if self.restored_layers:
+            text += f", {len(self.restored_layers)} layers in float"
+        return text
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """Search for the best static int8 network."""
+
+    calibration_images: int
+    held_out_images: int = field(metadata=in_json(key="held_back_images"))
+    float_score: QuantizationScore = field(metadata=in_json(key="float"))
+    vnni: bool
+    """Whether this CPU has int8 dot products."""
+    chosen_index: int = field(metadata=in_json(key="chosen"))
+    is_within_limit: bool = field(metadata=in_json(key="fits"))
+    """Whether the chosen candidate meets the accuracy limit on the held-out images."""
+    candidates: tuple[CandidateRecord, ...]
+    worst_layers: tuple[str, ...] = ()
+    """Layers by quantization error, worst first; empty if no repair was needed."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.chosen_index < len(self.candidates):
+            raise FieldError(f"candidate {self.chosen_index} is chosen, but there is none")
+
+    @property
+    def chosen(self) -> CandidateRecord:
+        """The candidate that became the variant."""
+        return self.candidates[self.chosen_index]
+
+
+@dataclass(frozen=True)
+class LargestActivation:
+    """Value of the network with the largest magnitude on training images."""
+
+    value: str
+    magnitude: float
+
+
+@dataclass(frozen=True)
+class Float16Record:
+    """Check of a float16 network for overflow."""
+
+    largest_activation: LargestActivation
+
+
+@dataclass(frozen=True)
+class LabelFlip:
+    """Image that the variant labels differently from PyTorch."""
+
+    image: str
+    """Folder and file name, so that no path of the exporting machine is published."""
+    truth: str | None
+    expected: str = field(metadata=in_json(key="pytorch"))
+    """PyTorch's label."""
+    predicted: str = field(metadata=in_json(key="onnx"))
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """Cost of one operator type."""
+
+    nodes: int
+    share: float
+    """Share of the inference time."""
+
+
+@dataclass(frozen=True)
+class SlowOperators:
+    """Time profile of a quantized network that is not faster than fp32."""
+
+    operators: Mapping[str, OperatorTime]
+    """Operator types after ONNX Runtime's fusions, the most expensive first."""
+    summary: str = field(metadata=in_json(key="to_blame"))
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """Method and findings of a variant's build."""
+
+    method: str | None = field(default=None, metadata=in_json(key="chosen", omit_default=True))
+    """Short description of the quantization; None for float32."""
+    search: SearchRecord | Float16Record | None = field(
+        default=None, metadata=in_json(none_is_empty=True, omit_default=True)
+    )
+    flips: tuple[LabelFlip, ...] | None = field(default=None, metadata=in_json(omit_default=True))
+    """Images with another label than PyTorch's, the first of them; None for float32."""
+    divergence: str | None = field(
+        default=None, metadata=in_json(key="diverges", omit_default=True)
+    )
+    """The first module that diverges, if the accuracy limit is exceeded."""
+    slow_because: SlowOperators | None = field(default=None, metadata=in_json(omit_default=True))
+    ort: FileRecord | None = field(default=None, metadata=in_json(omit_default=True))
+    """The same variant in ORT format."""
 
 
 @dataclass(frozen=True)
@@ -69,66 +297,253 @@ class VariantRecord:
     sha256: str
     bytes: int
     precision: str
-    input: str
+    input: InputKind
     opset: int
-    network: ParityRecord | None
-    """Parity on identical tensors; only for fp32."""
-    path: ParityRecord | None
-    """Parity from decoded image to logits."""
-    accuracy: VariantAccuracy | None
-    latency: VariantLatency
-    made_of: str
-    """Description of the quantization."""
-    slow_because: str
-    """The slowest operators if the variant is not faster."""
+    parity: ParityRecord
+    accuracy: AccuracyRecord | None = field(metadata=in_json(none_is_empty=True))
+    """None if there were no labeled validation images."""
+    latency: LatencyRecord | None = field(default=None, metadata=in_json(none_is_empty=True))
+    """Latency on the exporting machine; None if variants were not compared."""
+    report: BuildReport = field(default_factory=BuildReport)
+    size: tuple[int, int] | None = None
+    """Fixed input image size (height, width); None for any size or preprocessed tensors."""
+
+    def __post_init__(self) -> None:
+        if self.size is not None and not (
+            min(self.size) > 0 and self.size[0] * self.size[1] <= MAX_PIXELS
+        ):
+            raise FieldError(
+                f"the image size of variant {self.name} must be above 0 and at most {MAX_PIXELS} "
+                f"pixels, got {self.size[0]} x {self.size[1]}"
+            )
+
+    @property
+    def tolerance(self) -> float:
+        """Largest accepted |logit difference| to PyTorch on a device."""
+        return self.parity.path.tolerance
+
+    @property
+    def p50_ms(self) -> float | None:
+        """Latency on the exporting machine; None if it was not timed."""
+        return None if self.latency is None else self.latency.p50_ms
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether it was significantly faster than fp32 on the exporting machine."""
+        return self.latency is not None and self.latency.verdict == "faster"
+
+    @property
+    def search(self) -> SearchRecord | None:
+        """Search for this int8 variant; None for other variants."""
+        return self.report.search if isinstance(self.report.search, SearchRecord) else None
+
+    @property
+    def files(self) -> Iterator[FileRecord]:
+        """The variant's files."""
+        yield FileRecord(self.file, self.sha256, self.bytes)
+        if self.report.ort is not None:
+            yield self.report.ort
+
+
+_METADATA_PREFIX = "edgetl."
+"""Prefix of edgetl's keys in an ONNX file's `metadata_props`."""
 
 
 @dataclass(frozen=True)
+class ModelMetadata:
+    """Metadata in a variant's ONNX file, so that it is usable alone."""
+
+    labels: tuple[str, ...]
+    """Class names in the order of the logits."""
+    preprocessing: Preprocessing
+    input: InputKind
+    run_id: str
+    version: str = ""
+    """Version of edgetl."""
+    model: str = ""
+    """Name of the architecture."""
+
+    def to_properties(self) -> dict[str, str]:
+        """Return the properties to store, with JSON values."""
+        return {
+            _METADATA_PREFIX + key: json.dumps(value, ensure_ascii=False, sort_keys=True)
+            for key, value in to_json(self).items()
+        }
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, str]) -> ModelMetadata | None:
+        """Parse the properties of an ONNX file; None if edgetl did not write it.
+
+        Raises:
+            BundleError: A value is broken.
+        """
+        encoded = {
+            key.removeprefix(_METADATA_PREFIX): value
+            for key, value in properties.items()
+            if key.startswith(_METADATA_PREFIX)
+        }
+        if not encoded:
+            return None
+        try:
+            content = {key: parse_json(value) for key, value in encoded.items()}
+            return parse_as(cls, content, "metadata")
+        except ValueError as cause:
+            raise BundleError(
+                f"The metadata of the ONNX file is broken: {cause}. Export it again."
+            ) from cause
+
+
+@dataclass(frozen=True)
+class RunReference:
+    """Run, or stock weights, that the bundle was exported from."""
+
+    id: str
+    model: str
+    weights: str
+
+
+@dataclass(frozen=True)
+class GoldenRecord:
+    """Golden images and PyTorch's logits for them."""
+
+    kind: ImageSource
+    tolerance: float
+    """Largest accepted |logit difference| of fp32."""
+    images: tuple[FileRecord, ...]
+    logits: FileRecord
+
+    def __post_init__(self) -> None:
+        if not self.images:
+            raise FieldError("there are no golden images")
+
+
+@dataclass(frozen=True)
+class WebRecord:
+    """Web page that runs a variant in the browser."""
+
+    runtime: str
+    variant: str
+    proof: GateResult
+    """Verdict on the golden images in Node.js."""
+    files: tuple[FileRecord, ...] = ()
+
+
+@dataclass(frozen=True, repr=False)
 class BundleManifest:
     """Content of bundle.json."""
 
-    directory: BundleDirectory
-    model: str
-    run_id: str
-    weights: str
     edgetl: str
-    labels: list[str]
+    """Version that exported the bundle."""
+    run: RunReference
+    labels: tuple[str, ...]
+    """Class names in the order of the logits."""
     preprocessing: Preprocessing
+    golden: GoldenRecord
+    client: FileRecord
+    versions: Mapping[str, str]
+    """Versions of the packages that wrote the graph."""
     variants: tuple[VariantRecord, ...]
-    recommended: str | None
-    against: Mapping[str, str]
-    """Reasons against the variants that are not recommended, by name."""
-    golden_kind: str
-    golden_tolerance: float
-    golden_files: Mapping[str, str]
-    """Golden images: file to SHA-256."""
-    other_files: Mapping[str, str]
-    """Clients, golden logits, web page and files in ORT format: file to SHA-256."""
-    versions: Mapping[str, Any]
+    """Variants; the first is fp32."""
+    recommended: str | None = "fp32"
+    """Name of a variant; None if none met the limits of the export."""
+    rejection_reasons: Mapping[str, str] = field(
+        default_factory=dict, metadata=in_json(key="not_recommended")
+    )
+    """Reasons against variants that are not recommended, by name."""
+    cpp_client: FileRecord | None = field(default=None, metadata=in_json(omit_default=True))
+    web: WebRecord | None = field(default=None, metadata=in_json(omit_default=True))
+    kind: Literal["bundle"] = "bundle"
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        if not names or not self.labels:
+            raise FieldError("there are no variants or no labels")
+        if len(set(names)) < len(names):
+            raise FieldError(f"two variants have the same name: {', '.join(names)}")
+        if self.recommended is not None and self.recommended not in names:
+            raise FieldError(f"the recommended variant {self.recommended!r} does not exist")
+
+    def __repr__(self) -> str:
+        names = ", ".join(variant.name for variant in self.variants)
+        classes = pluralize(len(self.labels), "class", "classes")
+        return f"<BundleManifest of {self.run.model}, {classes}: {names}>"
 
     @property
     def primary_variant(self) -> VariantRecord:
         """The recommended variant, or the first if none is recommended."""
-        return next(
-            (variant for variant in self.variants if variant.name == self.recommended),
-            self.variants[0],
-        )
+        by_name = {variant.name: variant for variant in self.variants}
+        return by_name.get(self.recommended or "", self.variants[0])
 
-    def to_json(self) -> dict[str, Any]:
-        """Return everything except the hashes, for `--json`."""
-        excluded = ("directory", "golden_files", "other_files")
-        values = {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.name not in excluded
-        }
-        return {
-            "path": str(self.directory.path),
-            **values,
-            "preprocessing": self.preprocessing.to_json(),
-            "variants": [asdict(variant) for variant in self.variants],
-            "files": self.file_statuses,
-        }
+    @property
+    def companion_files(self) -> tuple[FileRecord, ...]:
+        """Files that are not needed to run the model: clients, and the web page if any."""
+        web_files = () if self.web is None else self.web.files
+        clients = (self.client,) if self.cpp_client is None else (self.client, self.cpp_client)
+        return (*clients, *web_files)
+
+    @property
+    def files(self) -> tuple[FileRecord, ...]:
+        """All files of the bundle with their hashes."""
+        variant_files = (file for variant in self.variants for file in variant.files)
+        golden = self.golden
+        return (*variant_files, *self.companion_files, golden.logits, *golden.images)
+
+
+@dataclass(frozen=True, repr=False)
+class BundleRecord:
+    """A bundle on disk: its manifest and the integrity of its files."""
+
+    directory: BundleDirectory
+    manifest: BundleManifest
+
+    def __repr__(self) -> str:
+        names = ", ".join(variant.name for variant in self.variants)
+        classes = pluralize(len(self.labels), "class", "classes")
+        name = type(self).__name__
+        return f"<{name} {self.directory.path}: {self.model}, {classes}, {names}>"
+
+    @property
+    def model(self) -> str:
+        """Name of the architecture."""
+        return self.manifest.run.model
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run."""
+        return self.manifest.run.id
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self.manifest.labels
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Preprocessing of the model."""
+        return self.manifest.preprocessing
+
+    @property
+    def variants(self) -> tuple[VariantRecord, ...]:
+        """All variants; the first is fp32."""
+        return self.manifest.variants
+
+    def select_variant(self, name: str | None = None) -> VariantRecord:
+        """Return the variant called `name`, or the recommended one.
+
+        Raises:
+            BundleError: There is no such variant, or no name and no recommended variant.
+        """
+        name = name or self.manifest.recommended
+        available = ", ".join(variant.name for variant in self.variants)
+        if name is None:
+            raise BundleError(
+                f"{self.directory.path} recommends no variant: none met the limits of the export. "
+                f"Choose with --variant: {available}."
+            )
+        for variant in self.variants:
+            if variant.name == name:
+                return variant
+        raise BundleError(f"{self.directory.path} has no variant {name!r}. Available: {available}.")
 
     def resolve_path(self, file: str) -> Path:
         """Return the path of a file in the bundle.
@@ -137,20 +552,11 @@ class BundleManifest:
             BundleError: The manifest names a file outside the bundle.
         """
         path = self.directory.path / file
-        if not path.resolve().is_relative_to(self.directory.path.resolve()):
+        if "\0" in file or not path.resolve().is_relative_to(self.directory.path.resolve()):
             raise BundleError(
-                f"bundle.json names a file outside the bundle: {file}. Do not use this bundle."
+                f"bundle.json names a file outside the bundle: {file!r}. Do not use this bundle."
             )
         return path
-
-    @property
-    def file_hashes(self) -> dict[str, str]:
-        """All files listed in the manifest: name to SHA-256."""
-        return {
-            **{variant.file: variant.sha256 for variant in self.variants},
-            **self.other_files,
-            **self.golden_files,
-        }
 
     @cached_property
     def file_statuses(self) -> dict[str, FileStatus]:
@@ -159,131 +565,50 @@ class BundleManifest:
         Raises:
             BundleError: A file cannot be read or lies outside the bundle.
         """
-        return {
-            file: self._check_file(self.resolve_path(file), sha256)
-            for file, sha256 in self.file_hashes.items()
-        }
+        return {record.file: self._check_file(record) for record in self.manifest.files}
 
-    @staticmethod
-    def _check_file(path: Path, sha256: str) -> FileStatus:
+    def _check_file(self, record: FileRecord) -> FileStatus:
+        path = self.resolve_path(record.file)
         if not path.is_file():
             return "missing"
         try:
-            return "as proven" if sha256_file(path) == sha256 else "altered"
+            return "as proven" if sha256_file(path) == record.sha256 else "altered"
         except OSError as cause:
             raise BundleError(
                 f"Cannot read {path} ({cause.strerror or cause}). Copy the bundle again."
             ) from cause
 
+    def to_json(self) -> JsonObject:
+        """Return the manifest with the path and the integrity of the files, for `--json`."""
+        statuses: JsonObject = dict(self.file_statuses)
+        return {"path": str(self.directory.path), **to_json(self.manifest), "files": statuses}
 
-def read_bundle_manifest(path: Path) -> BundleManifest:
-    """Read the manifest of the bundle at `path`, without opening its other files.
+
+def read_bundle_manifest(directory: BundleDirectory) -> BundleManifest:
+    """Read bundle.json.
+
+    Raises:
+        BundleError: It is missing, or a field is missing, unknown or of the wrong type.
+    """
+    return read_as(
+        BundleManifest,
+        directory.manifest,
+        BundleError,
+        "The bundle's manifest",
+        "Copy or export the bundle again.",
+    )
+
+
+def write_bundle_manifest(directory: BundleDirectory, manifest: BundleManifest) -> None:
+    """Write bundle.json; it must be the last file written."""
+    write_json(directory.manifest, to_json(manifest))
+
+
+def read_bundle_record(path: Path) -> BundleRecord:
+    """Read the bundle at `path`, or in the run directory at `path`.
 
     Raises:
         BundleError: There is no bundle, or its manifest is broken.
     """
     directory = BundleDirectory.find(path)
-    manifest = read_json(directory.manifest, BundleError, "The bundle's manifest")
-    try:
-        json.dumps(manifest, allow_nan=False)
-        golden = manifest["golden"]
-        clients = [
-            manifest["client"],
-            manifest.get("cpp_client"),
-            *manifest.get("web", {}).get("files", []),
-        ]
-        other_entries = [
-            *clients,
-            golden["logits"],
-            *(entry["report"].get("ort") for entry in manifest["variants"]),
-        ]
-        bundle = BundleManifest(
-            directory=directory,
-            model=str(manifest["run"]["model"]),
-            run_id=str(manifest["run"]["id"]),
-            weights=str(manifest["run"]["weights"]),
-            edgetl=str(manifest["edgetl"]),
-            labels=[str(label) for label in manifest["labels"]],
-            preprocessing=Preprocessing.from_json(manifest["preprocessing"]),
-            variants=tuple(_parse_variant(entry) for entry in manifest["variants"]),
-            recommended=manifest.get("recommended", manifest["variants"][0]["name"]),
-            against={
-                str(name): str(reason)
-                for name, reason in manifest.get("not_recommended", {}).items()
-            },
-            golden_kind=str(golden["kind"]),
-            golden_tolerance=float(golden["tolerance"]),
-            golden_files={str(image["file"]): str(image["sha256"]) for image in golden["images"]},
-            other_files={
-                str(entry["file"]): str(entry["sha256"]) for entry in other_entries if entry
-            },
-            versions=dict(manifest.get("versions", {})),
-        )
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ConfigError) as cause:
-        raise BundleError(
-            f"{directory.manifest} is broken: {cause!r}. Export the bundle again with `edgetl export`."
-        ) from cause
-    if not bundle.labels:
-        raise BundleError(
-            f"{directory.manifest} has no labels. Export the bundle again with `edgetl export`."
-        )
-    return bundle
-
-
-def _parse_variant(entry: Mapping[str, Any]) -> VariantRecord:
-    report, parity = entry["report"], entry["parity"]
-    return VariantRecord(
-        **{name: str(entry[name]) for name in ("name", "file", "sha256", "precision", "input")},
-        bytes=int(entry["bytes"]),
-        opset=int(entry["opset"]),
-        network=_parse_parity(parity.get("network")),
-        path=_parse_parity(parity.get("path")),
-        accuracy=_parse_accuracy(entry["accuracy"]),
-        latency=_parse_latency(entry["latency"]),
-        made_of=str(report.get("chosen") or ""),
-        slow_because=str(report.get("slow_because", {}).get("to_blame") or ""),
-    )
-
-
-def _parse_parity(entry: Mapping[str, Any] | None) -> ParityRecord | None:
-    if not entry:
-        return None
-    return ParityRecord(
-        images=int(entry["images"]),
-        kind=str(entry["kind"]),
-        difference=float(entry["max_abs_diff"]),
-        tolerance=_optional_float(entry.get("tolerance")),
-        agreement=_optional_float(entry.get("top1_agreement")),
-    )
-
-
-def _parse_accuracy(entry: Mapping[str, Any]) -> VariantAccuracy | None:
-    if not entry:
-        return None
-    low, high = entry["ci95"]
-    return VariantAccuracy(
-        split=str(entry["split"]),
-        images=int(entry["images"]),
-        top1=float(entry["top1"]),
-        interval=(float(low), float(high)),
-        macro_f1=float(entry["macro_f1"]),
-        drop=float(entry["drop"]),
-        flips=int(entry["flips"]),
-    )
-
-
-def _parse_latency(entry: Mapping[str, Any]) -> VariantLatency:
-    interval = entry.get("ci95")
-    return VariantLatency(
-        p50_ms=_optional_float(entry.get("p50_ms")),
-        speedup=_optional_float(entry.get("speedup")),
-        interval=None if interval is None else (float(interval[0]), float(interval[1])),
-        verdict=entry.get("verdict"),
-        threads=entry.get("threads"),
-        cpu=entry.get("cpu"),
-        reason=entry.get("reason"),
-    )
-
-
-def _optional_float(value: Any) -> float | None:
-    return None if value is None else float(value)
+    return BundleRecord(directory, read_bundle_manifest(directory))

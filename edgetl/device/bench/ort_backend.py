@@ -9,11 +9,10 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgetl.core.artifacts.bundle import ModelMetadata
 from edgetl.core.artifacts.session import OperatorProfile, SessionRecord
 from edgetl.core.errors import BenchError, EdgetlError, ProviderError
-from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bench.backend import ModelSource, Stage
-from edgetl.device.runtime.bundle import read_metadata
 from edgetl.device.runtime.io_binding import (
     DEVICE_TYPES,
     DeviceRunner,
@@ -73,10 +72,11 @@ class OnnxRuntimeBackend:
         self._inputs = self._session.get_inputs()
         names = [node.name for node in self._session.get_outputs()]
         # Files written by edgetl have their preprocessing in the metadata.
-        metadata = read_metadata(self._session.get_modelmeta().custom_metadata_map)
+        properties = self._session.get_modelmeta().custom_metadata_map
+        metadata = ModelMetadata.from_properties(properties)
         self._preprocessing = source.preprocessing
-        if self._preprocessing is None and metadata.get("preprocessing") is not None:
-            self._preprocessing = Preprocessing.from_json(metadata["preprocessing"])
+        if self._preprocessing is None and metadata is not None:
+            self._preprocessing = metadata.preprocessing
         self._output_names = ["logits"] if "logits" in names else names
         # Bound once, so that the timed region holds a single call.
         self._run = self._session.run

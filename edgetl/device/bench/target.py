@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from edgetl.core.artifacts.bench import BenchedModel
+from edgetl.core.artifacts.bundle import VariantRecord
 from edgetl.core.config.bench import BenchConfig, BenchScope
 from edgetl.core.config.export import InputKind
 from edgetl.core.config.torch_modes import TORCH_MODES
@@ -18,7 +19,7 @@ from edgetl.core.paths import RunDirectory
 from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.inputs import InputSpec
 from edgetl.device.hardware.info import installed_version
-from edgetl.device.runtime.bundle import Bundle, Variant, open_bundle
+from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.device.runtime.providers import CUDA_PROVIDERS
 from edgetl.device.runtime.session_modes import (
     DEFAULT_MODE,
@@ -99,7 +100,7 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
     _check_session_modes(config)
     bundle = open_bundle(config.target)
     variants = [bundle.select_variant(name) for name in dict.fromkeys(config.variants)]
-    variants = variants or bundle.variants
+    variants = variants or list(bundle.variants)
     fixed_size_names = [variant.name for variant in variants if variant.size is not None]
     if fixed_size_names and "model" not in config.scopes:
         variants = [variant for variant in variants if variant.size is None]
@@ -129,7 +130,7 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
     )
 
 
-def _variant_case(bundle: Bundle, variant: Variant, config: BenchConfig) -> BenchCase:
+def _variant_case(bundle: Bundle, variant: VariantRecord, config: BenchConfig) -> BenchCase:
     source = ModelSource(
         bundle.variant_path(variant).resolve(),
         1,

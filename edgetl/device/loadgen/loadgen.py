@@ -14,6 +14,7 @@ from statistics import median
 import edgetl
 from edgetl.core.artifacts.bench_json import write_result
 from edgetl.core.artifacts.bench_rows import relative_spread
+from edgetl.core.artifacts.bundle import VariantRecord
 from edgetl.core.artifacts.loadgen import (
     MLPERF_ACCURACY_SHARE,
     LoadgenAccuracy,
@@ -46,7 +47,7 @@ from edgetl.device.loadgen.samples import (
     load_golden_samples,
     load_labeled_samples,
 )
-from edgetl.device.runtime.bundle import Bundle, Variant, open_bundle
+from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.device.runtime.session import check_provider
 
 LOADGEN_PACKAGE = "mlcommons-loadgen"
@@ -136,7 +137,7 @@ def loadgen(
     return replace(result, path=path, logs=logs, notes=notes)
 
 
-def _open_variant(config: LoadgenConfig) -> tuple[Bundle, Variant]:
+def _open_variant(config: LoadgenConfig) -> tuple[Bundle, VariantRecord]:
     """Open the bundle and select the variant.
 
     Raises:
@@ -157,14 +158,14 @@ def _open_variant(config: LoadgenConfig) -> tuple[Bundle, Variant]:
     return bundle, variant
 
 
-def _load_samples(config: LoadgenConfig, bundle: Bundle, variant: Variant) -> SampleSet:
+def _load_samples(config: LoadgenConfig, bundle: Bundle, variant: VariantRecord) -> SampleSet:
     if config.data is None:
         return load_golden_samples(bundle, variant)
     return load_labeled_samples(config.data, bundle.labels)
 
 
 def _make_bench_config(
-    config: LoadgenConfig, variant: Variant, threads: tuple[int, ...]
+    config: LoadgenConfig, variant: VariantRecord, threads: tuple[int, ...]
 ) -> BenchConfig:
     return BenchConfig(
         config.target,
@@ -208,7 +209,7 @@ def _run_accuracy(
     job: WorkerJob,
     samples: SampleSet,
     bundle: Bundle,
-    variant: Variant,
+    variant: VariantRecord,
     resident: int,
     folder: Path,
 ) -> LoadgenAccuracy:
@@ -217,11 +218,10 @@ def _run_accuracy(
     mistakes = samples.find_mistakes(read_predictions(logs), bundle.labels)
     min_accuracy = config.min_accuracy
     if min_accuracy is None:
-        export_accuracy = variant.accuracy.get("top1")
         if samples.reference_kind == "reference":
             min_accuracy = 1.0
-        elif export_accuracy is not None:
-            min_accuracy = MLPERF_ACCURACY_SHARE * export_accuracy
+        elif variant.accuracy is not None:
+            min_accuracy = MLPERF_ACCURACY_SHARE * variant.accuracy.top1
     return LoadgenAccuracy(
         samples.reference_kind, len(samples.files), mistakes, min_accuracy, read_summary(logs)
     )

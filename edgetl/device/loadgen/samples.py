@@ -9,13 +9,14 @@ from typing import Literal
 
 import numpy as np
 
+from edgetl.core.artifacts.bundle import VariantRecord
 from edgetl.core.artifacts.loadgen import WrongPrediction
 from edgetl.core.config.export import InputKind
 from edgetl.core.errors import DataError
 from edgetl.core.formatting import pluralize
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.hardware.memory import free_memory_bytes
-from edgetl.device.runtime.bundle import Bundle, Variant
+from edgetl.device.runtime.bundle import Bundle
 from edgetl.device.runtime.images import list_images, open_image, read_image_file
 
 MAX_RESIDENT_SAMPLES = 1024
@@ -54,7 +55,7 @@ class SampleSet:
         return tuple(mistakes)
 
 
-def load_golden_samples(bundle: Bundle, variant: Variant) -> SampleSet:
+def load_golden_samples(bundle: Bundle, variant: VariantRecord) -> SampleSet:
     """Return the golden images; PyTorch's classes are accepted, ties within the tolerance too.
 
     Raises:

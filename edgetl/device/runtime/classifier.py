@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.core.artifacts.bundle import ModelMetadata, VariantRecord
 from edgetl.core.config.export import InputKind
-from edgetl.core.errors import BundleError, ConfigError, DecodeError
+from edgetl.core.errors import BundleError, DecodeError
 from edgetl.core.paths import StrPath
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.core.typed_json import FieldError, parse_as
-from edgetl.device.runtime.bundle import Bundle, Variant, open_bundle, read_metadata
+from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.device.runtime.golden import check_logits, gate_tolerance
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.device.runtime.session import create_session, raise_provider_failure
@@ -51,7 +51,7 @@ class Classifier:
 
     session: Session
     """The `onnxruntime.InferenceSession`."""
-    labels: list[str]
+    labels: tuple[str, ...]
     """Names of the classes, in the order of the logits."""
     preprocessing: Preprocessing
     input: InputKind
@@ -128,15 +128,6 @@ class Classifier:
         return probabilities
 
 
-@dataclass(frozen=True)
-class _ModelMetadata:
-    """Metadata of an ONNX file that is needed to run it."""
-
-    labels: list[str]
-    preprocessing: dict[str, Any]
-    input: InputKind
-
-
 def open_classifier(
     bundle: StrPath,
     variant: str | None = None,
@@ -162,28 +153,19 @@ def open_classifier(
         if not path.is_file():
             raise BundleError(f"ONNX file not found: {path}.")
         session = create_session(path, provider, threads)
-        fields = read_metadata(session.get_modelmeta().custom_metadata_map)
-        if not {"labels", "preprocessing", "input"} <= fields.keys():
+        metadata = ModelMetadata.from_properties(session.get_modelmeta().custom_metadata_map)
+        if metadata is None:
             raise BundleError(
                 f"{path} has no edgetl metadata (labels, preprocessing, input). "
                 "Give a bundle, or an ONNX file exported by edgetl."
             )
-        try:
-            metadata = parse_as(_ModelMetadata, fields, "its metadata", extra="ignore")
-            return Classifier(
-                session,
-                metadata.labels,
-                Preprocessing.from_json(metadata.preprocessing),
-                metadata.input,
-            )
-        except (FieldError, ConfigError) as cause:
-            raise BundleError(f"{path} is broken: {cause}. Export it again.") from cause
+        return Classifier(session, metadata.labels, metadata.preprocessing, metadata.input)
     opened = open_bundle(path)
     return _open_variant(opened, opened.select_variant(variant), provider, threads)
 
 
 def _open_variant(
-    bundle: Bundle, bundle_variant: Variant, provider: str, threads: int | None
+    bundle: Bundle, bundle_variant: VariantRecord, provider: str, threads: int | None
 ) -> Classifier:
     session = create_session(
         bundle.variant_path(bundle_variant), provider, threads, precision=bundle_variant.precision

@@ -19,7 +19,7 @@ from edgetl.device.runtime.preprocessing import resize_to
 from edgetl.device.runtime.providers import CUDA_PROVIDERS
 
 if TYPE_CHECKING:
-    from edgetl.device.runtime.bundle import Variant
+    from edgetl.core.artifacts.bundle import VariantRecord
 
 
 TF32_RELATIVE_TOLERANCE = 0.01
@@ -105,12 +105,12 @@ class GoldenSet:
     fixed_size_logits: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """Logits for the images resized to the size of a variant of fixed size, by variant name."""
 
-    def load_images(self, variant: Variant | None = None) -> list[NDArray[np.uint8]]:
+    def load_images(self, variant: VariantRecord | None = None) -> list[NDArray[np.uint8]]:
         """Decode the files, resized for a variant of fixed size: uint8 [height, width, 3] each."""
         size = None if variant is None else variant.size
         return [resize_to(load_image(path), size) for path in self.files]
 
-    def logits_for(self, variant: Variant) -> NDArray[np.float32]:
+    def logits_for(self, variant: VariantRecord) -> NDArray[np.float32]:
         """Return the PyTorch model's logits [n, classes] for `load_images(variant)`."""
         if variant.size is None:
             return self.logits

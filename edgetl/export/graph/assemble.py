@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import onnx
 import onnx.compose
 import onnx.utils
 from onnx import TensorProto, helper
 
+from edgetl.core.artifacts.bundle import ModelMetadata
 from edgetl.core.config.export import InputKind
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.runtime.bundle import METADATA_PREFIX
 from edgetl.export.graph.fixed_size import fixed_size_graph
 from edgetl.export.graph.preprocessing import CROPPED_IMAGE, PIXELS, preprocessing_graph
 from edgetl.export.graph.torch_export import LOGITS
@@ -24,7 +21,7 @@ def assemble(
     network: onnx.ModelProto,
     preprocessing: Preprocessing,
     input_kind: InputKind,
-    metadata: dict[str, Any],
+    metadata: ModelMetadata,
     fixed_size: tuple[int, int] | None = None,
 ) -> onnx.ModelProto:
     """Join preprocessing (for `image` input), network and softmax, and add metadata.
@@ -33,7 +30,7 @@ def assemble(
         network: `pixels` float32 [batch, 3, S, S] -> `logits`.
         preprocessing: what the graph computes for `image` input.
         input_kind: `image` or `tensor`.
-        metadata: stored as JSON strings; needs a `version`.
+        metadata: added to the file.
         fixed_size: (height, width) if images have one size only; see `fixed_size_graph`.
 
     Returns:
@@ -68,14 +65,8 @@ def assemble(
         helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["batch", classes])
     )
     model.graph.name = "edgetl"
-    model.producer_name, model.producer_version = "edgetl", str(metadata["version"])
-    helper.set_model_props(
-        model,
-        {
-            METADATA_PREFIX + key: json.dumps(value, ensure_ascii=False, sort_keys=True)
-            for key, value in metadata.items()
-        },
-    )
+    model.producer_name, model.producer_version = "edgetl", metadata.version
+    helper.set_model_props(model, metadata.to_properties())
     onnx.checker.check_model(model, full_check=True)
     return model
 

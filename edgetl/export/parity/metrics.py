@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.core.artifacts.bundle import (
+    AccuracyRecord,
+    ImageSource,
+    LabelFlip,
+    ParityRecord,
+    PathParity,
+)
 from edgetl.core.config.export import InputKind
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.statistics import macro_f1, wilson_interval
@@ -21,8 +27,6 @@ from edgetl.export.graph.torch_export import LOGITS
 Logits = NDArray[np.float32]
 CROSS_DEVICE_MARGIN = 1.25
 """Allowed growth of the logit difference on another device."""
-_MAX_LISTED_FLIPS = 50
-"""Largest number of flips listed in bundle.json."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,11 @@ class EvaluationImages:
     files: Sequence[Path]
     labels: Sequence[str] | None
     """True labels; None if accuracy must not be measured on these images."""
-    kind: str
-    """Source of the images: `validation`, `training`, `given` or `generated`."""
+    kind: ImageSource
 
 
 @dataclass(frozen=True)
-class LabelFlip:
+class FlippedImage:
     """An image with different labels from PyTorch and from the ONNX file."""
 
     file: Path
@@ -46,12 +49,18 @@ class LabelFlip:
     """PyTorch's label."""
     predicted: str
 
+    @property
+    def record(self) -> LabelFlip:
+        """Entry in bundle.json."""
+        image = "/".join(self.file.parts[-2:])
+        return LabelFlip(image, self.truth, self.expected, self.predicted)
+
 
 def logits_for_images(
-    file: Path, images: EvaluationImages, preprocessing: Preprocessing, input_kind: InputKind
+    file: Path, images: Sequence[Path], preprocessing: Preprocessing, input_kind: InputKind
 ) -> Logits:
     """Run a bundle's ONNX file on decoded photos, one by one; return logits [images, classes]."""
-    decoded = (load_image(path) for path in images.files)
+    decoded = (load_image(path) for path in images)
     batches = (
         image[None] if input_kind == "image" else preprocess(image, preprocessing)
         for image in decoded
@@ -68,8 +77,8 @@ def logits_for_batches(file: Path, batches: Iterable[NDArray[np.generic]]) -> Lo
 
 def compute_accuracy(
     logits: Logits, reference: Logits, images: EvaluationImages, labels: Sequence[str]
-) -> dict[str, Any]:
-    """Compute the file's accuracy entry for bundle.json; empty without true labels.
+) -> AccuracyRecord | None:
+    """Compute the accuracy of a file; None without true labels.
 
     Args:
         logits: of the file, [images, classes].
@@ -78,77 +87,61 @@ def compute_accuracy(
         labels: class names, in the order of the logits.
     """
     if images.labels is None:
-        return {}
+        return None
     truth = np.array([labels.index(label) for label in images.labels])
     predicted = logits.argmax(1)
     confusion: NDArray[np.int64] = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(confusion, (truth, predicted), 1)
     hits = int((truth == predicted).sum())
     expected_hits = int((truth == reference.argmax(1)).sum())
-    return {
-        "split": images.kind,
-        "images": len(truth),
-        "top1": hits / len(truth),
-        "ci95": list(wilson_interval(hits, len(truth))),
-        "macro_f1": macro_f1(confusion.tolist()),
-        "drop": 100.0 * (expected_hits - hits) / len(truth),
-        "flips": int((predicted != reference.argmax(1)).sum()),
-    }
+    return AccuracyRecord(
+        split=images.kind,
+        images=len(truth),
+        top1=hits / len(truth),
+        interval=wilson_interval(hits, len(truth)),
+        macro_f1=macro_f1(confusion.tolist()),
+        drop=100.0 * (expected_hits - hits) / len(truth),
+        flips=int((predicted != reference.argmax(1)).sum()),
+    )
 
 
 def compute_parity(
-    logits: Logits, reference: Logits, kind: str, golden_difference: float
-) -> dict[str, Any]:
-    """Compute a smaller variant's `parity` entry for bundle.json.
+    logits: Logits, reference: Logits, kind: ImageSource, golden_difference: float
+) -> ParityRecord:
+    """Compute the parity of a smaller variant with PyTorch.
 
     Args:
         logits: of the variant, [images, classes].
         reference: of PyTorch, [images, classes].
-        kind: source of the images; see `EvaluationImages.kind`.
+        kind: source of the images.
         golden_difference: largest logit difference on the golden images, which devices are
             checked with.
     """
     difference = np.abs(logits - reference)
     largest = float(difference.max())
-    return {
-        "path": {
-            "images": len(logits),
-            "kind": kind,
-            "max_abs_diff": largest,
-            "mean_abs_diff": float(difference.mean()),
-            "top1_agreement": float((logits.argmax(1) == reference.argmax(1)).mean()),
-            "tolerance": CROSS_DEVICE_MARGIN * max(largest, golden_difference),
-        }
-    }
+    return ParityRecord(
+        PathParity(
+            images=len(logits),
+            kind=kind,
+            max_abs_diff=largest,
+            mean_abs_diff=float(difference.mean()),
+            top1_agreement=float((logits.argmax(1) == reference.argmax(1)).mean()),
+            tolerance=CROSS_DEVICE_MARGIN * max(largest, golden_difference),
+        )
+    )
 
 
 def find_label_flips(
     logits: Logits, reference: Logits, images: EvaluationImages, labels: Sequence[str]
-) -> list[LabelFlip]:
+) -> list[FlippedImage]:
     """Return the images whose label differs from PyTorch's, in order."""
     predicted, expected = logits.argmax(1), reference.argmax(1)
     return [
-        LabelFlip(
+        FlippedImage(
             images.files[index],
             images.labels[index] if images.labels else None,
             labels[expected[index]],
             labels[predicted[index]],
         )
         for index in np.flatnonzero(predicted != expected).tolist()
-    ]
-
-
-def label_flips_to_json(flips: Sequence[LabelFlip]) -> list[dict[str, Any]]:
-    """Return the flips' entries in bundle.json.
-
-    Images are identified by folder and file name, so that no path of this machine is published.
-    """
-    return [
-        {
-            "image": "/".join(flip.file.parts[-2:]),
-            "truth": flip.truth,
-            "pytorch": flip.expected,
-            "onnx": flip.predicted,
-        }
-        for flip in flips[:_MAX_LISTED_FLIPS]
     ]

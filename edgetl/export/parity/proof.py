@@ -11,10 +11,9 @@ The proof has two parts:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from edgetl.core.artifacts.bundle import ImageSource, NetworkParity, ParityRecord, PathParity
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import ParityError
 from edgetl.core.preprocessing import Preprocessing
@@ -52,30 +52,6 @@ PIXEL_TOLERANCE = 1
 """Largest difference between a pixel resized in the graph and by Pillow."""
 
 
-@dataclass
-class NetworkParity:
-    """Result of one part of the proof; the fields are those in bundle.json."""
-
-    images: int = 0
-    kind: str = ""
-    """Source of the images: `validation`, `training`, `given` or `generated`."""
-    batches: tuple[int, ...] = BATCH_SIZES
-    max_abs_diff: float = 0.0
-    tolerance: float = 0.0
-
-
-@dataclass
-class EndToEndParity(NetworkParity):
-    """Result of the path part, which also compares pixels and labels."""
-
-    sizes: int = 0
-    max_grey_levels: int | None = None
-    top1_agreement: float = 1.0
-    """Share of equal top-1 labels; ties count as equal."""
-    ties: int = 0
-    """Number of images whose label differs only because PyTorch's two best logits nearly tie."""
-
-
 TIE_TOLERANCE = 1e-3
 """Largest logit difference of a tie.
 
@@ -87,16 +63,22 @@ The two probabilities then differ by less than 0.1%, so that one grey level can 
 class Parity:
     """A successful proof."""
 
-    network: NetworkParity
-    end_to_end: EndToEndParity
+    record: ParityRecord
     pytorch_logits: Logits
     """Logits [images, classes], in the order of the images."""
     onnx_logits: Logits
     """Logits [images, classes] of the complete file on the decoded photos."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the variant's `parity` entry in bundle.json."""
-        return {"network": asdict(self.network), "path": asdict(self.end_to_end)}
+
+@dataclass
+class _Differences:
+    """Largest differences observed so far."""
+
+    network: float = 0.0
+    end_to_end: float = 0.0
+    grey_levels: int = 0
+    ties: int = 0
+    sizes: int = 0
 
 
 class ParityProof:
@@ -109,7 +91,7 @@ class ParityProof:
         model: onnx.ModelProto,
         preprocessing: Preprocessing,
         config: ExportConfig,
-        kind: str,
+        kind: ImageSource,
         size: tuple[int, int] | None = None,
     ) -> None:
         """Open sessions for the shipped file and for the network inside it.
@@ -120,7 +102,7 @@ class ParityProof:
             model: the shipped file, as read back from disk.
             preprocessing: the evaluation preprocessing.
             config: tolerances and the kind of input.
-            kind: source of the images; see `NetworkParity.kind`.
+            kind: source of the images.
             size: (height, width) of a file with a fixed image size; the proof images are resized
                 to it first.
 
@@ -144,12 +126,9 @@ class ParityProof:
         if self._has_image_input:
             model = with_outputs(model, [CROPPED_IMAGE, PIXELS])
         self._end_to_end_session = create_session(model.SerializeToString(), spinning=False)
-        self._network_parity = NetworkParity(kind=kind, tolerance=config.network_tolerance)
-        self._end_to_end_parity = EndToEndParity(
-            kind=kind,
-            tolerance=config.path_tolerance,
-            max_grey_levels=0 if self._has_image_input else None,
-        )
+        self._kind = kind
+        self._images = 0
+        self._largest = _Differences()
 
     def prove(
         self, images: Sequence[Path], progress: Callable[[int, int], None] | None = None
@@ -177,23 +156,34 @@ class ParityProof:
                 onnx_logits.append(
                     self._check_end_to_end(image[None], crops[row], reference[row], batch[row])
                 )
-            self._network_parity.images += len(batch)
-            self._end_to_end_parity.images += len(batch)
+            self._images += len(batch)
             if progress:
-                progress(self._network_parity.images, len(images))
+                progress(self._images, len(images))
         if self._size is None:
             self._check_other_sizes(images)
-        # Other devices round differently, so leave a margin.
-        self._end_to_end_parity.tolerance = max(
-            self._end_to_end_parity.tolerance,
-            CROSS_DEVICE_MARGIN * self._end_to_end_parity.max_abs_diff,
-        )
         return Parity(
-            self._network_parity,
-            self._end_to_end_parity,
-            np.concatenate(pytorch_logits),
-            np.concatenate(onnx_logits),
+            self._make_record(), np.concatenate(pytorch_logits), np.concatenate(onnx_logits)
         )
+
+    def _make_record(self) -> ParityRecord:
+        largest, config = self._largest, self._config
+        network = NetworkParity(
+            self._images, self._kind, largest.network, config.network_tolerance, BATCH_SIZES
+        )
+        path = PathParity(
+            images=self._images,
+            kind=self._kind,
+            max_abs_diff=largest.end_to_end,
+            # Other devices round differently, so leave a margin.
+            tolerance=max(config.path_tolerance, CROSS_DEVICE_MARGIN * largest.end_to_end),
+            # A label that differs by more than a tie ends the proof.
+            top1_agreement=1.0,
+            batches=BATCH_SIZES,
+            sizes=largest.sizes,
+            max_grey_levels=largest.grey_levels if self._has_image_input else None,
+            ties=largest.ties,
+        )
+        return ParityRecord(path, network)
 
     def _check_network(self, crops: NDArray[np.uint8], files: Sequence[Path]) -> Logits:
         pixels = normalize(crops, self._preprocessing)
@@ -201,8 +191,8 @@ class ParityProof:
             reference: Logits = self._network(torch.from_numpy(pixels)).numpy()
         logits: Logits = self._network_session.run([LOGITS], {PIXELS: pixels})[0]
         difference = _difference(reference, logits)
-        tolerance = self._network_parity.tolerance
-        self._network_parity.max_abs_diff = max(self._network_parity.max_abs_diff, difference)
+        tolerance = self._config.network_tolerance
+        self._largest.network = max(self._largest.network, difference)
         if not difference <= tolerance:  # also true for NaN
             diagnosis = diagnose_logits(reference, logits, tolerance)
             if not diagnosis:
@@ -236,11 +226,11 @@ class ParityProof:
                 [LOGITS], {PIXELS: normalize(crops, self._preprocessing)}
             )
         difference = _difference(reference, logits)
-        self._end_to_end_parity.max_abs_diff = max(self._end_to_end_parity.max_abs_diff, difference)
+        self._largest.end_to_end = max(self._largest.end_to_end, difference)
         predicted_logit = np.take_along_axis(reference, logits.argmax(1)[:, None], 1)[:, 0]
         gap = reference.max(1) - predicted_logit
         labels_agree = bool((gap <= TIE_TOLERANCE).all())
-        self._end_to_end_parity.ties += int(((gap > 0) & (gap <= TIE_TOLERANCE)).sum())
+        self._largest.ties += int(((gap > 0) & (gap <= TIE_TOLERANCE)).sum())
         # One grey level changes logits of 20 by more than logits of 2; see docs/decisions/006.
         tolerance = self._config.path_tolerance
         tolerance += RELATIVE_TOLERANCE * float(np.abs(reference).max())
@@ -278,9 +268,7 @@ class ParityProof:
     ) -> None:
         levels = np.abs(cropped.astype(np.int16) - crops.astype(np.int16))
         worst = int(levels.max())
-        self._end_to_end_parity.max_grey_levels = max(
-            self._end_to_end_parity.max_grey_levels or 0, worst
-        )
+        self._largest.grey_levels = max(self._largest.grey_levels, worst)
         if worst > PIXEL_TOLERANCE:
             diagnosis = diagnose_pixels(cropped, crops, self._model)
             if not diagnosis:
@@ -321,7 +309,7 @@ class ParityProof:
             crops = np.stack([resize_and_crop(image, self._preprocessing) for image in images])
             reference = self._check_network(crops, batch)
             self._check_end_to_end(images, crops, reference, batch)
-            self._end_to_end_parity.sizes += 1
+            self._largest.sizes += 1
 
 
 def iterate_batches(images: Sequence[Path]) -> Iterator[list[Path]]:

@@ -9,13 +9,13 @@ import onnx
 from numpy.typing import NDArray
 from onnxruntime.quantization import TensorsData
 
+from edgetl.core.artifacts.bundle import QuantizationScheme
 from edgetl.device.runtime.session import create_session
 from edgetl.export.graph.assemble import with_outputs
 from edgetl.export.graph.preprocessing import PIXELS
 from edgetl.export.quantize.calibration import Calibration
 from edgetl.export.quantize.images import CroppedImages
 from edgetl.export.quantize.layers import Layer, fake_quantize_weight, find_layers, with_constants
-from edgetl.export.quantize.qdq import Scheme
 
 _RANKING_IMAGES = 16
 
@@ -23,7 +23,7 @@ _RANKING_IMAGES = 16
 def correct_biases(
     network: onnx.ModelProto,
     calibration: Calibration,
-    scheme: Scheme,
+    scheme: QuantizationScheme,
     excluded: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Return a copy whose biases compensate the mean error of rounded weights.
@@ -49,7 +49,7 @@ def correct_biases(
     return with_constants(network, biases)
 
 
-def _weight_error(layer: Layer, scheme: Scheme) -> NDArray[np.float32]:
+def _weight_error(layer: Layer, scheme: QuantizationScheme) -> NDArray[np.float32]:
     bits = 7 if scheme.reduce_range else 8
     return fake_quantize_weight(layer.weight, scheme.per_channel, bits) - layer.weight
 
@@ -66,7 +66,7 @@ def _expected_output_error(
 
 
 def layers_by_error(
-    network: onnx.ModelProto, ranges: TensorsData, scheme: Scheme, images: CroppedImages
+    network: onnx.ModelProto, ranges: TensorsData, scheme: QuantizationScheme, images: CroppedImages
 ) -> list[str]:
     """Return the names of the layers, those with the largest quantization error first.
 

@@ -6,7 +6,7 @@ import contextlib
 import io
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -15,17 +15,12 @@ from onnx import TensorProto
 from onnxruntime.quantization import CalibrationMethod, TensorsData
 from onnxruntime.quantization.calibrate import HistogramCollector
 
+from edgetl.core.artifacts.bundle import CalibrationMethodName
 from edgetl.device.runtime.session import create_session
 from edgetl.export.graph.assemble import with_outputs
 from edgetl.export.graph.preprocessing import PIXELS
 from edgetl.export.quantize.images import CroppedImages
 
-CalibrationMethodName = Literal["minmax", "entropy", "percentile"]
-"""Calibration method.
-
-`minmax` takes the observed range, `entropy` the range that loses the least information (Migacz,
-2017), `percentile` the range that contains all but one in ten thousand values.
-"""
 CALIBRATION_METHODS: tuple[CalibrationMethodName, ...] = get_args(CalibrationMethodName)
 Range = tuple[NDArray[np.float32], NDArray[np.float32]]
 

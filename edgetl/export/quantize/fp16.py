@@ -12,6 +12,7 @@ import onnx
 from onnx import numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
+from edgetl.core.artifacts.bundle import Float16Record, LargestActivation
 from edgetl.core.errors import ExportError
 from edgetl.export.quantize.calibration import Calibration
 from edgetl.export.quantize.cleanup import clean_up_graph
@@ -56,6 +57,6 @@ def convert_to_fp16(task: QuantizationTask) -> QuantizedModel:
     return QuantizedModel(
         clean_up_graph(converted),
         "fp16",
-        {"largest_activation": {"value": name, "magnitude": largest}},
-        summary="float16 inside",
+        "float16 inside",
+        Float16Record(LargestActivation(name, largest)),
     )

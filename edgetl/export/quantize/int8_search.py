@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
 
 import onnx
 
+from edgetl.core.artifacts.bundle import (
+    CandidateRecord,
+    QuantizationScheme,
+    QuantizationScore,
+    SearchRecord,
+)
 from edgetl.device.hardware.info import has_int8_dot_product
 from edgetl.export.quantize.bias_correction import correct_biases, layers_by_error
 from edgetl.export.quantize.calibration import CALIBRATION_METHODS, Calibration
 from edgetl.export.quantize.equalization import equalize
 from edgetl.export.quantize.layers import find_layers
-from edgetl.export.quantize.qdq import Scheme, quantize
+from edgetl.export.quantize.qdq import quantize
 from edgetl.export.quantize.rewrites import DECOMPOSED_OPERATORS, rewrite_operators
-from edgetl.export.quantize.scoring import CandidateScore, CandidateScorer
+from edgetl.export.quantize.scoring import CandidateScorer
 from edgetl.export.quantize.task import QuantizationTask, QuantizedModel
 
 _MAX_SLOWDOWN = 1.25
@@ -31,24 +36,15 @@ _MAX_RESTORED_SHARE = 0.5
 
 @dataclass(frozen=True)
 class Int8Candidate:
-    """A quantized network with its score."""
+    """A quantized network with its record."""
 
-    scheme: Scheme
     network: onnx.ModelProto
-    score: CandidateScore
-    repairs: tuple[str, ...] = ()
-    """Names of the repairs, in the order applied."""
-    restored_layers: tuple[str, ...] = ()
-    """Names of the layers that stay in float."""
+    record: CandidateRecord
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the candidate's entry in bundle.json."""
-        return {
-            "scheme": self.scheme.to_json(),
-            "repairs": list(self.repairs),
-            "restored_layers": list(self.restored_layers),
-            "held_back": self.score.to_json(),
-        }
+    @property
+    def score(self) -> QuantizationScore:
+        """Score on the held-out images."""
+        return self.record.score
 
 
 def quantize_static_int8(task: QuantizationTask) -> QuantizedModel:
@@ -62,17 +58,17 @@ def quantize_static_int8(task: QuantizationTask) -> QuantizedModel:
     return _Int8Search(task).run()
 
 
-def candidate_schemes(has_vnni: bool, quick: bool = False) -> Iterator[Scheme]:
+def candidate_schemes(has_vnni: bool, quick: bool = False) -> Iterator[QuantizationScheme]:
     """Yield the schemes to try on a CPU; with `quick`, only those chosen most often."""
     if quick:
         yield from (
-            Scheme(method, True, "uint8", reduce_range=not has_vnni)
+            QuantizationScheme(method, True, "uint8", reduce_range=not has_vnni)
             for method in ("percentile", "minmax")
         )
         return
     for method, per_channel in product(CALIBRATION_METHODS, (True, False)):
-        yield Scheme(method, per_channel, "uint8", reduce_range=not has_vnni)
-        yield Scheme(method, per_channel, "int8", reduce_range=not has_vnni)
+        yield QuantizationScheme(method, per_channel, "uint8", reduce_range=not has_vnni)
+        yield QuantizationScheme(method, per_channel, "int8", reduce_range=not has_vnni)
 
 
 @dataclass
@@ -99,42 +95,39 @@ class _Int8Search:
         best = self._correct_bias(self._select_best(self.candidates))
         if not self._is_within_limit(best):
             best = self._repair(best)
-        report = {
-            "calibration_images": len(task.images.calibration),
-            "held_back_images": len(task.images.held_out),
-            "float": self._float_score.to_json(),
-            "vnni": vnni,
-            "chosen": self.candidates.index(best),
-            "fits": self._is_within_limit(best),
-            "worst_layers": self.worst_layers[:_MAX_LISTED_LAYERS],
-            "candidates": [candidate.to_json() for candidate in self.candidates],
-        }
-        return QuantizedModel(
-            best.network,
-            "int8",
-            report,
+        search = SearchRecord(
+            calibration_images=len(task.images.calibration),
+            held_out_images=len(task.images.held_out),
+            float_score=self._float_score,
+            vnni=vnni,
+            chosen_index=self.candidates.index(best),
             is_within_limit=self._is_within_limit(best),
-            summary=self._summarize(best),
+            candidates=tuple(candidate.record for candidate in self.candidates),
+            worst_layers=tuple(self.worst_layers[:_MAX_LISTED_LAYERS]),
         )
+        return QuantizedModel(best.network, "int8", best.record.summary, search)
 
     def _try_scheme(
-        self, scheme: Scheme, repairs: tuple[str, ...] = (), restored: tuple[str, ...] = ()
+        self,
+        scheme: QuantizationScheme,
+        repairs: tuple[str, ...] = (),
+        restored: tuple[str, ...] = (),
     ) -> Int8Candidate:
         network = self._network
         if self._uses_bias_correction:
             network = correct_biases(network, self._calibration, scheme, restored)
         quantized = quantize(network, self._calibration.ranges(scheme.method), scheme, restored)
         score = self._scorer.score(quantized)
-        candidate = Int8Candidate(scheme, quantized, score, repairs, restored)
+        candidate = Int8Candidate(quantized, CandidateRecord(scheme, score, repairs, restored))
         self.candidates.append(candidate)
         return candidate
 
-    def _is_hopeless(self, scheme: Scheme) -> bool:
+    def _is_hopeless(self, scheme: QuantizationScheme) -> bool:
         # If all candidates of this activation type are over twice as slow as the slowest of the
         # other type, no calibration method can fix that.
         same_type_ms, other_type_ms = [], []
         for candidate in self.candidates:
-            if candidate.scheme.activations == scheme.activations:
+            if candidate.record.scheme.activations == scheme.activations:
                 same_type_ms.append(candidate.score.ms)
             else:
                 other_type_ms.append(candidate.score.ms)
@@ -163,7 +156,7 @@ class _Int8Search:
         # Bias correction is free at run time, so it is tried even if the accuracy already fits.
         self.task.notify("Correcting biases of int8", 0, 0)
         self._uses_bias_correction = True
-        corrected = self._try_scheme(best.scheme, ("bias correction",))
+        corrected = self._try_scheme(best.record.scheme, ("bias correction",))
         self._uses_bias_correction = _is_better(corrected, best)
         return corrected if self._uses_bias_correction else best
 
@@ -181,7 +174,7 @@ class _Int8Search:
                 continue
             previous = self._network, self._calibration
             self._network, self._calibration = repaired
-            candidate = self._try_scheme(best.scheme, (*best.repairs, name))
+            candidate = self._try_scheme(best.record.scheme, (*best.record.repairs, name))
             if _is_better(candidate, best):
                 best = candidate
             else:
@@ -204,7 +197,7 @@ class _Int8Search:
         return equalized, Calibration(equalized, self.task.images.calibration)
 
     def _restore_layers(self, best: Int8Candidate) -> Int8Candidate:
-        scheme = best.scheme
+        scheme = best.record.scheme
         self.worst_layers = layers_by_error(
             self._network,
             self._calibration.ranges(scheme.method),
@@ -215,21 +208,14 @@ class _Int8Search:
         count = 1
         while count <= limit:
             self.task.notify("Restoring layers to float", count, limit)
-            candidate = self._try_scheme(scheme, best.repairs, tuple(self.worst_layers[:count]))
+            restored = tuple(self.worst_layers[:count])
+            candidate = self._try_scheme(scheme, best.record.repairs, restored)
             if self._is_within_limit(candidate):
                 return candidate
             best = min(best, candidate, key=lambda candidate: candidate.score.drop)
             # Double the count each time; the last attempt restores exactly `limit` layers.
             count = limit if count < limit < 2 * count else 2 * count
         return best
-
-    def _summarize(self, best: Int8Candidate) -> str:
-        text = best.scheme.name
-        if best.repairs:
-            text += f" after {', '.join(best.repairs)}"
-        if best.restored_layers:
-            text += f", {len(best.restored_layers)} layers in float"
-        return text
 
 
 def _is_better(candidate: Int8Candidate, best: Int8Candidate) -> bool:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
 
 import onnx
 from onnxruntime.quantization import QDQQuantizer, QuantType, TensorsData
 from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-from edgetl.export.quantize.calibration import CalibrationMethodName
+from edgetl.core.artifacts.bundle import QuantizationScheme
 from edgetl.export.quantize.cleanup import clean_up_graph, wrap_quantizer_errors
 from edgetl.export.quantize.layers import find_layers
 
@@ -21,32 +19,11 @@ _FUSED_ACTIVATIONS = ("Relu", "Clip")
 """Activations that onnxruntime fuses into the preceding convolution."""
 
 
-@dataclass(frozen=True)
-class Scheme:
-    """Options of static quantization; weights are signed and symmetric."""
-
-    method: CalibrationMethodName
-    per_channel: bool
-    """True for a scale per output channel of the weights, False for one scale per tensor."""
-    activations: Literal["uint8", "int8"]
-    reduce_range: bool = False
-    """Use 7-bit weights: without VNNI, sums of two 8-bit products saturate in 16 bits."""
-
-    @property
-    def name(self) -> str:
-        """Readable name, such as `U8S8 per channel, minmax`."""
-        types = "U8S8" if self.activations == "uint8" else "S8S8"
-        weights = " 7-bit weights" if self.reduce_range else ""
-        granularity = "channel" if self.per_channel else "tensor"
-        return f"{types}{weights} per {granularity}, {self.method}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the scheme's entry in bundle.json."""
-        return asdict(self)
-
-
 def quantize(
-    network: onnx.ModelProto, ranges: TensorsData, scheme: Scheme, excluded: Collection[str] = ()
+    network: onnx.ModelProto,
+    ranges: TensorsData,
+    scheme: QuantizationScheme,
+    excluded: Collection[str] = (),
 ) -> onnx.ModelProto:
     """Quantize a network to QDQ form: QuantizeLinear and DequantizeLinear pairs, int8 weights.
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import asdict, dataclass
 from statistics import median
-from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgetl.core.artifacts.bundle import QuantizationScore
 from edgetl.device.runtime.session import create_session
 from edgetl.export.graph.preprocessing import PIXELS
 from edgetl.export.graph.torch_export import LOGITS
@@ -21,28 +20,6 @@ from edgetl.train.common.autotune import cached_measurement
 
 Logits = NDArray[np.float32]
 _WARMUP_RUNS, _RUNS, _ROUNDS = 5, 20, 3
-
-
-@dataclass(frozen=True)
-class CandidateScore:
-    """Score of one candidate; the fields are those in bundle.json."""
-
-    top1: float | None
-    """Top-1 accuracy on the held-out images; None without labels."""
-    drop: float
-    """Points of top-1 lost against the float network.
-
-    Without labels it is the share of images, in percent, whose label differs from the float one.
-    """
-    sqnr_db: float
-    """Signal-to-quantization-noise ratio of the logits in dB."""
-    ms: float
-    """Latency of one image on this machine, network only; a rough timing for choosing."""
-    bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the score's entry in bundle.json."""
-        return asdict(self)
 
 
 class CandidateScorer:
@@ -57,7 +34,7 @@ class CandidateScorer:
         self._images = images
         self._reference = compute_logits(network, images)
 
-    def score(self, network: onnx.ModelProto) -> CandidateScore:
+    def score(self, network: onnx.ModelProto) -> QuantizationScore:
         """Run a network on the held-out images and measure its latency."""
         content = network.SerializeToString(deterministic=True)
         session = create_session(content)
@@ -80,7 +57,7 @@ class CandidateScorer:
         measurement = cached_measurement(
             key, lambda: {"ms": _measure_latency_ms(session, self._images)}
         )
-        return CandidateScore(
+        return QuantizationScore(
             top1, drop, sqnr_db(self._reference, logits), measurement["ms"], len(content)
         )
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import onnx
 
+from edgetl.core.artifacts.bundle import Float16Record, SearchRecord
 from edgetl.export.quantize.images import QuantizationImages
 
 
@@ -44,9 +44,12 @@ class QuantizedModel:
 
     network: onnx.ModelProto
     precision: str
-    report: dict[str, Any] = field(default_factory=dict)
-    """Details of the search, for bundle.json."""
-    is_within_limit: bool = True
-    """False if the accuracy drop on the held-out images exceeds the limit."""
-    summary: str = ""
-    """Short description of the chosen method."""
+    method: str
+    """Short description of the quantization."""
+    search: SearchRecord | Float16Record | None = None
+    """Details for bundle.json."""
+
+    @property
+    def is_within_limit(self) -> bool:
+        """False if the accuracy drop on the held-out images exceeds the limit."""
+        return not isinstance(self.search, SearchRecord) or self.search.is_within_limit

@@ -56,7 +56,7 @@ def quantize_weights_int8(task: QuantizationTask) -> QuantizedModel:
     nodes += list(copy.graph.node)
     del copy.graph.node[:]
     copy.graph.node.extend(nodes)
-    return QuantizedModel(copy, "weights int8", summary="weights in int8, arithmetic in float32")
+    return QuantizedModel(copy, "weights int8", "weights in int8, arithmetic in float32")
 
 
 def _quantize_weight(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -87,5 +87,5 @@ def quantize_dynamic_int8(task: QuantizationTask) -> QuantizedModel:
     return QuantizedModel(
         clean_up_graph(model),
         "int8 dynamic",
-        summary="weights in int8, activations by their range in each run",
+        "weights in int8, activations by their range in each run",
     )

@@ -6,19 +6,18 @@ import json
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.core.artifacts.bundle import BundleManifest, FileRecord, VariantRecord, WebRecord
+from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import ExportError, ParityError
 from edgetl.core.files import sha256_file, write_json
 from edgetl.core.paths import BundleDirectory
-from edgetl.core.typed_json import to_json
-from edgetl.device.runtime.bundle import Variant
+from edgetl.core.typed_json import JsonObject, to_json
 from edgetl.device.runtime.golden import check_logits
 from edgetl.device.runtime.images import load_image
 from edgetl.export.web.runtime import RUNTIME, SHA256, VERSION
@@ -36,18 +35,15 @@ _TIMEOUT_S = 600
 
 
 def write_web(
-    directory: BundleDirectory, manifest: Mapping[str, Any], variant: Variant, runtime: Path
-) -> dict[str, Any]:
+    directory: BundleDirectory, manifest: BundleManifest, variant: VariantRecord, runtime: Path
+) -> WebRecord:
     """Write the self-contained folder `web/` of a bundle and prove it on the golden images.
 
     Args:
         directory: must contain the variant's file and the golden images.
-        manifest: must contain labels, preprocessing, run and golden.
+        manifest: the bundle's manifest.
         variant: run by the page; its input must be `image`.
         runtime: folder returned by `edgetl.export.web.runtime.ensure_runtime_files`.
-
-    Returns:
-        The manifest's `web` entry.
 
     Raises:
         ParityError: onnxruntime-web's logits do not match PyTorch's.
@@ -61,51 +57,43 @@ def write_web(
         shutil.copyfile(runtime / name, web / name)
     shutil.copyfile(directory.path / variant.file, web / variant.file)
     write_json(web / "model.json", _make_model_json(manifest, variant))
-    entries = [
-        {"file": f"web/{path.name}", "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    records = tuple(
+        FileRecord(f"web/{path.name}", sha256_file(path), path.stat().st_size)
         for path in sorted(web.iterdir())
-    ]
+    )
     proof = _prove_page(directory, manifest, variant)
-    return {
-        "runtime": f"{RUNTIME} {VERSION}",
-        "variant": variant.name,
-        "proof": proof,
-        "files": entries,
-    }
+    return WebRecord(f"{RUNTIME} {VERSION}", variant.name, proof, records)
 
 
-def _make_model_json(manifest: Mapping[str, Any], variant: Variant) -> dict[str, Any]:
-    accuracy = None
-    if variant.accuracy:
-        accuracy = {name: variant.accuracy[name] for name in ("top1", "ci95", "images", "split")}
+def _make_model_json(manifest: BundleManifest, variant: VariantRecord) -> JsonObject:
+    accuracy: JsonObject | None = None
+    if variant.accuracy is not None:
+        content = to_json(variant.accuracy)
+        accuracy = {key: content[key] for key in ("top1", "ci95", "images", "split")}
     return {
         "kind": "web",
         "file": variant.file,
         "variant": variant.name,
-        "labels": manifest["labels"],
-        "side": manifest["preprocessing"]["crop"],
+        "labels": manifest.labels,
+        "side": manifest.preprocessing.crop,
         "accuracy": accuracy,
-        "model": manifest["run"]["model"],
-        "run_id": manifest["run"]["id"],
+        "model": manifest.run.model,
+        "run_id": manifest.run.id,
         "runtime": f"{RUNTIME} {VERSION}",
-        "edgetl": manifest["edgetl"],
+        "edgetl": manifest.edgetl,
     }
 
 
 def _prove_page(
-    directory: BundleDirectory, manifest: Mapping[str, Any], variant: Variant
-) -> dict[str, Any]:
+    directory: BundleDirectory, manifest: BundleManifest, variant: VariantRecord
+) -> GateResult:
     node = shutil.which("node")
     if node is None:
-        return {
-            "checked": False,
-            "passed": False,
-            "reason": "Node.js was not installed on the exporting machine",
-        }
-    golden = manifest["golden"]
-    images = [directory.path / image["file"] for image in golden["images"]]
+        return GateResult.failure("Node.js was not installed on the exporting machine")
+    golden = manifest.golden
+    images = [directory.path / image.file for image in golden.images]
     logits = _run_in_nodejs(node, directory, images, variant)
-    tolerance = max(golden["tolerance"], variant.tolerance or 0.0)
+    tolerance = max(golden.tolerance, variant.tolerance)
     with np.load(directory.golden_logits, allow_pickle=False) as arrays:
         verdict = check_logits(logits, arrays["logits"], tolerance)
     if not verdict.passed:
@@ -113,11 +101,11 @@ def _prove_page(
             f"{RUNTIME} {VERSION} with {variant.file} does not match PyTorch on the golden images: "
             f"{verdict.reason}. No bundle was written. Export other --variants or without --web."
         )
-    return to_json(verdict)
+    return verdict
 
 
 def _run_in_nodejs(
-    node: str, directory: BundleDirectory, images: list[Path], variant: Variant
+    node: str, directory: BundleDirectory, images: list[Path], variant: VariantRecord
 ) -> NDArray[np.float64]:
     """Run the page's model in Node.js on images decoded by edgetl; return logits [n, classes]."""
     with tempfile.TemporaryDirectory(prefix="edgetl-web-") as folder:

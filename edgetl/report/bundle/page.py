@@ -8,7 +8,14 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
-from edgetl.core.artifacts.bundle import BundleManifest, FileStatus, VariantAccuracy, VariantRecord
+from edgetl.core.artifacts.bundle import (
+    AccuracyRecord,
+    BundleRecord,
+    FileStatus,
+    NetworkParity,
+    PathParity,
+    VariantRecord,
+)
 from edgetl.core.formatting import MISSING_VALUE, format_milliseconds, format_percent, pluralize
 from edgetl.report.html.blocks import (
     Badge,
@@ -41,7 +48,7 @@ _MAX_VISIBLE_LABELS = 60
 _STATUS_TONES: dict[FileStatus, Tone] = {"as proven": "good", "altered": "bad", "missing": "bad"}
 
 
-def render_bundle_report(bundle: BundleManifest) -> str:
+def render_bundle_report(bundle: BundleRecord) -> str:
     """Render one self-contained HTML page. The output is deterministic.
 
     Raises:
@@ -56,37 +63,40 @@ def render_bundle_report(bundle: BundleManifest) -> str:
         _golden_section(bundle),
         _provenance_section(bundle),
     ]
-    lead = f"Exported by edgetl {bundle.edgetl} from run {bundle.run_id}, weights {bundle.weights}."
+    manifest = bundle.manifest
+    lead = (
+        f"Exported by edgetl {manifest.edgetl} from run {bundle.run_id}, "
+        f"weights {manifest.run.weights}."
+    )
     return render_page(bundle_title(bundle), lead, sections)
 
 
-def bundle_title(bundle: BundleManifest) -> str:
+def bundle_title(bundle: BundleRecord) -> str:
     """Return the bundle's title: architecture and number of classes."""
     return f"Bundle of {bundle.model}, {pluralize(len(bundle.labels), 'class', 'classes')}"
 
 
-def bundle_sentences(bundle: BundleManifest) -> list[str]:
+def bundle_sentences(bundle: BundleRecord) -> list[str]:
     """Summarize a bundle: recommended file, accuracy, parity, latency, and damaged files.
 
     Raises:
-        BundleError: see `BundleManifest.file_statuses`.
+        BundleError: see `BundleRecord.file_statuses`.
     """
-    variant = bundle.primary_variant
+    variant = bundle.manifest.primary_variant
     sentences = ["Recommended: none, no variant met the limits of the export."]
     accuracy_of: Sequence[VariantRecord] = bundle.variants
-    if bundle.recommended:
+    if bundle.manifest.recommended:
         size = f"{variant.file}, {variant.bytes / 1e6:.1f} MB"
         count = pluralize(len(bundle.variants), "variant")
         sentences = [f"Recommended: {variant.name} ({size}), of {count}."]
         accuracy_of = [variant]
     sentences += [_accuracy_sentence(variant) for variant in accuracy_of]
-    parity = variant.path
-    if parity is not None:
-        images = pluralize(parity.images, f"{parity.kind} image")
-        text = f"Against PyTorch: max |Δlogit| {parity.difference:.2g} on {images}"
-        if parity.agreement is not None:
-            text += f", same label on {format_percent(parity.agreement)}"
-        sentences.append(f"{text}.")
+    parity = variant.parity.path
+    images = pluralize(parity.images, f"{parity.kind} image")
+    sentences.append(
+        f"Against PyTorch: max |Δlogit| {parity.max_abs_diff:.2g} on {images}, "
+        f"same label on {format_percent(parity.top1_agreement)}."
+    )
     sentences.append(_latency_sentence(bundle, variant))
     damaged = [
         f"{file} is {status}"
@@ -100,9 +110,9 @@ def bundle_sentences(bundle: BundleManifest) -> list[str]:
     return sentences
 
 
-def _latency_sentence(bundle: BundleManifest, variant: VariantRecord) -> str:
+def _latency_sentence(bundle: BundleRecord, variant: VariantRecord) -> str:
     latency = variant.latency
-    if latency.p50_ms is None:
+    if latency is None or latency.p50_ms is None:
         return (
             "Latency: not measured at export. "
             f"Run `edgetl bench {bundle.directory.path}` on the device."
@@ -113,12 +123,12 @@ def _latency_sentence(bundle: BundleManifest, variant: VariantRecord) -> str:
     return f"{text}, {_latency_conditions(bundle)}."
 
 
-def variants_section(bundle: BundleManifest) -> Section:
+def variants_section(bundle: BundleRecord) -> Section:
     """Build the section with size, parity, accuracy and latency of every variant.
 
     Variants that are not recommended are listed with their reasons.
     """
-    timed = any(variant.latency.p50_ms is not None for variant in bundle.variants)
+    timed = any(variant.p50_ms is not None for variant in bundle.variants)
     latency_columns = [
         Column("p50 ms", "number"),
         Column("speed-up", "short", "against fp32, with its 95% interval and verdict"),
@@ -143,14 +153,14 @@ def variants_section(bundle: BundleManifest) -> Section:
                 "note",
             )
         )
-    if bundle.recommended is None:
+    if bundle.manifest.recommended is None:
         badges = [Badge("none recommended", "bad")]
         blocks.append(paragraph("No variant met the limits of the export.", badges=badges))
-    reasons = [f"{name} {reason}." for name, reason in bundle.against.items()]
+    reasons = [f"{name} {reason}." for name, reason in bundle.manifest.rejection_reasons.items()]
     reasons += [
-        f"{variant.name}: slow operators: {variant.slow_because}."
+        f"{variant.name}: slow operators: {variant.report.slow_because.summary}."
         for variant in bundle.variants
-        if variant.slow_because
+        if variant.report.slow_because is not None and variant.report.slow_because.summary
     ]
     if reasons:
         blocks += [paragraph("Reasons against the other variants:"), bullets(reasons)]
@@ -160,32 +170,32 @@ def variants_section(bundle: BundleManifest) -> Section:
     return Section("variants", "Variants", tuple(blocks))
 
 
-def _variant_cells(bundle: BundleManifest, variant: VariantRecord, timed: bool) -> tuple[Cell, ...]:
+def _variant_cells(bundle: BundleRecord, variant: VariantRecord, timed: bool) -> tuple[Cell, ...]:
     accuracy, latency = variant.accuracy, variant.latency
-    recommended = variant.name == bundle.recommended
+    recommended = variant.name == bundle.manifest.recommended
     badges = (Badge("recommended", "good"),) if recommended else ()
     top1 = Cell(MISSING_VALUE, tooltip="no labeled validation images")
     drop, flips = Cell(MISSING_VALUE), Cell(MISSING_VALUE)
     if accuracy is not None:
         top1 = _accuracy_cell(accuracy)
         drop, flips = Cell(f"{accuracy.drop:.1f}"), Cell(str(accuracy.flips))
-    difference = MISSING_VALUE if variant.path is None else f"{variant.path.difference:.2g}"
     cells = [
         Cell(variant.name, badges=badges),
         Cell(f"{variant.bytes / 1e6:.1f}"),
         top1,
         drop,
         flips,
-        Cell(difference),
+        Cell(f"{variant.parity.path.max_abs_diff:.2g}"),
     ]
     if timed:
-        p50 = Cell(format_milliseconds(latency.p50_ms), tooltip=latency.reason or "")
+        reason = None if latency is None else latency.reason
+        p50 = Cell(format_milliseconds(variant.p50_ms), tooltip=reason or "")
         cells += [p50, _speedup_cell(variant)]
     precision = "float32" if variant.precision == "fp32" else variant.precision
-    return (*cells, Cell(variant.made_of or precision))
+    return (*cells, Cell(variant.report.method or precision))
 
 
-def _accuracy_cell(accuracy: VariantAccuracy) -> Cell:
+def _accuracy_cell(accuracy: AccuracyRecord) -> Cell:
     low, high = accuracy.interval
     interval = f"[{format_percent(low)}, {format_percent(high)}]"
     return Cell(format_percent(accuracy.top1), small=interval)
@@ -193,27 +203,27 @@ def _accuracy_cell(accuracy: VariantAccuracy) -> Cell:
 
 def _speedup_cell(variant: VariantRecord) -> Cell:
     latency = variant.latency
-    if latency.speedup is not None:
+    if latency is not None and latency.speedup is not None:
         return Cell(
             f"{latency.speedup:.2f}×",
             small=format_interval(*latency.interval, 2) if latency.interval else "",
             badges=(verdict_badge(latency.verdict),) if latency.verdict else (),
         )
-    if variant.name == "fp32" and latency.p50_ms is not None:
+    if variant.name == "fp32" and variant.p50_ms is not None:
         return Cell("1", small="baseline")
     return Cell(MISSING_VALUE, tooltip="not timed")
 
 
-def _summary_section(bundle: BundleManifest) -> Section:
-    variant = bundle.primary_variant
+def _summary_section(bundle: BundleRecord) -> Section:
+    variant = bundle.manifest.primary_variant
     facts = [
-        ("recommended", Cell(bundle.recommended or "none")),
+        ("recommended", Cell(bundle.manifest.recommended or "none")),
         ("size", Cell(f"{variant.bytes / 1e6:.1f} MB")),
     ]
     if variant.accuracy is not None:
         facts.append(("accuracy", _accuracy_cell(variant.accuracy)))
-    if variant.latency.p50_ms is not None:
-        p50 = f"{format_milliseconds(variant.latency.p50_ms)} ms"
+    if variant.p50_ms is not None:
+        p50 = f"{format_milliseconds(variant.p50_ms)} ms"
         facts.append(("p50, one image", Cell(p50, small="on the exporting machine")))
     blocks = []
     if any(status != "as proven" for status in bundle.file_statuses.values()):
@@ -239,16 +249,13 @@ def _accuracy_sentence(variant: VariantRecord) -> str:
     )
 
 
-def _latency_conditions(bundle: BundleManifest) -> str:
-    latency = next(
-        (variant.latency for variant in bundle.variants if variant.latency.threads is not None),
-        bundle.variants[0].latency,
-    )
-    threads = "" if latency.threads is None else f", {pluralize(latency.threads, 'thread')}"
-    return f"p50 of one image, network only{threads}, on {latency.cpu or 'an unknown CPU'}"
+def _latency_conditions(bundle: BundleRecord) -> str:
+    latency = next(variant.latency for variant in bundle.variants if variant.latency is not None)
+    threads = pluralize(latency.threads, "thread")
+    return f"p50 of one image, network only, {threads}, on {latency.cpu or 'an unknown CPU'}"
 
 
-def _parity_section(bundle: BundleManifest) -> Section:
+def _parity_section(bundle: BundleRecord) -> Section:
     columns = [
         Column("variant"),
         Column("compared on", "short"),
@@ -259,27 +266,29 @@ def _parity_section(bundle: BundleManifest) -> Section:
     ]
     rows = []
     for variant in bundle.variants:
-        for inputs, parity in (
-            ("identical tensors", variant.network),
-            ("decoded images", variant.path),
-        ):
-            if parity is None:
-                continue
-            tolerance = MISSING_VALUE if parity.tolerance is None else f"{parity.tolerance:.2g}"
-            cells = (
-                Cell(variant.name),
-                Cell(inputs),
-                Cell(str(parity.images), small=parity.kind),
-                Cell(f"{parity.difference:.2g}"),
-                Cell(tolerance),
-                Cell(format_percent(parity.agreement)),
-            )
-            rows.append(TableRow(cells))
-    blocks = (table("Outputs against PyTorch", columns, rows),) if rows else ()
+        network, path = variant.parity.network, variant.parity.path
+        if network is not None:
+            rows.append(_parity_row(variant, "identical tensors", network, None))
+        rows.append(_parity_row(variant, "decoded images", path, path.top1_agreement))
+    blocks = (table("Outputs against PyTorch", columns, rows),)
     return Section("proof", "Parity", blocks)
 
 
-def _preprocessing_section(bundle: BundleManifest) -> Section:
+def _parity_row(
+    variant: VariantRecord, inputs: str, parity: NetworkParity | PathParity, agreement: float | None
+) -> TableRow:
+    cells = (
+        Cell(variant.name),
+        Cell(inputs),
+        Cell(str(parity.images), small=parity.kind),
+        Cell(f"{parity.max_abs_diff:.2g}"),
+        Cell(f"{parity.tolerance:.2g}"),
+        Cell(format_percent(agreement)),
+    )
+    return TableRow(cells)
+
+
+def _preprocessing_section(bundle: BundleRecord) -> Section:
     preprocessing, variant = bundle.preprocessing, bundle.variants[0]
     crop = preprocessing.crop
     input_type = f"float32 [batch, 3, {crop}, {crop}]"
@@ -317,7 +326,7 @@ def _format_channels(values: Sequence[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
-def _labels_section(bundle: BundleManifest) -> Section:
+def _labels_section(bundle: BundleRecord) -> Section:
     count = pluralize(len(bundle.labels), "label")
     labels = paragraph(", ".join(bundle.labels))
     if len(bundle.labels) > _MAX_VISIBLE_LABELS:
@@ -326,41 +335,44 @@ def _labels_section(bundle: BundleManifest) -> Section:
     return Section("labels", "Labels", blocks)
 
 
-def _golden_section(bundle: BundleManifest) -> Section:
-    count = pluralize(len(bundle.golden_files), "image")
+def _golden_section(bundle: BundleRecord) -> Section:
+    golden = bundle.manifest.golden
+    count = pluralize(len(golden.images), "image")
     text = (
-        f"{count} ({bundle.golden_kind}) with the logits of PyTorch, used to check a device before "
-        f"it is benchmarked. The tolerance of fp32 is {bundle.golden_tolerance:g}; "
+        f"{count} ({golden.kind}) with the logits of PyTorch, used to check a device before "
+        f"it is benchmarked. The tolerance of fp32 is {golden.tolerance:g}; "
         "the tolerances of the other variants are listed under parity."
     )
     images = []
-    for file in bundle.golden_files:
-        uri = photo_uri(bundle.resolve_path(file))
+    for record in golden.images:
+        uri = photo_uri(bundle.resolve_path(record.file))
         if uri is not None:
-            images.append((uri, PurePath(file).name))
+            images.append((uri, PurePath(record.file).name))
     blocks = [paragraph(text)]
     if images:
         blocks.append(thumbnails(images))
-    omitted = len(bundle.golden_files) - len(images)
+    omitted = len(golden.images) - len(images)
     if omitted:
         reasons = "too large, missing, or in a format that browsers do not support"
         blocks.append(paragraph(f"{pluralize(omitted, 'image')} not shown: {reasons}.", "note"))
     return Section("golden", "Golden images", tuple(blocks))
 
 
-def _provenance_section(bundle: BundleManifest) -> Section:
+def _provenance_section(bundle: BundleRecord) -> Section:
+    manifest = bundle.manifest
     pairs = [
         ("architecture", Cell(bundle.model)),
         ("run", Cell(bundle.run_id)),
-        ("weights", Cell(bundle.weights)),
-        ("edgetl", Cell(bundle.edgetl)),
-        *((name, value_cell(value)) for name, value in bundle.versions.items()),
+        ("weights", Cell(manifest.run.weights)),
+        ("edgetl", Cell(manifest.edgetl)),
+        *((name, value_cell(value)) for name, value in manifest.versions.items()),
     ]
     columns = [Column("file"), Column("status", "short"), Column("SHA-256", "mono")]
     statuses = bundle.file_statuses
     rows = []
-    for file, sha256 in bundle.file_hashes.items():
-        badge = Badge(statuses[file], _STATUS_TONES[statuses[file]])
-        rows.append(TableRow((Cell(file), Cell("", badges=(badge,)), Cell(sha256))))
+    for record in manifest.files:
+        status = statuses[record.file]
+        badge = Badge(status, _STATUS_TONES[status])
+        rows.append(TableRow((Cell(record.file), Cell("", badges=(badge,)), Cell(record.sha256))))
     blocks = (definition_list(pairs), table("Files", columns, rows))
     return Section("provenance", "Provenance", blocks)

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from markupsafe import Markup
 
 from edgetl.core.artifacts.bench import BenchResult
-from edgetl.core.artifacts.bundle import read_bundle_manifest
+from edgetl.core.artifacts.bundle import read_bundle_record
 from edgetl.core.artifacts.run import PredictionRecord, RunRecord
 from edgetl.core.formatting import format_duration, format_percent, pluralize
 from edgetl.core.paths import BundleDirectory
@@ -341,7 +341,7 @@ def _count_phrase(count: int, noun: str, listed: int = _MAX_LISTED) -> str:
 def _bundle_sections(run: RunRecord) -> list[Section]:
     if not BundleDirectory.exists_at(run.directory.bundle):
         return []
-    return [variants_section(read_bundle_manifest(run.directory.bundle))]
+    return [variants_section(read_bundle_record(run.directory.bundle))]
 
 
 def _retitled_bench_sections(results: Sequence[BenchResult]) -> list[Section]:

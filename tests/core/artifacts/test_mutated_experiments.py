@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgetl.cli.compare import show_experiment
-from edgetl.core.artifacts.bundle import read_bundle_manifest
+from edgetl.core.artifacts.bundle import read_bundle_record
 from edgetl.core.artifacts.candidates import read_candidates
 from edgetl.core.artifacts.experiment import DeployedModel, ScreenedNetwork, read_experiment
 from edgetl.core.errors import EdgetlError
@@ -36,7 +36,7 @@ def use_candidates(path: Path) -> None:
 
 
 def use_bundle(path: Path) -> None:
-    bundle = read_bundle_manifest(path.parent)
+    bundle = read_bundle_record(path.parent)
     json.dumps(bundle.to_json(), allow_nan=False)
     render_bundle_report(bundle)
     bundle_sentences(bundle)

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.artifacts.bench_json import read_result
-from edgetl.core.artifacts.bundle import read_bundle_manifest
+from edgetl.core.artifacts.bundle import read_bundle_record
 from edgetl.core.artifacts.candidates import read_candidates
 from edgetl.core.artifacts.experiment import read_experiment
 from edgetl.core.artifacts.run import read_run_record
 from edgetl.core.artifacts.run_config import read_run_configuration
 from edgetl.core.paths import ExperimentDirectory, RunDirectory
+from edgetl.core.typed_json import to_json
 
 RECORDED = Path(__file__).parent / "recorded/before-renaming"
 
@@ -34,9 +35,24 @@ def test_recorded_run_configuration_is_read() -> None:
 
 
 def test_recorded_bundle_is_read() -> None:
-    manifest = read_bundle_manifest(RECORDED / "run/bundle")
-    assert [variant.name for variant in manifest.variants] == ["fp32", "int8"]
-    assert manifest.variants[0].path.images == 24
+    bundle = read_bundle_record(RECORDED / "run/bundle")
+    fp32, int8 = bundle.variants
+    assert (fp32.name, int8.name) == ("fp32", bundle.manifest.recommended)
+    assert fp32.parity.path.images == fp32.parity.network.images == 24
+    assert int8.search.chosen.summary == int8.report.method
+    assert int8.latency.verdict == "faster"
+
+
+def test_recorded_bundle_keeps_its_keys() -> None:
+    path = RECORDED / "run/bundle"
+    stored = json.loads((path / "bundle.json").read_text())
+    written = {"schema": 1, **to_json(read_bundle_record(path).manifest)}
+    for variant in written["variants"]:
+        # Only this key is new: it used to be missing for smaller variants.
+        assert variant["parity"]["path"].pop("max_grey_levels") in (1, None)
+    for variant in stored["variants"]:
+        variant["parity"]["path"].pop("max_grey_levels", None)
+    assert written == stored
 
 
 def test_recorded_benchmark_keeps_its_statistics() -> None:

@@ -203,7 +203,10 @@ def test_min_accuracy_defaults_to_share_of_export_accuracy(
     monkeypatch.chdir(tmp_path)
     bundle = make_bundle()
     manifest = json.loads((bundle / "bundle.json").read_text())
-    manifest["variants"][0]["accuracy"] = {"top1": 0.9}
+    manifest["variants"][0]["accuracy"] = {
+        "split": "validation", "images": 100, "top1": 0.9, "ci95": [0.8, 0.95],
+        "macro_f1": 0.9, "drop": 0.0, "flips": 0,
+    }  # fmt: skip
     (bundle / "bundle.json").write_text(json.dumps(manifest))
     command = (
         "loadgen",

@@ -203,7 +203,7 @@ def test_bundle_rejects_out_of_range_tolerance(bundle: Path, tolerance: float) -
     edit_manifest(bundle, lambda manifest: manifest["golden"].update(tolerance=0.05))
     edit_manifest(
         bundle,
-        lambda manifest: manifest["variants"][0].update(parity={"path": {"tolerance": tolerance}}),
+        lambda manifest: manifest["variants"][0]["parity"]["path"].update(tolerance=tolerance),
     )
     with pytest.raises(BundleError, match="it would accept wrong logits"):
         open_verified_classifier(bundle)

@@ -15,8 +15,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from edgetl.core.artifacts.bundle import read_bundle_manifest
-from edgetl.device.runtime.bundle import read_metadata
+from edgetl.core.artifacts.bundle import ModelMetadata, read_bundle_record
 from tests.conftest import ROOT
 
 SOURCE = ROOT / "edgetl/export/client/predict.cpp"
@@ -176,7 +175,8 @@ def test_client_reads_labels_with_special_characters(
     client: Client, stock_bundle: Path, photos: list[Path], tmp_path: Path
 ) -> None:
     model = onnx.load(stock_bundle / "fp32.onnx")
-    labels = read_metadata({entry.key: entry.value for entry in model.metadata_props})["labels"]
+    properties = {entry.key: entry.value for entry in model.metadata_props}
+    labels = list(ModelMetadata.from_properties(properties).labels)
     (first,) = parse_output(client(stock_bundle / "fp32.onnx", photos[0])).values()
     odd = 'two "words", [a] \\ back\\slash, ünï/コード 🌻, u0041 \x01 bell\x07'
     labels[labels.index(first[0])] = odd
@@ -191,7 +191,7 @@ def test_client_reads_labels_with_special_characters(
 def test_source_is_short_and_in_the_bundle(stock_bundle: Path) -> None:
     assert len(SOURCE.read_text(encoding="utf-8").splitlines()) <= 110
     assert (stock_bundle / "predict.cpp").read_bytes() == SOURCE.read_bytes()
-    assert read_bundle_manifest(stock_bundle).file_statuses["predict.cpp"] == "as proven"
+    assert read_bundle_record(stock_bundle).file_statuses["predict.cpp"] == "as proven"
     assert "./predict fp32.onnx photo.jpg" in (stock_bundle / "README.md").read_text(
         encoding="utf-8"
     )
@@ -204,4 +204,4 @@ def test_bundle_without_cpp_client_is_readable(stock_bundle: Path, tmp_path: Pat
     del manifest["cpp_client"]
     (old / "bundle.json").write_text(json.dumps(manifest), encoding="utf-8")
     (old / "predict.cpp").unlink()
-    assert set(read_bundle_manifest(old).file_statuses.values()) == {"as proven"}
+    assert set(read_bundle_record(old).file_statuses.values()) == {"as proven"}

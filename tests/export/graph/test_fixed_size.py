@@ -14,11 +14,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from edgetl.cli.app import create_app
+from edgetl.core.artifacts.bundle import write_bundle_manifest
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.loadgen import LoadgenConfig
 from edgetl.core.errors import BenchError, BundleError, ConfigError, DecodeError
-from edgetl.core.files import sha256_file, write_json
+from edgetl.core.files import sha256_file
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
@@ -112,9 +113,9 @@ def test_fixed_size_variant_is_proven_but_not_recommended(bundle: Bundle) -> Non
     variant = reopened.select_variant(NAME)
     assert variant.size == SIZE
     assert reopened.select_variant("fp32").size is None
-    assert variant.parity["path"]["max_grey_levels"] <= 1
-    assert variant.parity["path"]["images"] == variant.parity["network"]["images"] > 0
-    assert reopened.recommended_variant_name == "fp32"
+    assert variant.parity.path.max_grey_levels <= 1
+    assert variant.parity.path.images == variant.parity.network.images > 0
+    assert reopened.manifest.recommended == "fp32"
     assert "128 x 96 pixels only" in reopened.directory.model_card.read_text()
     golden = reopened.load_golden()
     assert golden.logits_for(variant).shape == golden.logits.shape
@@ -140,22 +141,26 @@ def test_verify_and_predict_use_fixed_size_logits(bundle: Bundle, tmp_path: Path
         open_classifier(bundle, NAME).classify(photo[:-1])
 
 
+def update_golden_hash(bundle: Bundle) -> None:
+    manifest = bundle.manifest
+    logits = replace(manifest.golden.logits, sha256=sha256_file(bundle.directory.golden_logits))
+    golden = replace(manifest.golden, logits=logits)
+    write_bundle_manifest(bundle.directory, replace(manifest, golden=golden))
+
+
 def test_verify_detects_wrong_fixed_size_logits(bundle: Bundle) -> None:
     path = bundle.directory.golden_logits
     with np.load(path) as golden:
         arrays = dict(golden)
     np.savez(path, **{**arrays, f"logits_{NAME}": arrays["logits"] + 5})
-    manifest = bundle.manifest
-    manifest["golden"]["logits"]["sha256"] = sha256_file(path)
-    write_json(bundle.directory.manifest, manifest)
+    update_golden_hash(bundle)
     results = verify(open_bundle(bundle.directory.path))
     assert [(result.variant, result.passed) for result in results] == [
         ("fp32", True),
         (NAME, False),
     ]
     np.savez(path, files=arrays["files"], logits=arrays["logits"])
-    manifest["golden"]["logits"]["sha256"] = sha256_file(path)
-    write_json(bundle.directory.manifest, manifest)
+    update_golden_hash(bundle)
     with pytest.raises(BundleError, match=f"has no array 'logits_{NAME}'"):
         verify(open_bundle(bundle.directory.path))
 

@@ -18,6 +18,12 @@ from hypothesis.extra.numpy import arrays
 from onnx import numpy_helper
 from torch import nn
 
+from edgetl.core.artifacts.bundle import (
+    OperatorTime,
+    QuantizationScheme,
+    QuantizationScore,
+    SearchRecord,
+)
 from edgetl.core.errors import ExportError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.registry import QUANTIZERS, load_from_registry
@@ -36,16 +42,16 @@ from edgetl.export.quantize.images import (
 )
 from edgetl.export.quantize.int8_search import candidate_schemes, quantize_static_int8
 from edgetl.export.quantize.layers import fake_quantize_weight, find_layers, with_constants
-from edgetl.export.quantize.qdq import Scheme, quantize
+from edgetl.export.quantize.qdq import quantize
 from edgetl.export.quantize.rewrites import rewrite_operators
-from edgetl.export.quantize.scoring import CandidateScore, CandidateScorer, compute_logits, sqnr_db
+from edgetl.export.quantize.scoring import CandidateScorer, compute_logits, sqnr_db
 from edgetl.export.quantize.task import QuantizationTask, QuantizedModel
 from edgetl.export.variants import operator_times, slowest_operators_text
 
 SIDE, CLASSES = 32, 3
 PREPROCESSING = Preprocessing.for_image_size(SIDE)
-PER_CHANNEL = Scheme("minmax", per_channel=True, activations="uint8", reduce_range=True)
-PER_TENSOR = Scheme("minmax", per_channel=False, activations="uint8", reduce_range=True)
+PER_CHANNEL = QuantizationScheme("minmax", per_channel=True, activations="uint8", reduce_range=True)
+PER_TENSOR = QuantizationScheme("minmax", per_channel=False, activations="uint8", reduce_range=True)
 
 
 class Small(nn.Module):
@@ -228,7 +234,7 @@ def test_weight_rounding_is_at_most_half_a_step(weight: Any, per_channel: bool, 
 @pytest.mark.parametrize(
     "scheme", candidate_schemes(has_vnni=False), ids=lambda scheme: scheme.name
 )
-def test_every_scheme_gives_valid_and_accurate_network(scheme: Scheme) -> None:
+def test_every_scheme_gives_valid_and_accurate_network(scheme: QuantizationScheme) -> None:
     rewritten = rewrite_operators(small_network())
     quantized = quantize(rewritten, Calibration(rewritten, crops(20)).ranges(scheme.method), scheme)
     onnx.checker.check_model(quantized, full_check=True)
@@ -295,28 +301,27 @@ def test_search_records_all_candidates_and_chooses_fitting(
     task: QuantizationTask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quantized = quantize_static_int8(task)
-    report = quantized.report
+    record = quantized.search
+    assert isinstance(record, SearchRecord)
     schemes = [
-        candidate["scheme"]
-        for candidate in report["candidates"]
-        if not candidate["repairs"] and not candidate["restored_layers"]
+        candidate.scheme
+        for candidate in record.candidates
+        if not candidate.repairs and not candidate.restored_layers
     ]
     assert len(schemes) == 12
-    assert {
-        (scheme["method"], scheme["per_channel"], scheme["activations"]) for scheme in schemes
-    } == {
+    assert {(scheme.method, scheme.per_channel, scheme.activations) for scheme in schemes} == {
         (method, per_channel, activations)
         for method in CALIBRATION_METHODS
         for per_channel in (True, False)
         for activations in ("uint8", "int8")
     }
-    for candidate in report["candidates"]:
-        assert candidate["held_back"]["ms"] > 0
-        assert candidate["held_back"]["bytes"] > 0
-        assert candidate["held_back"]["top1"] is not None
-    chosen = report["candidates"][report["chosen"]]["held_back"]
-    assert quantized.is_within_limit is report["fits"] is (chosen["drop"] <= task.max_accuracy_drop)
-    assert (report["calibration_images"], report["held_back_images"]) == (40, 30)
+    for candidate in record.candidates:
+        assert candidate.score.ms > 0
+        assert candidate.score.bytes > 0
+        assert candidate.score.top1 is not None
+    fits = record.chosen.score.drop <= task.max_accuracy_drop
+    assert quantized.is_within_limit is record.is_within_limit is fits
+    assert (record.calibration_images, record.held_out_images) == (40, 30)
     dimensions = {value.name: len(value.dims) for value in quantized.network.graph.initializer}
     low_rank_nodes = [
         node
@@ -333,12 +338,12 @@ def test_search_records_all_candidates_and_chooses_fitting(
 class HarshScorer(CandidateScorer):
     """Scorer with an accuracy drop of 50 points, minus 5 for each layer in float."""
 
-    def score(self, network: onnx.ModelProto) -> CandidateScore:
+    def score(self, network: onnx.ModelProto) -> QuantizationScore:
         floats = sum(
             node.op_type in ("Conv", "Gemm") and not _is_quantized(network, node)
             for node in network.graph.node
         )
-        return CandidateScore(0.5, 50.0 - 5 * floats, 10.0, 1.0, 1)
+        return QuantizationScore(0.5, 50.0 - 5 * floats, 10.0, 1.0, 1)
 
 
 def _is_quantized(network: onnx.ModelProto, node: onnx.NodeProto) -> bool:
@@ -354,14 +359,14 @@ def test_search_applies_repairs_in_order_until_limit_is_met(
 ) -> None:
     monkeypatch.setattr(search, "CandidateScorer", HarshScorer)
     quantized = quantize_static_int8(replace(task, max_accuracy_drop=limit))
-    repaired = quantized.report["candidates"][12:]
-    assert [candidate["repairs"][-1] for candidate in repaired[:3]] == [
+    repaired = quantized.search.candidates[12:]
+    assert [candidate.repairs[-1] for candidate in repaired[:3]] == [
         "bias correction",
         "activations in float",
         "cross-layer equalisation",
     ]
-    restored = [len(candidate["restored_layers"]) for candidate in repaired[3:]]
-    assert quantized.report["worst_layers"][: restored[-1]] == repaired[-1]["restored_layers"]
+    restored = [len(candidate.restored_layers) for candidate in repaired[3:]]
+    assert quantized.search.worst_layers[: restored[-1]] == repaired[-1].restored_layers
     assert restored == {45.0: [1], 41.0: [1, 2], 1.0: [1, 2, 3]}[limit], (
         "at most half of the six layers"
     )
@@ -369,17 +374,15 @@ def test_search_applies_repairs_in_order_until_limit_is_met(
 
 
 def test_bias_correction_kept_when_sqnr_improves(task: QuantizationTask) -> None:
-    report = quantize_static_int8(replace(task, max_accuracy_drop=100.0)).report
-    plain, corrected = report["candidates"][:12], report["candidates"][12]
-    assert corrected["repairs"] == ["bias correction"]
-    scores = [item["held_back"] for item in plain if item["scheme"] == corrected["scheme"]]
-    best = max(scores, key=lambda score: score["sqnr_db"])
-    is_better = (corrected["held_back"]["drop"], -corrected["held_back"]["sqnr_db"]) < (
-        best["drop"],
-        -best["sqnr_db"],
-    )
-    assert (report["chosen"] == 12) is is_better
-    assert len(report["candidates"]) == 13, "no other repair is needed"
+    record = quantize_static_int8(replace(task, max_accuracy_drop=100.0)).search
+    plain, corrected = record.candidates[:12], record.candidates[12]
+    assert corrected.repairs == ("bias correction",)
+    scores = [item.score for item in plain if item.scheme == corrected.scheme]
+    best = max(scores, key=lambda score: score.sqnr_db)
+    score = corrected.score
+    is_better = (score.drop, -score.sqnr_db) < (best.drop, -best.sqnr_db)
+    assert (record.chosen is corrected) is is_better
+    assert len(record.candidates) == 13, "no other repair is needed"
 
 
 def test_unsupported_operators_stay_in_float() -> None:
@@ -399,14 +402,14 @@ def test_unsupported_operators_stay_in_float() -> None:
         _is_quantized(quantized, node) for node in quantized.graph.node if node.op_type == "Conv"
     )
     times = operator_times(quantized)
-    assert times["Erf"]["nodes"] == 1
-    assert sum(time["share"] for time in times.values()) == pytest.approx(1)
+    assert times["Erf"].nodes == 1
+    assert sum(time.share for time in times.values()) == pytest.approx(1)
 
 
 def test_slowest_operators_text_omits_int8_compute() -> None:
     shares = {"QLinearConv": 0.5, "HardSwish": 0.3, "QLinearMul": 0.19, "Softmax": 0.01}
     text = slowest_operators_text(
-        {operator: {"nodes": 2, "share": share} for operator, share in shares.items()}
+        {operator: OperatorTime(2, share) for operator, share in shares.items()}
     )
     assert (
         text

@@ -328,18 +328,18 @@ def test_node_client_errors_are_one_line(
 
 @needs_npm
 def test_manifest_has_hash_of_every_web_file(bundle: Bundle) -> None:
-    web = bundle.manifest["web"]
-    assert web["proof"]["passed"]
-    assert web["proof"]["images"] == len(bundle.load_golden().files)
-    assert {entry["file"] for entry in web["files"]} == {
+    web = bundle.manifest.web
+    assert web is not None
+    assert web.proof.passed
+    assert web.proof.images == len(bundle.load_golden().files)
+    assert {record.file for record in web.files} == {
         f"web/{path.name}" for path in bundle.directory.web.iterdir()
     }
     assert {path for path in bundle.companion_files() if path.parent == bundle.directory.web} == {
         *bundle.directory.web.iterdir()
     }
     assert all(
-        sha256_file(bundle.directory.path / entry["file"]) == entry["sha256"]
-        for entry in web["files"]
+        sha256_file(bundle.directory.path / record.file) == record.sha256 for record in web.files
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from edgetl.core.artifacts.bundle import read_bundle_manifest
+from edgetl.core.artifacts.bundle import read_bundle_record
 from edgetl.core.errors import BundleError
 from edgetl.report.bundle.page import render_bundle_report
 from tests.helpers.browser import CHROMIUM
@@ -15,7 +15,7 @@ from tests.helpers.runs import write_bundle
 
 
 def bundle_page(path: Path) -> Page:
-    return Page(render_bundle_report(read_bundle_manifest(path)))
+    return Page(render_bundle_report(read_bundle_record(path)))
 
 
 def alter_manifest(path: Path, **changes: Any) -> Path:
@@ -27,7 +27,7 @@ def alter_manifest(path: Path, **changes: Any) -> Path:
 def test_bundle_page_shows_variants_and_parity(tmp_path: Path) -> None:
     page = bundle_page(
         write_bundle(
-            tmp_path / "bundle", not_recommended={"fp32": "takes 5.00 ms, 3 are allowed"}
+            tmp_path / "bundle", rejection_reasons={"fp32": "takes 5.00 ms, 3 are allowed"}
         ).path
     )
     assert page.sections == [
@@ -112,6 +112,9 @@ def test_file_outside_the_bundle_is_refused(tmp_path: Path) -> None:
         {"labels": 3},
         {"golden": {}},
         {"run": "x"},
+        {"run": {"id": "0", "model": "m"}},
+        {"new": 1},
+        {"recommended": "int4"},
         {"preprocessing": {}},
         {"labels": []},
     ],
@@ -119,8 +122,10 @@ def test_file_outside_the_bundle_is_refused(tmp_path: Path) -> None:
 def test_broken_manifest_is_refused_in_one_sentence(
     tmp_path: Path, changes: dict[str, Any]
 ) -> None:
-    with pytest.raises(BundleError, match=r"bundle\.json .* Export the bundle again"):
-        read_bundle_manifest(alter_manifest(write_bundle(tmp_path / "bundle").path, **changes))
+    with pytest.raises(
+        BundleError, match=r"bundle\.json is broken: .* Copy or export the bundle again"
+    ):
+        read_bundle_record(alter_manifest(write_bundle(tmp_path / "bundle").path, **changes))
 
 
 def test_labels_are_escaped(tmp_path: Path) -> None:
@@ -134,9 +139,7 @@ def test_bundle_page_fits_a_phone_without_console_errors(tmp_path: Path) -> None
     labels = [f"a label that is rather long {number}" for number in range(200)]
     assert (
         seen_in_browser(
-            render_bundle_report(
-                read_bundle_manifest(write_bundle(tmp_path / "bundle", labels).path)
-            )
+            render_bundle_report(read_bundle_record(write_bundle(tmp_path / "bundle", labels).path))
         )
         == 0
     )

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
+from edgetl.core.artifacts.bundle import LatencyRecord
 from edgetl.core.config.export import ExportConfig, InputKind
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
@@ -22,7 +23,13 @@ from tools.checks.gpu_check.settings import BUILTIN, Settings
 
 IMAGE_VARIANTS = ("fp32", "fp16", "int8")
 TENSOR_VARIANTS = ("fp32", "fp16")
-UNTIMED = {"p50_ms": None, "reason": "the GPU check does not time variants on the CPU"}
+UNTIMED = LatencyRecord(
+    p50_ms=None,
+    threads=1,
+    cpu=None,
+    rounds=0,
+    reason="the GPU check does not time variants on the CPU",
+)
 
 
 def prepare_photos(settings: Settings, record: Record) -> None:
@@ -82,7 +89,7 @@ def export(run: Path, kind: InputKind, variants: Sequence[str]) -> None:
         kind: `image` or `tensor`.
         variants: names of the variants.
     """
-    exporter.measure_variant_latencies = lambda *_: {name: dict(UNTIMED) for name in variants}  # type: ignore[attr-defined]
+    exporter.measure_variant_latencies = lambda *_: dict.fromkeys(variants, UNTIMED)  # type: ignore[attr-defined]
     # Accept any accuracy drop: only the runtime is checked here.
     config = ExportConfig(
         input=kind, variants=tuple(variants), max_accuracy_drop=100.0, search="quick"
