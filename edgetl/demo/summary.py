@@ -7,6 +7,7 @@ from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.artifacts.bundle import BundleRecord
 from edgetl.core.artifacts.experiment import Experiment
 from edgetl.core.artifacts.experiment_runs import StrategyResult
+from edgetl.core.artifacts.variant_agreement import describe_disagreements
 from edgetl.core.formatting import (
     MISSING_VALUE,
     format_duration,
@@ -80,9 +81,12 @@ def latency_gain_table(bundle: BundleRecord, result: BenchResult, accuracy: floa
         noise = f"the machine was noisy: {result.noise.reasons[0]}"
     threads = ", ".join(sorted({f"{row.threads}" for row in rows}))
     round_count = len(rows[0].rounds) if rows else 0
-    note = f"One image, {threads} threads, {round_count} rounds; {noise}. * recommended here."
+    notes = [
+        f"One image, {threads} threads, {round_count} rounds; {noise}. * recommended here.",
+        *describe_disagreements(bundle.manifest, result),
+    ]
     columns = ("on this machine", "p50 ms", "speed-up [95%]", "verdict", "file MB", "accuracy")
-    return TextTable("Latency and size", columns, cells, note, ("verdict",))
+    return TextTable("Latency and size", columns, cells, " ".join(notes), ("verdict",))
 
 
 def _format_time_to_accuracy(row: StrategyResult, accuracy: float) -> str:

@@ -270,7 +270,7 @@ class _BundleExport:
             partial(_load_quantization_images, self.sources, model),
             config.max_accuracy_drop,
             self.notify,
-            quick=config.search == "quick",
+            config.search,
         )
         built = [
             make_variant(name, task, builder)
@@ -403,7 +403,7 @@ def _add_latencies(
     # replaces it.
     write_bundle_manifest(directory, manifest)
     latencies = measure_variant_latencies(
-        directory.path, task.notify, QUICK_PROTOCOL if task.quick else None
+        directory.path, task.notify, QUICK_PROTOCOL if task.search == "quick" else None
     )
     built_by_name = {item.variant.name: item for item in built}
     timed = []

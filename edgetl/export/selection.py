@@ -11,6 +11,7 @@ from edgetl.core.config.export import ExportConfig
 _PRECISION_NOTES = {
     "fp16": "; it is meant for GPUs, CPUs compute it in float32",
     "weights int8": "; it is meant for size (--optimise size)",
+    "int8 dynamic": "; it is meant for networks of matrix products, CPUs compute its convolutions slowly",
 }
 
 
@@ -86,7 +87,7 @@ def _not_faster_reason(variant: VariantRecord, config: ExportConfig, fp32_fits: 
         return f"was not compared with fp32{note}"
     low, high = latency.interval
     return (
-        f"is not significantly faster than fp32 here: {latency.speedup:.2f} times "
+        f"was not significantly faster than fp32 at export: {latency.speedup:.2f} times "
         f"[{low:.2f}, {high:.2f}], faster in {latency.rounds_won} of {latency.rounds} rounds{note}"
     )
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from edgetl.core.artifacts.bundle import read_bundle_record
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.demo.summary import accuracy_gain_table, latency_gain_table
 from tests.helpers.bench_results import bench_result, bench_row
 from tests.helpers.experiments import made_experiment
+from tests.helpers.runs import write_bundle
 
 NETWORK = "mobilenet_v3_small-160"
 
@@ -69,7 +72,7 @@ def test_accuracy_table_when_pretrained_is_worse() -> None:
     assert "-20.0" in table.rows[0][3]
 
 
-BUNDLE = cast(Any, SimpleNamespace(variants=()))
+BUNDLE = cast(Any, SimpleNamespace(variants=(), manifest=SimpleNamespace(recommended=None)))
 """Bundle without accuracies."""
 
 
@@ -98,3 +101,19 @@ def test_latency_table_reports_failed_gate() -> None:
         BUNDLE, bench_result((bench_row("pytorch", "fp32", 9.0), wrong)), 0.5
     )
     assert table.rows[1][1:4] == ("—", "", "does not match PyTorch")
+
+
+def test_latency_table_says_where_bundle_recommends_a_slow_int8(tmp_path: Path) -> None:
+    bundle = read_bundle_record(write_bundle(tmp_path / "bundle").path)
+    assert bundle.manifest.recommended == "int8"
+    rows = (
+        bench_row("pytorch", "fp32", 9.0),
+        bench_row("onnxruntime", "fp32", 3.0),
+        bench_row("onnxruntime", "int8", 3.3),
+    )
+    table = latency_gain_table(bundle, bench_result(rows), 25 / 30)
+    assert [row[0] for row in table.rows] == ["PyTorch", "ONNX fp32 *", "ONNX int8"]
+    assert [row[5] for row in table.rows] == ["83.3%", "83.3%", "80.0%"]
+    assert "The bundle recommends int8, 2.00 times as fast as fp32 at export" in table.note
+    assert "here it is slower: 0.91 " in table.note
+    assert "3.3 points less accurate. Use fp32 on this device." in table.note

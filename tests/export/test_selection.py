@@ -55,7 +55,7 @@ def test_choose_rejects_variant_not_faster_than_fp32(verdict: str) -> None:
     choice = choose(variants, ExportConfig())
     assert choice.name == "fp32"
     assert (
-        "not significantly faster than fp32 here: 2.00 times [1.50, 2.50]"
+        "was not significantly faster than fp32 at export: 2.00 times [1.50, 2.50]"
         in choice.rejection_reasons["int8"]
     )
     assert choose(variants, ExportConfig(optimise="size")).name == "int8", "speed does not matter"

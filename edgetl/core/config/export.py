@@ -13,7 +13,7 @@ from edgetl.core.registry import QUANTIZERS
 InputKind = Literal["image", "tensor"]
 GoldenKind = Literal["validation", "generated"]
 OptimizationGoal = Literal["latency", "size"]
-SearchMode = Literal["thorough", "quick"]
+SearchMode = Literal["auto", "quick", "thorough"]
 FIXED_SIZE_RANGE = (16, 8192)
 """Smallest and largest side of a fixed input size, pixels."""
 GRAPH, PROOF, VARIANTS, CLIENTS = "Graph", "Proof", "Variants and limits", "Clients"
@@ -78,8 +78,9 @@ class ExportConfig:
     force: bool = option(False, help="Replace an existing bundle.", basic=True)
     variants: tuple[str, ...] = option(
         ("fp32",),
-        help="Variants to export, separated by commas: `fp32` (always included), `fp16`, `int8`, "
-        "`int8-dynamic`, `int8-weights`.",
+        help="Variants to export, separated by commas: `fp32` (always included), `int8` (smaller "
+        "and faster on most CPUs), `fp16` (for GPUs), `int8-weights` (for size), `int8-dynamic` "
+        "(for networks of matrix products).",
         panel=VARIANTS,
         basic=True,
         choices=("fp32", *QUANTIZERS),
@@ -111,9 +112,10 @@ class ExportConfig:
         basic=True,
     )
     search: SearchMode = option(
-        "thorough",
-        help="Search for int8 settings: `thorough` (all quantization methods, with corrections) "
-        "or `quick` (only the most successful methods, without corrections).",
+        "auto",
+        help="Search for int8 settings: `quick` (the most successful methods), `thorough` (all "
+        "methods, with repairs of the accuracy) or `auto` (quick, and thorough if that loses too "
+        "much accuracy or is not faster).",
         panel=VARIANTS,
     )
     ort_format: bool = option(

@@ -20,6 +20,7 @@ from edgetl.core.artifacts.recommendation import recommend
 from edgetl.core.artifacts.session import OperatorProfile
 from edgetl.core.artifacts.storage import check_output_path, store_result
 from edgetl.core.artifacts.sustained import SustainedResult
+from edgetl.core.artifacts.variant_agreement import describe_disagreements
 from edgetl.core.config.bench import BenchConfig
 from edgetl.device.bench.baseline import match_rows, read_baseline
 from edgetl.device.bench.correctness_gate import GatedCase, run_gates
@@ -32,6 +33,7 @@ from edgetl.device.bench.worker_process import run_job
 from edgetl.device.hardware.cpu import resolve_intra_op_threads
 from edgetl.device.hardware.energy import EnergyMeter
 from edgetl.device.hardware.info import collect_device_info
+from edgetl.device.runtime.bundle import Bundle
 from edgetl.device.runtime.session import check_provider
 
 
@@ -118,11 +120,19 @@ def bench(
         limits=config.limits,
         interrupted=runner.stop_cause is not None,
     )
+    result = _add_disagreements(result, target.bundle)
     path, notes = store_result(
         partial(write_result, result), config.output, target.results_folder, created
     )
     runner.raise_if_stopped(rounds_by_row, path, notes)
     return replace(result, path=path, notes=(*result.notes, *notes))
+
+
+def _add_disagreements(result: BenchResult, bundle: Bundle | None) -> BenchResult:
+    if bundle is None:
+        return result
+    disagreements = describe_disagreements(bundle.manifest, result)
+    return replace(result, notes=(*result.notes, *disagreements))
 
 
 def _check_cases(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -58,14 +58,14 @@ def quantize_static_int8(task: QuantizationTask) -> QuantizedModel:
     return _Int8Search(task).run()
 
 
-def candidate_schemes(has_vnni: bool, quick: bool = False) -> Iterator[QuantizationScheme]:
-    """Yield the schemes to try on a CPU; with `quick`, only those chosen most often."""
-    if quick:
-        yield from (
-            QuantizationScheme(method, True, "uint8", reduce_range=not has_vnni)
-            for method in ("percentile", "minmax")
-        )
-        return
+def likely_schemes(has_vnni: bool) -> Iterator[QuantizationScheme]:
+    """Yield the schemes that are chosen most often on a CPU."""
+    for method in ("percentile", "minmax"):
+        yield QuantizationScheme(method, True, "uint8", reduce_range=not has_vnni)
+
+
+def all_schemes(has_vnni: bool) -> Iterator[QuantizationScheme]:
+    """Yield all schemes to try on a CPU."""
     for method, per_channel in product(CALIBRATION_METHODS, (True, False)):
         yield QuantizationScheme(method, per_channel, "uint8", reduce_range=not has_vnni)
         yield QuantizationScheme(method, per_channel, "int8", reduce_range=not has_vnni)
@@ -87,14 +87,12 @@ class _Int8Search:
         self._calibration = Calibration(self._network, task.images.calibration)
         vnni = has_int8_dot_product()
         self._float_score = self._scorer.score(task.network)
-        schemes = list(candidate_schemes(vnni, task.quick))
-        for number, scheme in enumerate(schemes):
-            task.notify("Searching for int8", number, len(schemes))
-            if not self._is_hopeless(scheme):
-                self._try_scheme(scheme)
-        best = self._correct_bias(self._select_best(self.candidates))
-        if not self._is_within_limit(best):
-            best = self._repair(best)
+        if task.search != "thorough":
+            best = self._try_schemes(likely_schemes(vnni))
+        if task.search == "thorough" or (task.search == "auto" and not self._is_useful(best)):
+            best = self._try_schemes(all_schemes(vnni))
+            if not self._is_within_limit(best):
+                best = self._repair(best)
         search = SearchRecord(
             calibration_images=len(task.images.calibration),
             held_out_images=len(task.images.held_out),
@@ -106,6 +104,18 @@ class _Int8Search:
             worst_layers=tuple(self.worst_layers[:_MAX_LISTED_LAYERS]),
         )
         return QuantizedModel(best.network, "int8", best.record.summary, search)
+
+    def _try_schemes(self, schemes: Iterable[QuantizationScheme]) -> Int8Candidate:
+        """Try schemes that were not tried yet; return the best of all, with corrected biases."""
+        self._uses_bias_correction = False
+        tried = {candidate.record.scheme for candidate in self.candidates}
+        remaining = [scheme for scheme in schemes if scheme not in tried]
+        for number, scheme in enumerate(remaining):
+            self.task.notify("Searching for int8", number, len(remaining))
+            if not self._is_hopeless(scheme):
+                self._try_scheme(scheme)
+        unrepaired = [candidate for candidate in self.candidates if not candidate.record.repairs]
+        return self._correct_bias(self._select_best(unrepaired))
 
     def _try_scheme(
         self,
@@ -135,6 +145,9 @@ class _Int8Search:
             return False
         return min(same_type_ms) > _HOPELESS_SLOWDOWN * max(other_type_ms)
 
+    def _is_useful(self, candidate: Int8Candidate) -> bool:
+        return self._is_within_limit(candidate) and candidate.score.ms < self._float_score.ms
+
     def _is_within_limit(self, candidate: Int8Candidate) -> bool:
         return candidate.score.drop <= self.task.max_accuracy_drop
 
@@ -156,13 +169,20 @@ class _Int8Search:
         # Bias correction is free at run time, so it is tried even if the accuracy already fits.
         self.task.notify("Correcting biases of int8", 0, 0)
         self._uses_bias_correction = True
-        corrected = self._try_scheme(best.record.scheme, ("bias correction",))
+        scheme = best.record.scheme
+        corrected = next(
+            (
+                item
+                for item in self.candidates
+                if item.record.repairs and item.record.scheme == scheme
+            ),
+            None,
+        )
+        corrected = corrected or self._try_scheme(scheme, ("bias correction",))
         self._uses_bias_correction = _is_better(corrected, best)
         return corrected if self._uses_bias_correction else best
 
     def _repair(self, best: Int8Candidate) -> Int8Candidate:
-        if self.task.quick:
-            return best
         repairs = (
             (self._without_rewrites, "activations in float"),
             (self._with_equalization, "cross-layer equalisation"),

@@ -9,6 +9,7 @@ from functools import cached_property
 import onnx
 
 from edgetl.core.artifacts.bundle import Float16Record, SearchRecord
+from edgetl.core.config.export import ExportConfig, SearchMode
 from edgetl.export.quantize.images import QuantizationImages
 
 
@@ -25,8 +26,8 @@ class QuantizationTask:
     """Largest allowed loss of top-1 in percentage points."""
     notify: Callable[[str, int, int], None]
     """Called with (step, done, total)."""
-    quick: bool = False
-    """Try only the schemes chosen most often, without repairs."""
+    search: SearchMode = ExportConfig.search
+    """Extent of the search for int8."""
 
     @cached_property
     def images(self) -> QuantizationImages:

@@ -8,6 +8,7 @@ from pathlib import PurePath
 
 from markupsafe import Markup
 
+from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bundle import (
     AccuracyRecord,
     BundleRecord,
@@ -16,7 +17,14 @@ from edgetl.core.artifacts.bundle import (
     PathParity,
     VariantRecord,
 )
-from edgetl.core.formatting import MISSING_VALUE, format_milliseconds, format_percent, pluralize
+from edgetl.core.artifacts.variant_agreement import describe_disagreements
+from edgetl.core.formatting import (
+    MISSING_VALUE,
+    describe_device,
+    format_milliseconds,
+    format_percent,
+    pluralize,
+)
 from edgetl.report.html.blocks import (
     Badge,
     Cell,
@@ -123,10 +131,14 @@ def _latency_sentence(bundle: BundleRecord, variant: VariantRecord) -> str:
     return f"{text}, {_latency_conditions(bundle)}."
 
 
-def variants_section(bundle: BundleRecord) -> Section:
+def variants_section(bundle: BundleRecord, results: Sequence[BenchResult] = ()) -> Section:
     """Build the section with size, parity, accuracy and latency of every variant.
 
     Variants that are not recommended are listed with their reasons.
+
+    Args:
+        bundle: the bundle.
+        results: benchmark results; contradictions to the recommendation are listed.
     """
     timed = any(variant.p50_ms is not None for variant in bundle.variants)
     latency_columns = [
@@ -164,6 +176,10 @@ def variants_section(bundle: BundleRecord) -> Section:
     ]
     if reasons:
         blocks += [paragraph("Reasons against the other variants:"), bullets(reasons)]
+    for result in results:
+        for sentence in describe_disagreements(bundle.manifest, result):
+            text = f"Measured on {describe_device(result.device)}: {sentence}"
+            blocks.append(paragraph(text, badges=[Badge("disagreement", "warn")]))
     if not timed:
         text = "Latencies were not measured at export: run edgetl bench on the device."
         blocks.append(paragraph(text, "note"))

@@ -69,7 +69,11 @@ def render_run_report(run: RunRecord, results: Sequence[BenchResult]) -> str:
     """
     data = PurePath(str(run.config.get("data", ""))).name
     lead = f"{run.directory.path.resolve().name}: fine-tuned on {data}." if data else ""
-    sections = [*run_sections(run), *_bundle_sections(run), *_retitled_bench_sections(results)]
+    sections = [
+        *run_sections(run),
+        *_bundle_sections(run, results),
+        *_retitled_bench_sections(results),
+    ]
     return render_page(run_title(run), lead, sections)
 
 
@@ -338,10 +342,10 @@ def _count_phrase(count: int, noun: str, listed: int = _MAX_LISTED) -> str:
     return f"{listed} of {total}" if count > listed else total
 
 
-def _bundle_sections(run: RunRecord) -> list[Section]:
+def _bundle_sections(run: RunRecord, results: Sequence[BenchResult]) -> list[Section]:
     if not BundleDirectory.exists_at(run.directory.bundle):
         return []
-    return [variants_section(read_bundle_record(run.directory.bundle))]
+    return [variants_section(read_bundle_record(run.directory.bundle), results)]
 
 
 def _retitled_bench_sections(results: Sequence[BenchResult]) -> list[Section]:

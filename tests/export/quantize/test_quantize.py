@@ -24,6 +24,7 @@ from edgetl.core.artifacts.bundle import (
     QuantizationScore,
     SearchRecord,
 )
+from edgetl.core.config.export import SearchMode
 from edgetl.core.errors import ExportError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.registry import QUANTIZERS, load_from_registry
@@ -99,6 +100,7 @@ def task() -> QuantizationTask:
         lambda: images,
         1.0,
         lambda step, done, total: None,
+        search="thorough",
     )
 
 
@@ -371,6 +373,41 @@ def test_search_applies_repairs_in_order_until_limit_is_met(
         "at most half of the six layers"
     )
     assert quantized.is_within_limit is fits
+
+
+@pytest.mark.parametrize(
+    ("mode", "drop", "ms", "scheme_count", "fits"),
+    [
+        ("auto", 0.5, 0.5, 2, True),
+        ("auto", 5.0, 0.5, 12, False),
+        ("auto", 0.5, 1.5, 12, True),
+        ("quick", 5.0, 1.5, 2, False),
+        ("thorough", 0.5, 0.5, 12, True),
+    ],
+)
+def test_search_goes_on_when_quick_result_is_not_useful(
+    task: QuantizationTask,
+    monkeypatch: pytest.MonkeyPatch,
+    mode: SearchMode,
+    drop: float,
+    ms: float,
+    scheme_count: int,
+    fits: bool,
+) -> None:
+    class FixedScorer(CandidateScorer):
+        def score(self, network: onnx.ModelProto) -> QuantizationScore:
+            if any(node.op_type == "DequantizeLinear" for node in network.graph.node):
+                return QuantizationScore(0.5, drop, 10.0, ms, 1)
+            return QuantizationScore(0.5, 0.0, 100.0, 1.0, 4)
+
+    monkeypatch.setattr(search, "CandidateScorer", FixedScorer)
+    record = quantize_static_int8(replace(task, search=mode)).search
+    plain = [candidate.scheme for candidate in record.candidates if not candidate.repairs]
+    assert len(plain) == len(set(plain)) == scheme_count
+    assert record.is_within_limit is fits
+    repairs = {candidate.repairs[-1] for candidate in record.candidates if candidate.repairs}
+    goes_to_repairs = mode != "quick" and not fits
+    assert ("activations in float" in repairs) is goes_to_repairs
 
 
 def test_bias_correction_kept_when_sqnr_improves(task: QuantizationTask) -> None:
