@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from edgetl.core.errors import ConfigError
-from edgetl.core.typed_json import FieldError, parse_as
+from edgetl.core.typed_json import FieldError, JsonObject, parse_as, to_json
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -34,6 +34,8 @@ class Preprocessing:
     """Standard deviation of each RGB channel on the scale [0, 1]."""
     interpolation: Literal["bilinear"] = "bilinear"
     """Interpolation of the resize: Pillow's BILINEAR, which is antialiased."""
+    color: Literal["RGB"] = "RGB"
+    """Order of the color channels."""
 
     def __post_init__(self) -> None:
         if self.crop < 1 or self.resize < self.crop:
@@ -63,31 +65,20 @@ class Preprocessing:
         """Return (top, left) of the center crop in a resized image; halves round to even."""
         return round((height - self.crop) / 2), round((width - self.crop) / 2)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the object stored in config.json, bundle.json and the ONNX file's metadata."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std), "color": "RGB"}
+        return to_json(self)
 
     @classmethod
-    def from_json(cls, content: Any) -> Preprocessing:
+    def from_json(cls, content: object) -> Preprocessing:
         """Parse the output of `to_json`.
 
         Raises:
             ConfigError: A field is missing, unknown, invalid, or not supported by this version.
         """
         try:
-            fields = parse_as(_PreprocessingFields, content, "preprocessing")
+            return parse_as(cls, content, "preprocessing")
         except FieldError as cause:
             raise ConfigError(
                 f"Invalid or unsupported preprocessing: {cause}. A newer edgetl may support it."
             ) from cause
-        return cls(fields.resize, fields.crop, fields.mean, fields.std)
-
-
-@dataclass(frozen=True)
-class _PreprocessingFields:
-    resize: int
-    crop: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: Literal["bilinear"]
-    color: Literal["RGB"]

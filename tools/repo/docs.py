@@ -1,13 +1,15 @@
-"""Write docs/reference/cli.md from the help of the commands: `python -m tools.repo.docs`.
+"""Write the generated pages of the documentation: `python -m tools.repo.docs`.
 
-With `--check` nothing is written; the exit status is 1 if the file differs or a relative link in a
-Markdown file is broken.
+They are docs/reference/cli.md, from the help of the commands, and the JSON Schemas in
+docs/reference/artifacts, from the dataclasses. With `--check` nothing is written; the exit status
+is 1 if a file differs or a relative link in a Markdown file is broken.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import typer
@@ -17,9 +19,11 @@ from typer.testing import CliRunner
 
 from edgetl.cli.app import COMMANDS, create_app
 from edgetl.cli.command import Command
+from tools.repo.schemas import artifact_schemas
 
 ROOT = Path(__file__).parents[2]
-CLI_REFERENCE = ROOT / "docs/reference/cli.md"
+CLI_REFERENCE = Path("docs/reference/cli.md")
+SCHEMAS = Path("docs/reference/artifacts")
 
 
 def help_text(app: typer.Typer, *command: str) -> str:
@@ -67,14 +71,30 @@ def broken_links() -> list[str]:
     return problems
 
 
+def generated_files() -> dict[Path, str]:
+    """Return the generated files: path relative to the repository to content."""
+    schemas = {SCHEMAS / name: content for name, content in artifact_schemas().items()}
+    return {CLI_REFERENCE: cli_reference(), **schemas}
+
+
+def find_outdated_files(files: Mapping[Path, str]) -> Iterator[str]:
+    """Yield a message for each generated file that is missing or differs."""
+    for path, content in files.items():
+        file = ROOT / path
+        if not file.is_file() or file.read_text(encoding="utf-8") != content:
+            yield f"{path} is not up to date. Run `make format`."
+
+
 def main() -> None:
-    """Write the reference, or check it with `--check`."""
-    expected = cli_reference()
+    """Write the generated files, or check them with `--check`."""
+    files = generated_files()
     problems = broken_links()
-    if "--check" not in sys.argv[1:]:
-        CLI_REFERENCE.write_text(expected, encoding="utf-8")
-    elif CLI_REFERENCE.read_text(encoding="utf-8") != expected:
-        problems.append("docs/reference/cli.md does not match the commands. Run `make format`.")
+    if "--check" in sys.argv[1:]:
+        problems += find_outdated_files(files)
+    else:
+        for path, content in files.items():
+            (ROOT / path).parent.mkdir(exist_ok=True)
+            (ROOT / path).write_text(content, encoding="utf-8")
     if problems:
         sys.exit("\n".join(problems))
 

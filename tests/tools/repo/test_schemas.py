@@ -1,0 +1,105 @@
+"""The JSON Schemas of the documentation describe the files that are read and written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgetl.core.paths import BundleDirectory
+from edgetl.core.typed_json import computed, in_json
+from tests.helpers.json_schema import iterate_schema_errors
+from tests.helpers.runs import write_bundle
+from tools.repo.schemas import ARTIFACTS, artifact_schema
+
+RECORDED = Path(__file__).parents[2] / "core/artifacts/recorded/before-renaming"
+FILES = {"bundle": "run/bundle/bundle.json"}
+"""Recorded file of each artifact."""
+
+
+@dataclass(frozen=True)
+class Part:
+    size: tuple[int, int]
+    """Size in pixels; None if it is not known."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Example of a file."""
+
+    interval: tuple[float, ...] = field(metadata=in_json(key="ci95"))
+    parts: Mapping[str, Part]
+    part: Part | None = field(default=None, metadata=in_json(none_is_empty=True))
+
+    @computed
+    def total(self) -> int:
+        """Number of parts."""
+        return len(self.parts)
+
+
+def test_schema_derives_from_dataclass() -> None:
+    schema = artifact_schema(Example)
+    assert schema["description"] == "Example of a file."
+    assert schema["required"] == ["schema", "ci95", "parts"]
+    assert schema["additionalProperties"] is False
+    assert schema["properties"] == {
+        "schema": {"const": 1},
+        "ci95": {"type": "array", "items": {"type": "number"}},
+        "parts": {"type": "object", "additionalProperties": {"$ref": "#/$defs/Part"}},
+        "part": {
+            "anyOf": [
+                {"type": "object", "maxProperties": 0},
+                {"anyOf": [{"$ref": "#/$defs/Part"}, {"type": "null"}]},
+            ]
+        },
+        "total": {"description": "Number of parts.", "type": "integer", "readOnly": True},
+    }
+    assert schema["$defs"]["Part"]["properties"]["size"] == {
+        "description": "Size in pixels; null if it is not known.",
+        "type": "array",
+        "prefixItems": [{"type": "integer"}, {"type": "integer"}],
+        "minItems": 2,
+        "maxItems": 2,
+    }
+
+
+VALID = {"schema": 1, "ci95": [0.5, 1], "parts": {"a": {"size": [1, 2]}}, "part": {}, "total": 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({}, None),
+        ({"schema": 2}, "$.schema must be one of [1]"),
+        ({"ci95": ["0"]}, "$.ci95[0] must be of type number"),
+        ({"parts": {"a": {"size": [1]}}}, "$.parts.a.size has 1 items"),
+        ({"parts": {"a": {"size": [1, True]}}}, "$.parts.a.size[1] must be of type integer"),
+        ({"parts": {"a": {}}}, "$.parts.a.size is missing"),
+        ({"part": {"size": 1}}, "$.part has 1 keys"),
+        ({"new": 1}, "$.new is unknown"),
+    ],
+)
+def test_schema_detects_invalid_values(change: dict[str, Any], error: str | None) -> None:
+    errors = list(iterate_schema_errors({**VALID, **change}, artifact_schema(Example)))
+    assert errors == ([] if error is None else [error])
+
+
+@pytest.mark.parametrize("name", ARTIFACTS)
+def test_recorded_file_matches_schema(name: str) -> None:
+    content = json.loads((RECORDED / FILES[name]).read_text())
+    assert list(iterate_schema_errors(content, artifact_schema(ARTIFACTS[name]))) == []
+
+
+def test_written_bundle_matches_schema(tmp_path: Path) -> None:
+    bundle: BundleDirectory = write_bundle(tmp_path / "bundle")
+    content = json.loads(bundle.manifest.read_text())
+    schema = artifact_schema(ARTIFACTS["bundle"])
+    assert list(iterate_schema_errors(content, schema)) == []
+    del content["variants"][0]["parity"]["path"]["images"]
+    assert list(iterate_schema_errors(content, schema)) == [
+        "$.variants[0].parity.path.images is missing"
+    ]
