@@ -298,6 +298,9 @@ def _convert_dataclass(kind: Any, value: Any, where: str, extra: str) -> Any:
                 f"{where} has an unknown field {key[:_MAX_VALUE_CHARACTERS]!r}, "
                 "perhaps from a newer edgetl"
             )
+    for field in fields:
+        if field.default is dataclasses.MISSING and field.key not in value:
+            raise FieldError(f"{where} has no field {field.key!r}")
     arguments = {}
     for field in fields:
         if field.key in value:
@@ -305,8 +308,6 @@ def _convert_dataclass(kind: Any, value: Any, where: str, extra: str) -> Any:
             if field.none_is_empty and part == {}:
                 part = None
             arguments[field.name] = _convert(field.type, part, f"{where}.{field.key}", extra)
-        elif field.default is dataclasses.MISSING:
-            raise FieldError(f"{where} has no field {field.key!r}")
     try:
         return kind(**arguments)
     except FieldError as cause:

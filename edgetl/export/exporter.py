@@ -16,12 +16,12 @@ from edgetl.core.artifacts.bundle import (
     BundleManifest,
     GoldenRecord,
     ImageSource,
-    ModelMetadata,
     RunReference,
     VariantRecord,
     WebRecord,
     write_bundle_manifest,
 )
+from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.config.export import ExportConfig, name_fixed_size_variant
 from edgetl.core.errors import DataError
 from edgetl.core.paths import BundleDirectory, RunDirectory, StrPath

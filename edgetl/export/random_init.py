@@ -16,8 +16,8 @@ from onnx import helper, numpy_helper
 from torch import fx, nn
 
 from edgetl import __version__
-from edgetl.core.artifacts.bundle import ModelMetadata
 from edgetl.core.artifacts.candidates import CandidateParity
+from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ArchitectureError, ConfigError, ExportError, ParityError

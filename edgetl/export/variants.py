@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from edgetl.core.artifacts.bundle import (
     BuildReport,
-    ModelMetadata,
     OperatorTime,
     ParityRecord,
     SlowOperators,
     VariantRecord,
 )
+from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.files import sha256_file
 from edgetl.core.paths import BundleDirectory

@@ -15,7 +15,7 @@ import torch
 from onnx import numpy_helper
 from PIL import Image
 
-from edgetl.core.artifacts.bundle import ModelMetadata
+from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import BundleError, ConfigError, DataError, ExportError, ParityError
 from edgetl.core.files import sha256_file

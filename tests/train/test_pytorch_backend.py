@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch._inductor.exc import InvalidCxxCompiler
 
 from edgetl.core.artifacts.bench_json import read_result
-from edgetl.core.artifacts.bundle import ModelMetadata
+from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.config.torch_modes import BF16_TOLERANCE, FP16_TOLERANCE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,7 @@ from typing import Literal
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.config.export import InputKind
 from edgetl.core.errors import BundleError
-from edgetl.core.files import parse_json, sha256_file, write_json
+from edgetl.core.files import sha256_file, write_json
 from edgetl.core.formatting import pluralize
 from edgetl.core.paths import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
@@ -20,7 +19,6 @@ from edgetl.core.typed_json import (
     FieldError,
     JsonObject,
     in_json,
-    parse_as,
     read_as,
     to_json,
 )
@@ -345,54 +343,6 @@ class VariantRecord:
             yield self.report.ort
 
 
-_METADATA_PREFIX = "edgetl."
-"""Prefix of edgetl's keys in an ONNX file's `metadata_props`."""
-
-
-@dataclass(frozen=True)
-class ModelMetadata:
-    """Metadata in a variant's ONNX file, so that it is usable alone."""
-
-    labels: tuple[str, ...]
-    """Class names in the order of the logits."""
-    preprocessing: Preprocessing
-    input: InputKind
-    run_id: str
-    version: str = ""
-    """Version of edgetl."""
-    model: str = ""
-    """Name of the architecture."""
-
-    def to_properties(self) -> dict[str, str]:
-        """Return the properties to store, with JSON values."""
-        return {
-            _METADATA_PREFIX + key: json.dumps(value, ensure_ascii=False, sort_keys=True)
-            for key, value in to_json(self).items()
-        }
-
-    @classmethod
-    def from_properties(cls, properties: Mapping[str, str]) -> ModelMetadata | None:
-        """Parse the properties of an ONNX file; None if edgetl did not write it.
-
-        Raises:
-            BundleError: A value is broken.
-        """
-        encoded = {
-            key.removeprefix(_METADATA_PREFIX): value
-            for key, value in properties.items()
-            if key.startswith(_METADATA_PREFIX)
-        }
-        if not encoded:
-            return None
-        try:
-            content = {key: parse_json(value) for key, value in encoded.items()}
-            return parse_as(cls, content, "metadata")
-        except ValueError as cause:
-            raise BundleError(
-                f"The metadata of the ONNX file is broken: {cause}. Export it again."
-            ) from cause
-
-
 @dataclass(frozen=True)
 class RunReference:
     """Run, or stock weights, that the bundle was exported from."""
@@ -466,7 +416,7 @@ class BundleManifest:
     def __repr__(self) -> str:
         names = ", ".join(variant.name for variant in self.variants)
         classes = pluralize(len(self.labels), "class", "classes")
-        return f"<BundleManifest of {self.run.model}, {classes}: {names}>"
+        return f"BundleManifest({self.run.model!r}, {classes}, {names})"
 
     @property
     def primary_variant(self) -> VariantRecord:
@@ -500,7 +450,7 @@ class BundleRecord:
         names = ", ".join(variant.name for variant in self.variants)
         classes = pluralize(len(self.labels), "class", "classes")
         name = type(self).__name__
-        return f"<{name} {self.directory.path}: {self.model}, {classes}, {names}>"
+        return f"{name}({str(self.directory.path)!r}, {self.model!r}, {classes}, {names})"
 
     @property
     def model(self) -> str:

@@ -27,7 +27,7 @@ def describe_disagreements(manifest: BundleManifest, result: BenchResult) -> Ite
         manifest: Manifest of the measured bundle.
         result: Result with rows of fp32 and of other variants.
     """
-    if manifest.recommended is None or manifest.run.id != result.model.get("run_id"):
+    if manifest.recommended is None or manifest.run.id != result.model.run_id:
         return
     for variant in manifest.variants:
         pair = _find_rows(result, variant.name)

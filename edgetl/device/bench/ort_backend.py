@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgetl.core.artifacts.bundle import ModelMetadata
+from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.artifacts.session import OperatorProfile, SessionRecord
 from edgetl.core.errors import BenchError, EdgetlError, ProviderError
 from edgetl.device.bench.backend import ModelSource, Stage

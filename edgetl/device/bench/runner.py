@@ -97,9 +97,8 @@ def bench(
     noise = runner.evaluate_noise(rounds_by_row)
     if device_info.emulated:
         noise = _add_emulation_reason(noise)
-    failures = runner.failures.items()
     failure_notes = [
-        f"{case_name} failed and was dropped: {error}" for case_name, error in failures
+        f"{case} failed and was dropped: {error}" for case, error in runner.failures.items()
     ]
     energy = EnergyCounters(tuple(meter.source_names), tuple(meter.denied_source_names))
     result = BenchResult(

@@ -8,10 +8,10 @@ from pathlib import Path
 from edgetl.core.artifacts.bundle import (
     BundleRecord,
     FileRecord,
-    ModelMetadata,
     VariantRecord,
     read_bundle_manifest,
 )
+from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.errors import BundleError
 from edgetl.core.files import sha256_file
 from edgetl.core.paths import BundleDirectory, StrPath

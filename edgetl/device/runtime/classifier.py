@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.artifacts.bundle import ModelMetadata, VariantRecord
+from edgetl.core.artifacts.bundle import VariantRecord
+from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.config.export import InputKind
 from edgetl.core.errors import BundleError, DecodeError
 from edgetl.core.paths import StrPath

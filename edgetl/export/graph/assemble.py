@@ -7,7 +7,7 @@ import onnx.compose
 import onnx.utils
 from onnx import TensorProto, helper
 
-from edgetl.core.artifacts.bundle import ModelMetadata
+from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.config.export import InputKind
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.export.graph.fixed_size import fixed_size_graph

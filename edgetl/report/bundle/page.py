@@ -20,7 +20,6 @@ from edgetl.core.artifacts.bundle import (
 from edgetl.core.artifacts.variant_agreement import describe_disagreements
 from edgetl.core.formatting import (
     MISSING_VALUE,
-    describe_device,
     format_milliseconds,
     format_percent,
     pluralize,
@@ -178,7 +177,7 @@ def variants_section(bundle: BundleRecord, results: Sequence[BenchResult] = ()) 
         blocks += [paragraph("Reasons against the other variants:"), bullets(reasons)]
     for result in results:
         for sentence in describe_disagreements(bundle.manifest, result):
-            text = f"Measured on {describe_device(result.device)}: {sentence}"
+            text = f"Measured on {result.device.description}: {sentence}"
             blocks.append(paragraph(text, badges=[Badge("disagreement", "warn")]))
     if not timed:
         text = "Latencies were not measured at export: run edgetl bench on the device."

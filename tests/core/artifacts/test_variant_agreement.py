@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.artifacts.bench import BenchResult, Noise
+from edgetl.core.artifacts.bench import BenchedModel, BenchResult
 from edgetl.core.artifacts.bundle import BundleManifest, read_bundle_record
+from edgetl.core.artifacts.noise import Interference, NoiseReport
 from edgetl.core.artifacts.variant_agreement import describe_disagreements
 from edgetl.report.bundle.page import variants_section
 from tests.helpers.bench_results import bench_result, bench_row
@@ -64,9 +65,9 @@ def test_faster_alternative_is_named_with_its_reason(manifest: BundleManifest) -
 
 
 def test_undecided_or_foreign_results_contradict_nothing(manifest: BundleManifest) -> None:
-    noise = Noise(("another program was busy",), {"disturbance": 0.5})
+    noise = NoiseReport(("another program was busy",), Interference(disturbance=0.5))
     noisy = result_with(3.0, 3.1, noise=noise)
-    other_run = result_with(3.0, 3.3, model={"name": "mobilenet_v2", "run_id": "another"})
+    other_run = result_with(3.0, 3.3, model=BenchedModel("mobilenet_v2", "another"))
     only_int8 = bench_result((bench_row("onnxruntime", "int8", 3.3),))
     one_round = bench_result(
         (

@@ -92,7 +92,10 @@ def read_logits(bundle: Path) -> NDArray[np.float32]:
 
 def test_intact_bundle_is_read(bundle: Path) -> None:
     open_verified_classifier(bundle)
-    assert all(result.passed for result in verify(open_bundle(bundle)))
+    opened = open_bundle(bundle)
+    assert all(result.passed for result in verify(opened))
+    assert repr(opened) == f"Bundle({str(bundle)!r}, 'colours', 2 classes, fp32)"
+    assert repr(opened.manifest) == "BundleManifest('colours', 2 classes, fp32)"
 
 
 @pytest.mark.parametrize(

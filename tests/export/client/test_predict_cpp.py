@@ -15,7 +15,8 @@ import onnx
 import pytest
 from PIL import Image
 
-from edgetl.core.artifacts.bundle import ModelMetadata, read_bundle_record
+from edgetl.core.artifacts.bundle import read_bundle_record
+from edgetl.core.artifacts.model_metadata import ModelMetadata
 from tests.conftest import ROOT
 
 SOURCE = ROOT / "edgetl/export/client/predict.cpp"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -159,7 +160,8 @@ def test_broken_mistakes_sheet_is_omitted(tmp_path: Path) -> None:
 
 def test_broken_bundle_raises_bundle_error(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
-    write_bundle(run.bundle, labels=[])
+    manifest = write_bundle(run.bundle).manifest
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "labels": []}))
     with pytest.raises(BundleError, match="no labels"):
         render_run_report(read_run_record(run.path), [])
 

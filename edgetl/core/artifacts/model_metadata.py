@@ -1,0 +1,60 @@
+"""Metadata inside an ONNX file, which make it usable without its bundle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgetl.core.config.export import InputKind
+from edgetl.core.errors import BundleError
+from edgetl.core.files import parse_json
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.typed_json import parse_as, to_json
+
+_METADATA_PREFIX = "edgetl."
+"""Prefix of edgetl's keys in an ONNX file's `metadata_props`."""
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """Metadata in a variant's ONNX file."""
+
+    labels: tuple[str, ...]
+    """Class names in the order of the logits."""
+    preprocessing: Preprocessing
+    input: InputKind
+    run_id: str
+    version: str = ""
+    """Version of edgetl."""
+    model: str = ""
+    """Name of the architecture."""
+
+    def to_properties(self) -> dict[str, str]:
+        """Return the properties to store, with JSON values."""
+        return {
+            _METADATA_PREFIX + key: json.dumps(value, ensure_ascii=False, sort_keys=True)
+            for key, value in to_json(self).items()
+        }
+
+    @classmethod
+    def from_properties(cls, properties: Mapping[str, str]) -> ModelMetadata | None:
+        """Parse the properties of an ONNX file; None if edgetl did not write it.
+
+        Raises:
+            BundleError: A value is broken.
+        """
+        encoded = {
+            key.removeprefix(_METADATA_PREFIX): value
+            for key, value in properties.items()
+            if key.startswith(_METADATA_PREFIX)
+        }
+        if not encoded:
+            return None
+        try:
+            content = {key: parse_json(value) for key, value in encoded.items()}
+            return parse_as(cls, content, "metadata")
+        except ValueError as cause:
+            raise BundleError(
+                f"The metadata of the ONNX file is broken: {cause}. Export it again."
+            ) from cause
