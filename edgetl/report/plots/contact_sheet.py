@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MAX_TILES = 16
 """Maximum number of images on a sheet."""
 _MAX_COLUMNS = 4
+_TITLE_INCHES, _TILE_INCHES, _GAP_INCHES = 0.5, 2.5, 0.25
+_CAPTION_LINE_INCHES, _FILE_NAME_INCHES = 0.18, 0.35
+"""Sizes of the parts of a sheet; a line of the caption is 9 points high, with spacing."""
 
 
 @dataclass(frozen=True)
@@ -42,32 +45,44 @@ def save_photo_sheet(path: Path, title: str, tiles: Sequence[Tile]) -> None:
     """Draw the images row by row and write a PNG file."""
     columns = min(_MAX_COLUMNS, len(tiles))
     rows = -(-len(tiles) // columns)
-    figure = new_figure(max(5.5, 2.75 * columns), 0.6 + 3.3 * rows)
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.set(h_pad=0.12)  # type: ignore[call-arg]
-    figure.suptitle(title, fontsize=12, color=INK)
-    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in all_axes:
-        axes.set_axis_off()
-    for axes, tile in zip(all_axes, tiles, strict=False):
-        _draw_tile(axes, tile)
+    captions = [_format_caption(tile) for tile in tiles]
+    caption_lines = max(caption.count("\n") + 1 for caption in captions)
+    caption_height = caption_lines * _CAPTION_LINE_INCHES
+    row_height = caption_height + _TILE_INCHES + _FILE_NAME_INCHES
+    width = max(5.5, columns * (_TILE_INCHES + _GAP_INCHES) + _GAP_INCHES)
+    height = _TITLE_INCHES + rows * row_height
+    # Positions are known, and a layout engine would measure every text several times: 2.5 s instead
+    # of 0.5 s for 16 images.
+    figure = new_figure(width, height, layout=None)
+    figure.suptitle(title, fontsize=12, color=INK, y=1 - 0.5 * _TITLE_INCHES / height, va="center")
+    margin = (width - columns * (_TILE_INCHES + _GAP_INCHES) + _GAP_INCHES) / 2
+    for index, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        row, column = divmod(index, columns)
+        left = margin + column * (_TILE_INCHES + _GAP_INCHES)
+        bottom = height - _TITLE_INCHES - row * row_height - caption_height - _TILE_INCHES
+        position = (
+            left / width,
+            bottom / height,
+            _TILE_INCHES / width,
+            _TILE_INCHES / height,
+        )
+        _draw_tile(figure.add_axes(position), tile, caption)
     save_figure(figure, path)
 
 
-def _draw_tile(axes: Axes, tile: Tile) -> None:
-    axes.imshow(tile.image)
+def _format_caption(tile: Tile) -> str:
     lines = []
     for name, label, value in tile.caption:
         suffix = f"  ({value})" if value else ""
         lines.append(f"{name}: {_wrap_label(label)}{suffix}")
+    return "\n".join(lines)
+
+
+def _draw_tile(axes: Axes, tile: Tile, caption: str) -> None:
+    axes.set_axis_off()
+    axes.imshow(tile.image)
     axes.set_title(
-        escape_mathtext("\n".join(lines)),
-        loc="left",
-        fontsize=9,
-        color=INK,
-        linespacing=1.25,
-        pad=5,
+        escape_mathtext(caption), loc="left", fontsize=9, color=INK, linespacing=1.25, pad=5
     )
     axes.text(
         0,
