@@ -355,6 +355,7 @@ def test_seeds_share_a_split_and_a_failed_run_is_recorded(
     assert read_experiment(folder.result).failed_runs == [failed]
 
 
+@pytest.mark.slow
 def test_compare_with_resnet50(parts: Path, tmp_path: Path) -> None:
     config = CompareConfig(
         tmp_path / "out",
@@ -468,6 +469,7 @@ def test_compare_reports_errors_before_training(recipe: FinetuneConfig, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine"]
 
 
+@pytest.mark.slow
 def test_interrupt_keeps_finished_runs_and_prints_next_step(
     parts: Path, random_weights: Path, tmp_path: Path
 ) -> None:

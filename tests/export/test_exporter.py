@@ -225,7 +225,9 @@ def test_nan_logits_fail_the_proof(
     model.model.classifier[-1].bias.data[3] = float("nan")  # type: ignore[union-attr,index]
     monkeypatch.setattr(exporter, "load_stock_model", lambda *_: model)
     with pytest.raises(ParityError, match="nan"):
-        export_architecture(ARCHITECTURE, "x", ExportConfig(output=tmp_path / "new"))
+        export_architecture(
+            ARCHITECTURE, "x", ExportConfig(output=tmp_path / "new"), image_size=IMAGE_SIZE
+        )
 
 
 def test_zero_tolerance_is_invalid_and_tiny_tolerance_fails(tmp_path: Path, export: Any) -> None:

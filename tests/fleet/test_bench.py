@@ -188,6 +188,7 @@ def test_hosts_run_in_parallel_and_fail_independently(
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_dying_host_does_not_affect_others(
     bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path
 ) -> None:

@@ -133,7 +133,15 @@ def test_unwritable_result_is_reported(
 
 @pytest.mark.parametrize(
     "job",
-    ["", "[]", "{}", "[" * 100_000, '{"wheel": 1, "extra": 2, "wheels": false, "arguments": 3}'],
+    [
+        "",
+        pytest.param("[]", marks=pytest.mark.slow),
+        "{}",
+        pytest.param("[" * 100_000, marks=pytest.mark.slow),
+        pytest.param(
+            '{"wheel": 1, "extra": 2, "wheels": false, "arguments": 3}', marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_damaged_job_is_reported(tmp_path: Path, job: str) -> None:
     """The agent reports the error and removes its folder."""

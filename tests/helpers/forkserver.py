@@ -13,7 +13,7 @@ PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     [
         "edgetl.train.finetune", "edgetl.export.exporter", "albumentations", "imagehash",
-        "onnxscript", "matplotlib.backends.backend_agg", "torch._dynamo",
+        "onnxscript", "matplotlib.backends.backend_agg", "torch._dynamo", "tests.helpers.stock_model",
     ]
 )  # fmt: skip
 

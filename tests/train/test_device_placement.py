@@ -230,8 +230,10 @@ MIXED_OPTIONS: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     ("changes", "free_bytes"),
-    [(MIXED_OPTIONS, 64 * GIB), ({}, 0)],
-    ids=["features on the GPU", "features on the CPU"],
+    [
+        pytest.param(MIXED_OPTIONS, 64 * GIB, id="features on the GPU"),
+        pytest.param({}, 0, id="features on the CPU", marks=pytest.mark.slow),
+    ],
 )
 def test_cached_training_stays_on_the_gpu(
     changes: dict[str, Any],
@@ -248,7 +250,11 @@ def test_cached_training_stays_on_the_gpu(
 
 
 @pytest.mark.parametrize(
-    "changes", [MIXED_OPTIONS, {"views": 2}], ids=["new views", "repeated views"]
+    "changes",
+    [
+        pytest.param(MIXED_OPTIONS, id="new views"),
+        pytest.param({"views": 2}, id="repeated views", marks=pytest.mark.slow),
+    ],
 )
 def test_streamed_training_stays_on_the_gpu(
     changes: dict[str, Any], config: FinetuneConfig, fake_gpu: Callable[..., TrainingLog]

@@ -327,16 +327,18 @@ def test_float16_trains_with_scaled_gradients(
 @pytest.mark.parametrize(
     "change",
     [
-        {"ema": 0.9},
+        pytest.param({"ema": 0.9}, marks=pytest.mark.slow),
         {"mixup": 0.2, "cutmix": 1.0},
         {"class_weights": "balanced", "label_smoothing": 0.1},
         {"sampling": "balanced"},
-        {"clip_gradient": 0.1, "weight_decay": 0.05, "lr_decay": 0.7},
+        pytest.param(
+            {"clip_gradient": 0.1, "weight_decay": 0.05, "lr_decay": 0.7}, marks=pytest.mark.slow
+        ),
         {"batch_norm": "train", "schedule": "cosine", "warmup": 0.3},
-        {"head_width": 16, "dropout": 0.0},
+        pytest.param({"head_width": 16, "dropout": 0.0}, marks=pytest.mark.slow),
         {"unfreeze": "all"},
-        {"views": 2},
-        {"augment": "none"},
+        pytest.param({"views": 2}, marks=pytest.mark.slow),
+        pytest.param({"augment": "none"}, marks=pytest.mark.slow),
         {"workers": 2, "cache_budget": 0, "ema": 0.9},
     ],
 )
@@ -392,6 +394,7 @@ def test_budget_limits_the_duration(config: FinetuneConfig) -> None:
     assert any(text.startswith("--budget: ") for text in progress.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("plots")
 @pytest.mark.parametrize(
     "change", [{"unfreeze": "all"}, {"cache_budget": 0}, {"weights": "none", "epochs": 0}]
@@ -695,7 +698,9 @@ def start(config: FinetuneConfig, epochs: int) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
 def test_sigterm_and_sighup_keep_the_best_epoch(
     config: FinetuneConfig, number: signal.Signals
 ) -> None:

@@ -49,6 +49,7 @@ def run_edgetl(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_full_disk_keeps_checkpoint_and_run_can_resume(
     disk: Path, parts: Path, random_weights: Path
 ) -> None:

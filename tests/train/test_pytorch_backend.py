@@ -197,6 +197,7 @@ def test_bench_compares_a_run_with_pytorch(run: RunDirectory) -> None:
     assert read_result(result.path).to_json() == result.to_json()
 
 
+@pytest.mark.slow
 def test_bench_compares_with_bfloat16_baseline(run: RunDirectory) -> None:
     result = bench(
         BenchConfig(
@@ -290,6 +291,7 @@ def test_profile_lists_pytorch_operators(exported: RunDirectory) -> None:
     assert sum(entry.share for entry in profile.operators) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_bench_profiles_every_runtime(run: RunDirectory) -> None:
     config = BenchConfig(run.path, scopes=("model",), rounds=2, threads=(1,), profile=True)
     result = bench(config, protocol=replace(BRIEF, profiled_runs=2))

@@ -141,7 +141,7 @@ def run_snapshot(run: RunDirectory) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(params=RECIPES)
+@pytest.fixture(params=["cached", pytest.param("streamed", marks=pytest.mark.slow)])
 def config(
     request: pytest.FixtureRequest, parts: Path, random_weights: Path, tmp_path: Path
 ) -> FinetuneConfig:
@@ -172,6 +172,7 @@ def test_resume_after_interrupted_validation_is_bit_identical(
     assert run_snapshot(run) == run_snapshot(RunDirectory(tmp_path / "uninterrupted"))
 
 
+@pytest.mark.slow
 def test_resume_after_repeated_kills_is_bit_identical(
     config: FinetuneConfig, tmp_path: Path
 ) -> None:

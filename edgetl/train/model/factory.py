@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torchvision
@@ -77,13 +78,20 @@ def build_adapted_model(
             replaced.
         WeightsError: the weights do not fit.
     """
-    skeleton = build_meta_model(architecture, image_size)
-    layer = find_classifier_layer(skeleton, image_size, architecture)
+    layer = _find_stock_classifier(architecture, image_size)
     model = build_model(architecture, image_size, initialize and weights is None)
     if weights is not None:
         load_weights(model, weights, architecture, replaced=layer.path)
     replace_head(model, layer, classes, head_width, dropout)
     return AdaptedModel(model, layer, find_blocks(model, layer.path))
+
+
+@lru_cache(maxsize=256)
+def _find_stock_classifier(architecture: str, image_size: int) -> ClassifierLayer:
+    # Cached, because its three passes on the meta device take up to a second, and an experiment
+    # builds the same architecture many times.
+    skeleton = build_meta_model(architecture, image_size)
+    return find_classifier_layer(skeleton, image_size, architecture)
 
 
 def load_run_model(run: RunDirectory) -> LoadedModel:

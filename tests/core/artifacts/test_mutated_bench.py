@@ -49,7 +49,7 @@ def shorten(result: BenchResult) -> dict[str, Any]:
     return content
 
 
-@pytest.mark.parametrize("make", [board, server])
+@pytest.mark.parametrize("make", [board, pytest.param(server, marks=pytest.mark.slow)])
 def test_mutated_results_are_read_or_rejected(
     make: Callable[[], BenchResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,6 +66,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "uninterrupted"
 
 
+@pytest.mark.slow
 def test_resume_after_kill_gives_the_same_weights(released: Path) -> None:
     folder, state = released.parent, released.parent / "killed/work/state.safetensors"
     process = start_pretraining(folder, "killed")

@@ -115,7 +115,11 @@ def rank_pids(process: subprocess.Popen[str]) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "options_set", [CACHED_OPTIONS, STREAMED_OPTIONS], ids=["cached", "streamed"]
+    "options_set",
+    [
+        pytest.param(CACHED_OPTIONS, id="cached"),
+        pytest.param(STREAMED_OPTIONS, id="streamed", marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_match_a_single_process(
     options_set: tuple[str, ...], forked: Run, parts: Path, random_weights: Path, tmp_path: Path
@@ -161,6 +165,7 @@ def test_two_processes_match_a_single_process(
     assert len(set(rows[1])) == len(rows[1]) == 20
 
 
+@pytest.mark.slow
 def test_two_processes_learn_with_batch_norm_and_dropout(
     parts: Path, random_weights: Path, tmp_path: Path
 ) -> None:
@@ -189,6 +194,7 @@ def test_two_processes_learn_with_batch_norm_and_dropout(
     assert "Warning" not in errors, errors
 
 
+@pytest.mark.slow
 def test_run_ends_when_a_process_dies_and_resumes(
     forked: Run, parts: Path, random_weights: Path, tmp_path: Path
 ) -> None:

@@ -50,7 +50,7 @@ def replace_photo(photo: Path) -> None:
 
 
 @pytest.mark.parametrize("modify", [remove, replace_photo])
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_run_resumes_when_changed_image_is_restored(
     modify: Callable[[Path], None],
     workers: int,

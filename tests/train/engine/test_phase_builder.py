@@ -92,7 +92,7 @@ def collect_batches(
     return batches
 
 
-@pytest.mark.parametrize("batch_norm", ["eval", "train"])
+@pytest.mark.parametrize("batch_norm", ["eval", pytest.param("train", marks=pytest.mark.slow)])
 def test_cached_and_streamed_batches_are_equal(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch, batch_norm: Any
 ) -> None:
@@ -148,7 +148,16 @@ def test_later_run_reuses_the_cache(config: FinetuneConfig, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "change", ["seed", "augment", "views", "size", "unfreeze", "image", "weights"]
+    "change",
+    [
+        "image",
+        "weights",
+        "augment",
+        *(
+            pytest.param(change, marks=pytest.mark.slow)
+            for change in ("seed", "views", "size", "unfreeze")
+        ),
+    ],
 )
 def test_cache_is_not_reused_when_inputs_change(
     config: FinetuneConfig, tmp_path: Path, change: str, random_weights: Path

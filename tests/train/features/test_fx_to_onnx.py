@@ -61,7 +61,16 @@ def test_onnx_extractor_matches_torch_for_convolutional_families(model: str) -> 
         assert_equal(subgraph, images)
 
 
-@pytest.mark.parametrize("model", ["convnext_tiny", "swin_t", "vit_b_16", "googlenet"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "googlenet",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("convnext_tiny", "swin_t", "vit_b_16")
+        ),
+    ],
+)
 def test_convert_names_unsupported_operators(model: str) -> None:
     # GoogLeNet and Inception, as built by edgetl, split their input into channels.
     options = (

@@ -36,6 +36,8 @@ SMALLEST = {
     "vit_b_16": 32,
 }
 """One architecture per family at a fast size; MaxViT is left out, its size is fixed at 224."""
+FAST = ("mobilenet_v2", "mobilenet_v3_small", "resnet18", "squeezenet1_1", "shufflenet_v2_x0_5")
+"""Architectures of the quick suite; `make test-slow` covers the others."""
 COMPUTE_CONFIG = choose_compute_config("cpu", "fp32")
 
 
@@ -56,7 +58,10 @@ def test_smallest_covers_every_family_but_maxvit() -> None:
     } - {"maxvit"}
 
 
-@pytest.mark.parametrize("model", SMALLEST)
+@pytest.mark.parametrize(
+    "model",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SMALLEST],
+)
 def test_subgraphs_reproduce_logits_of_every_architecture(model: str) -> None:
     adapted = make_adapted(model, SMALLEST[model])
     traced = TracedModel(adapted)

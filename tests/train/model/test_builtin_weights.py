@@ -154,6 +154,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> 
     return folder / "installed"
 
 
+@pytest.mark.slow
 def test_builtin_weights_load_from_a_wheel(unpacked: Path, tmp_path: Path) -> None:
     def read_from_wheel() -> subprocess.CompletedProcess[str]:
         code = (

@@ -30,6 +30,9 @@ BY_FAMILY = groupby(
     key=lambda row: row.family,
 )
 SMALLEST = [next(rows).name for _, rows in BY_FAMILY]
+FAST = ("mobilenet_v2", "mobilenet_v3_small", "resnet18", "squeezenet1_1", "shufflenet_v2_x0_5")
+"""Architectures of the quick suite: inverted residuals, HardSwish, residuals, a head without a
+linear layer, channel shuffles. `make test-slow` covers the others."""
 MIN_SIZES = {"alexnet": 63, "inception_v3": 75, "maxvit_t": 224}
 """Minimum input sizes; the other architectures support 32."""
 
@@ -38,7 +41,10 @@ def test_architecture_table_has_every_torchvision_classifier() -> None:
     assert set(NAMES) <= set(load_architectures()), "run tools/repo/architecture_table.py"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+)
 def test_architecture_table_matches_torchvision(name: str) -> None:
     assert describe_architecture(name) == load_architectures()[name]
 
@@ -68,7 +74,10 @@ def test_blocks_are_in_forward_order_and_cover_the_backbone(name: str) -> None:
     assert stem == (["class_token", "encoder.pos_embedding"] if name.startswith("vit") else [])
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SMALLEST],
+)
 def test_step_changes_head_and_no_frozen_tensor(name: str) -> None:
     size = MIN_SIZES.get(name, 32)
     torch.manual_seed(0)
