@@ -66,24 +66,24 @@ def check_report(edgetl: Run, run: Path) -> str:
     return (run / "report.html").read_text(encoding="utf-8")
 
 
-def test_short_run_on_real_photos(edgetl: Run, shared: Path, tmp_path: Path) -> None:
+def test_short_run_on_real_photos(forked: Run, shared: Path, tmp_path: Path) -> None:
     options = ("--epochs", 1, "--finetune-epochs", 1)
     metrics = finetune(
-        edgetl,
+        forked,
         shared / "data/catsdogs500",
         shared / "weights/mobilenet_v2.safetensors",
         tmp_path / "run",
         *options,
     )
     assert metrics["val"]["accuracy"] >= 0.93  # type: ignore[index]
-    check_export(edgetl, tmp_path / "run")
-    page = check_report(edgetl, tmp_path / "run")
+    check_export(forked, tmp_path / "run")
+    page = check_report(forked, tmp_path / "run")
     assert page.count("data:image/jpeg") == 1, "the worst mistakes"
     assert "Accuracy over time" in page
     assert '<section id="variants">' in page
 
 
-def test_unreadable_files_are_skipped_and_listed(edgetl: Run, shared: Path, tmp_path: Path) -> None:
+def test_unreadable_files_are_skipped_and_listed(forked: Run, shared: Path, tmp_path: Path) -> None:
     """Training continues with readable images and lists exactly the files no decoder reads."""
     for label in ("roses", "tulips"):
         for path in sorted((shared / "data/flowers5/train" / label).iterdir())[:24]:
@@ -92,7 +92,7 @@ def test_unreadable_files_are_skipped_and_listed(edgetl: Run, shared: Path, tmp_
     for path in (shared / "data/odd").iterdir():
         shutil.copy(path, tmp_path / "data/roses")
     metrics = finetune(
-        edgetl, tmp_path / "data", shared / "weights", tmp_path / "run",
+        forked, tmp_path / "data", shared / "weights", tmp_path / "run",
         "--model", "squeezenet1_1", "--image-size", 64, "--epochs", 1, "--finetune-epochs", 0,
     )  # fmt: skip
     with (tmp_path / "run/rejected.csv").open(newline="") as stream:
@@ -100,7 +100,7 @@ def test_unreadable_files_are_skipped_and_listed(edgetl: Run, shared: Path, tmp_
     # Hidden system files are not listed; NOTES.tsv is a text file.
     assert rejected == UNREADABLE - {".DS_Store"} | {"NOTES.tsv"}
     assert metrics["train"]["images"] + metrics["val"]["images"] == 48 + 30 - len(UNREADABLE)  # type: ignore[index]
-    page = check_report(edgetl, tmp_path / "run")
+    page = check_report(forked, tmp_path / "run")
     assert all(name in page for name in rejected)
 
 
