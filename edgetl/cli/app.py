@@ -14,7 +14,7 @@ from edgetl.cli.console import err, tolerate_closed_pipes
 from edgetl.cli.exit_codes import ExitCode
 from edgetl.cli.interruption import install_signal_handlers, interrupted_exit_status
 from edgetl.cli.moved_options import describe_moved_option
-from edgetl.core.errors import ConfigError, EdgetlError
+from edgetl.core.errors import EdgetlError, fill_in_fields
 from edgetl.core.registry import convert_import_error
 
 COMMANDS = (
@@ -124,10 +124,18 @@ def _error_path(error: OSError) -> str:
     return str(error.filename) if error.filename else error.strerror or "no name"
 
 
+def format_error(error: EdgetlError) -> str:
+    """Return the message of an error, with options in place of fields."""
+    if error.config is None:
+        return str(error)
+    from edgetl.core.config.options import get_flags
+
+    return fill_in_fields(error.template, get_flags(error.config))
+
+
 def _exit_with_error(error: EdgetlError, code: ExitCode = ExitCode.USER_ERROR) -> None:
     err.print("Error:", style="bold red", end=" ")
-    message = error.command_line_message if isinstance(error, ConfigError) else str(error)
-    err.print(message, markup=False, soft_wrap=True)
+    err.print(format_error(error), markup=False, soft_wrap=True)
     sys.exit(code)
 
 

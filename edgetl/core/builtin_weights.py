@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import WeightsError
 from edgetl.core.files import sha256_file
 
@@ -44,10 +45,12 @@ def find_builtin_weights(architecture: str) -> Path:
     """
     folders = find_builtin_folders()
     if architecture not in folders:
-        hint = "Use --weights imagenet, none, or a file."
+        hint = "Use {weights} imagenet, none, or a file."
         if folders:
-            hint = f"Use --weights imagenet, none, or a file, or --model {' or '.join(folders)}."
-        raise WeightsError(f"edgetl ships no weights for {architecture}. {hint}")
+            hint = (
+                f"Use {{weights}} imagenet, none, or a file, or {{model}} {' or '.join(folders)}."
+            )
+        raise WeightsError(f"edgetl ships no weights for {architecture}. {hint}", FinetuneConfig)
     file = folders[architecture] / WEIGHTS_FILE
     try:
         lines = (folders[architecture] / CHECKSUMS_FILE).read_text(encoding="ascii").splitlines()

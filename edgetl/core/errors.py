@@ -19,31 +19,50 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 class EdgetlError(Exception):
     """Base class of errors that the user can fix.
 
-    The message states the problem and the next step.
+    The message states the problem and the next step. It names fields of a configuration, such as
+    `budget_s`; the command line names its options instead, see `fill_in_fields`.
     """
 
-
-class ConfigError(EdgetlError):
-    """Options or a configuration are invalid or contradict each other.
-
-    The message is about fields of the configuration; `command_line_message` about options.
-    """
-
-    def __init__(self, message: str, flags: Mapping[str, str] | None = None) -> None:
+    def __init__(self, message: str = "", config: type[DataclassInstance] | None = None) -> None:
         """Create the error.
 
         Args:
-            message: Message, with the names of fields in braces if there are `flags`.
-            flags: Name on the command line of each field.
+            message: Message; with `config`, its fields are in braces: "{budget_s} must be > 0."
+            config: Configuration that the message is about.
         """
-        flags = flags or {}
-        self.command_line_message = _fill_in(message, flags)
-        super().__init__(_fill_in(message, {name: name for name in flags}))
+        self.template = message
+        self.config = config
+        super().__init__(fill_in_fields(message, _python_names(config) if config else {}))
+
+
+def _python_names(config: type[DataclassInstance]) -> dict[str, str]:
+    """Return how each field is written in Python; of a flag, what turns it on."""
+    names = {}
+    for name, field in config.__dataclass_fields__.items():
+        names[name] = f"{name}=True" if field.default is False else name
+        # The options of a nested configuration belong to the command as well.
+        nested: Any = field.default_factory
+        if hasattr(nested, "__dataclass_fields__"):
+            names.update(_python_names(nested))
+    return names
+
+
+def fill_in_fields(template: str, names: Mapping[str, str]) -> str:
+    """Replace each field in braces by its name. Other braces, such as a value's, are kept."""
+    return re.sub(r"\{(\w+)\}", lambda match: names.get(match[1], match[0]), template)
+
+
+class ConfigError(EdgetlError):
+    """Options or a configuration are invalid or contradict each other."""
 
 
 class DataError(EdgetlError):
@@ -88,11 +107,6 @@ class BenchError(EdgetlError):
 
 class MissingPackageError(EdgetlError):
     """A required package is not installed."""
-
-
-def _fill_in(message: str, names: Mapping[str, str]) -> str:
-    """Replace fields in braces. Other braces, such as those of a value, are left as they are."""
-    return re.sub(r"\{(\w+)\}", lambda match: names.get(match[1], match[0]), message)
 
 
 def error_to_json(error: EdgetlError) -> dict[str, str]:

@@ -53,7 +53,8 @@ def read_unfinished_run(run: RunDirectory) -> RunConfiguration:
     if configuration.requested_config is None:
         raise RunError(
             f"{run.path} was written by a version of edgetl without --resume. "
-            "Start a new run with --force."
+            "Start a new run with {force}.",
+            FinetuneConfig,
         )
     # A checkpoint next to metrics.json belongs to a run that ended before drawing its plots.
     if run.metrics.exists() and not run.checkpoint.exists():
@@ -76,12 +77,14 @@ def check_inputs_unchanged(setup: RunSetup, recorded: RunConfiguration) -> None:
     ):
         raise DataError(
             f"The images in {setup.data.folder} have changed since the run started. "
-            "Restore them, or start a new run with --force."
+            "Restore them, or start a new run with {force}.",
+            FinetuneConfig,
         )
     if (setup.weights.sha256 if setup.weights else None) != recorded.weights.sha256:
         raise ConfigError(
             f"The weights {recorded.weights.source} have changed since the run started. "
-            "Restore them, or start a new run with --force."
+            "Restore them, or start a new run with {force}.",
+            FinetuneConfig,
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from edgetl.core.artifacts.foreign_files import describe_foreign_files, find_foreign_run_files
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import RunError
 from edgetl.core.files import move_aside, read_json
 from edgetl.core.paths import RunDirectory, StrPath, find_free_path
@@ -48,7 +49,8 @@ def choose_output_directory(
         if not force:
             raise RunError(
                 f"{path} already exists. Choose another run directory with -o, "
-                "or replace this one with --force."
+                "or replace this one with {force}.",
+                FinetuneConfig,
             )
         _check_replaceable(path)
     return RunDirectory(path)
@@ -185,6 +187,7 @@ def _check_replaceable(path: Path) -> None:
     foreign_files = find_foreign_run_files(path)
     if foreign_files:
         raise RunError(
-            f"{describe_foreign_files(path, foreign_files)}, so --force does not remove it. "
-            "Move them away, or choose another run directory with -o."
+            f"{describe_foreign_files(path, foreign_files)}, so {{force}} does not remove it. "
+            "Move them away, or choose another run directory with -o.",
+            FinetuneConfig,
         )

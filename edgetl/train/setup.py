@@ -292,7 +292,8 @@ def _check_images_per_process(images: int, processes: Processes) -> None:
     if processes.is_distributed and images < 2 * processes.world_size:
         raise ConfigError(
             f"Each process needs at least 2 images per step, but {processes.world_size} processes "
-            f"share {images}. Start fewer processes, or increase --batch-size."
+            f"share {images}. Start fewer processes, or increase {{batch_size}}.",
+            FinetuneConfig,
         )
 
 

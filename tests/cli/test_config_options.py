@@ -11,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from edgetl.cli import app as program
+from edgetl.cli.app import format_error
 from edgetl.cli.command import Command
 from edgetl.cli.config_options import config_options
 from edgetl.core.config.finetune import RECIPE, FinetuneConfig
@@ -128,7 +129,7 @@ def test_all_invalid_texts_are_reported_by_option(received: list[dict[str, Any]]
     # The annotations of a local class are resolved in its module.
     result = CliRunner().invoke(make_app(Both, received), arguments)
     assert isinstance(result.exception, ConfigError)
-    assert result.exception.command_line_message.splitlines() == [
+    assert format_error(result.exception).splitlines() == [
         "--threads: must be integers separated by commas, such as 1,2,4, got 'two'.",
         "--batch-size: 'many' is not a latency. Write it as 5ms, 800us or 0.2s.",
     ]

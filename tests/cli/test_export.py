@@ -70,7 +70,10 @@ def test_export_writes_a_bundle(edgetl: Run, forked: Run, finished_run: Path) ->
         (["nothing_v9", "-o", "{out}"], "nothing_v9"),
         (["{run}", "--weights", "x.pth"], "can only be used with a stock architecture"),
         (["{run}", "--input", "tensor", "--web", "-o", "{out}"], "remove --input tensor"),
-        (["{run}", "--fixed-size", "480", "-o", "{out}"], "--fixed-size: '480' is not a size"),
+        (
+            ["{run}", "--fixed-size", "480", "-o", "{out}"],
+            "--fixed-size: must be HEIGHTxWIDTH in pixels",
+        ),
         (["{run}", "--opset", "11", "-o", "{out}"], "--opset must be >= 18"),
         ([ARCHITECTURE, "--weights", "{out}/none.pth", "-o", "{out}"], "none.pth"),
         (["{empty}", "-o", "{out}"], "is not a run directory"),

@@ -274,7 +274,7 @@ def test_weights_none_trains_all_layers_in_one_phase(config: FinetuneConfig) -> 
     assert any("nothing is pretrained" in text for text in progress.notes)
     statistics = load_run_model(run).model.get_submodule("features.0.1").running_mean
     assert float(statistics.abs().sum()) > 0  # type: ignore[operator,union-attr]
-    with pytest.raises(ConfigError, match="--batch-size must be >= 2"):
+    with pytest.raises(ConfigError, match="batch_size must be >= 2"):
         finetune(replace(config, weights="none", batch_size=1, output=run.path.parent / "other"))
 
 
@@ -454,7 +454,7 @@ def test_broken_files_are_listed_and_skipped(config: FinetuneConfig) -> None:
     [
         ({"data": Path("nowhere")}, DataError, "Data folder not found"),
         ({"weights": "nowhere.pth"}, WeightsError, "No weights at"),
-        ({"unfreeze": "99"}, ConfigError, "--unfreeze 99"),
+        ({"unfreeze": "99"}, ConfigError, "unfreeze 99"),
         ({"model": "resnet18"}, WeightsError, "does not fit resnet18"),
     ],
 )

@@ -6,11 +6,12 @@ They are stored in the run's config.json and reused by `--resume` and by reruns 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from edgetl.core.config.finetune import MAX_EPOCHS, MAX_VIEWS, FinetuneConfig
+from edgetl.core.config.options import get_option_fields
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import read_json
 from edgetl.core.typed_json import FieldError, parse_as
@@ -129,16 +130,8 @@ def read_recorded_run(path: Path) -> RecordedRun:
 def find_changed_choice_inputs(recorded: FinetuneConfig, config: FinetuneConfig) -> list[str]:
     """Return the names of fields that affect choices and differ from the recorded run."""
     return [
-        item.name
-        for item in fields(FinetuneConfig)
-        if item.name in _CHOICE_INPUTS
-        and getattr(recorded, item.name) != getattr(config, item.name)
+        declared.name
+        for declared in get_option_fields(FinetuneConfig)
+        if declared.option.affects_choices
+        and getattr(recorded, declared.name) != getattr(config, declared.name)
     ]
-
-
-_CHOICE_INPUTS = frozenset({
-    "model", "image_size", "epochs", "unfreeze", "finetune_epochs", "batch_size", "batch_norm",
-    "budget_s", "head_width", "augment", "augment_file", "views", "device", "input_device",
-    "precision", "cache_budget", "compile", "deterministic",
-})  # fmt: skip
-"""Fields that affect choices: with another value, a recorded choice may be impossible or moot."""

@@ -85,6 +85,7 @@ class FinetuneConfig:
         help="Torchvision classification architecture; `edgetl models` lists them.",
         panel=MODEL,
         basic=True,
+        affects_choices=True,
     )
     weights: str = option(
         "imagenet",
@@ -103,6 +104,7 @@ class FinetuneConfig:
         ge=32,
         le=MAX_IMAGE_SIZE,
         unit="pixels",
+        affects_choices=True,
     )
     preset: str = option(
         "default",
@@ -119,6 +121,7 @@ class FinetuneConfig:
         preset=True,
         ge=0,
         le=MAX_EPOCHS,
+        affects_choices=True,
     )
     lr: float = option(
         2e-3, help="Learning rate of Adam in phase 1.", panel=RECIPE, preset=True, gt=0, le=MAX_LR
@@ -131,6 +134,7 @@ class FinetuneConfig:
         panel=RECIPE,
         preset=True,
         integer_as_text=True,
+        affects_choices=True,
     )
     finetune_epochs: int | None = option(
         None,
@@ -141,6 +145,7 @@ class FinetuneConfig:
         preset=True,
         ge=0,
         le=MAX_EPOCHS,
+        affects_choices=True,
     )
     """None: see edgetl.train.engine.phases."""
     finetune_lr: float | None = option(
@@ -164,6 +169,7 @@ class FinetuneConfig:
         parse=parse_batch_size,
         none_word="usual",
         ge=1,
+        affects_choices=True,
     )
     """None: the power of two nearest to 32 steps an epoch; `auto`: see
     edgetl.train.engine.batch_size."""
@@ -173,6 +179,7 @@ class FinetuneConfig:
         "train the statistics of each batch. auto uses eval if phase 1 leaves little to learn.",
         panel=RECIPE,
         preset=True,
+        affects_choices=True,
     )
     """`auto`: see edgetl.train.engine.phases."""
     schedule: Schedule = option(
@@ -283,6 +290,7 @@ class FinetuneConfig:
         basic=True,
         parse=parse_duration,
         gt=0,
+        affects_choices=True,
     )
     head_width: int = option(
         0,
@@ -291,6 +299,7 @@ class FinetuneConfig:
         preset=True,
         ge=0,
         le=MAX_HEAD_WIDTH,
+        affects_choices=True,
     )
     dropout: float = option(
         0.2, help="Dropout rate before the new head.", panel=MODEL, preset=True, ge=0, lt=1
@@ -304,12 +313,14 @@ class FinetuneConfig:
         preset=True,
         parse=parse_augment,
         path_field="augment_file",
+        affects_choices=True,
     )
     augment_file: OptionalPath = option(
         None,
         help="File of a pipeline saved by albumentations (`A.save`), used instead of `augment`.",
         panel=DATA,
         command_line=False,
+        affects_choices=True,
     )
     views: int | None = option(
         None,
@@ -321,6 +332,7 @@ class FinetuneConfig:
         ge=2,
         le=MAX_VIEWS,
         reason="the first is the image itself",
+        affects_choices=True,
     )
 
     val_split: float = option(
@@ -358,18 +370,21 @@ class FinetuneConfig:
         help="Device to train on. auto uses CUDA if available.",
         panel=MACHINE,
         basic=True,
+        affects_choices=True,
     )
     input_device: InputDevice = option(
         "auto",
         help="Device to decode and augment training images on. auto measures both if training on "
         "a GPU and uses the faster.",
         panel=MACHINE,
+        affects_choices=True,
     )
     precision: Precision = option(
         "auto",
         help="Precision of training. auto uses bf16 on GPUs that support it, fp16 on older GPUs "
         "with tensor cores, and on CPUs with bf16 whichever is measured to be faster.",
         panel=MACHINE,
+        affects_choices=True,
     )
     """Precision of the forward and backward passes; weights stay float32."""
     workers: int | None = option(
@@ -389,6 +404,7 @@ class FinetuneConfig:
         panel=MACHINE,
         parse=parse_size,
         ge=0,
+        affects_choices=True,
     )
     """Bytes."""
     compile: bool = option(
@@ -396,12 +412,14 @@ class FinetuneConfig:
         help="Compile the trained blocks with torch.compile.",
         panel=MACHINE,
         negatable=True,
+        affects_choices=True,
     )
     deterministic: bool = option(
         False,
         help="Make no choices by timing or free memory, and use deterministic algorithms on a "
         "GPU. The slowdown is reported.",
         panel=MACHINE,
+        affects_choices=True,
     )
     """See docs/reproducibility.md."""
     tensorboard: bool = option(

@@ -51,6 +51,8 @@ class Option:
     """Whether an integer in a TOML file stands for its text."""
     preset: bool = False
     """Whether presets set the field."""
+    affects_choices: bool = False
+    """Whether a choice that a run made by measuring may be impossible with another value."""
     command_line: bool = True
     """Whether it is an option of the command; otherwise only TOML files and Python set it."""
     choices: tuple[str, ...] = ()
@@ -293,7 +295,7 @@ def raise_config_errors(problems: Iterable[str | None], config: type | None = No
     """
     lines = [problem for problem in problems if problem]
     if lines:
-        raise ConfigError("\n".join(lines), get_flags(config) if config else {})
+        raise ConfigError("\n".join(lines), config)
 
 
 def check(condition: bool, problem: str) -> str | None:

@@ -136,7 +136,5 @@ def parse_height_width(text: str) -> tuple[int, int]:
     """
     match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.strip().lower())
     if match is None:
-        raise ConfigError(
-            f"{text!r} is not a size. Write it as HEIGHTxWIDTH in pixels, such as 480x640."
-        )
+        raise ConfigError(f"must be HEIGHTxWIDTH in pixels, such as 480x640, got {text!r}.")
     return int(match[1]), int(match[2])

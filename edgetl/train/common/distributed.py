@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from edgetl.core.config.finetune import Device
+from edgetl.core.config.finetune import Device, FinetuneConfig
 from edgetl.core.errors import ConfigError, RunError
 from edgetl.device.hardware.cpu import available_cores
 
@@ -243,7 +243,8 @@ def select_gpu(local_rank: int) -> torch.device | None:
         raise ConfigError(
             f"LOCAL_RANK is {local_rank}, but PyTorch sees {count} GPU{'s' * (count > 1)}: "
             "each process needs its own. "
-            f"Start torchrun with --nproc-per-node {count}, or train on the CPU with --device cpu."
+            f"Start torchrun with --nproc-per-node {count}, or train on the CPU with {{device}} cpu.",
+            FinetuneConfig,
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

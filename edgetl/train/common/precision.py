@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgetl.core.config.finetune import Device, Precision
+from edgetl.core.config.finetune import Device, FinetuneConfig, Precision
 from edgetl.core.errors import ConfigError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.hardware.info import cpu_flags
@@ -128,8 +128,9 @@ def choose_compute_config(device: Device, precision: Precision) -> ComputeConfig
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
-            "--device cuda: PyTorch sees no CUDA device. Run `edgetl doctor` to see why, "
-            "or use --device cpu."
+            "{device} cuda: PyTorch sees no CUDA device. Run `edgetl doctor` to see why, "
+            "or use {device} cpu.",
+            FinetuneConfig,
         )
     if device == "cpu" or not torch.cuda.is_available():
         return _choose_cpu_config(precision)
@@ -139,7 +140,9 @@ def choose_compute_config(device: Device, precision: Precision) -> ComputeConfig
 def _choose_cpu_config(precision: Precision) -> ComputeConfig:
     device = torch.device("cpu")
     if precision == "fp16":
-        raise ConfigError("--precision fp16 is for GPUs; CPUs emulate it. Use --precision auto.")
+        raise ConfigError(
+            "{precision} fp16 is for GPUs; CPUs emulate it. Use {precision} auto.", FinetuneConfig
+        )
     if precision == "bf16":
         return ComputeConfig(device, "bf16", may_use_bf16=True)
     return ComputeConfig(device, "fp32", may_use_bf16=precision == "auto" and cpu_has_bf16())
@@ -152,7 +155,8 @@ def _choose_cuda_config(precision: Precision) -> ComputeConfig:
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "bf16" and not has_bf16:
         raise ConfigError(
-            "--precision bf16: this GPU has no bfloat16. Use --precision fp16 or fp32."
+            "{precision} bf16: this GPU has no bfloat16. Use {precision} fp16 or fp32.",
+            FinetuneConfig,
         )
     if precision != "auto":
         return ComputeConfig(device, precision)

@@ -14,7 +14,7 @@ os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 import numpy as np
 from numpy.typing import NDArray
 
-from edgetl.core.config.finetune import AugmentationStrength
+from edgetl.core.config.finetune import AugmentationStrength, FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import sha256_file
 from edgetl.core.preprocessing import Preprocessing
@@ -69,7 +69,8 @@ class Augmentation:
                 raise
             size = " x ".join(map(str, image.shape[:2]))
             raise ConfigError(
-                f"--augment {self._file}: the pipeline fails on an image of {size} pixels: {cause}."
+                f"{{augment}} {self._file}: the pipeline fails on an image of {size} pixels: {cause}.",
+                FinetuneConfig,
             ) from cause
         if augmented.shape[:2] != (self._preprocessing.crop,) * 2:
             return resize_and_crop(augmented, self._preprocessing)
@@ -111,7 +112,8 @@ class Augmentation:
             raise
         except Exception as cause:  # transforms may raise anything
             raise ConfigError(
-                f"--augment {file}: the pipeline fails on an image of 96 x 128 pixels: {cause}."
+                f"{{augment}} {file}: the pipeline fails on an image of 96 x 128 pixels: {cause}.",
+                FinetuneConfig,
             ) from cause
         if (
             not isinstance(augmented, np.ndarray)
@@ -120,16 +122,18 @@ class Augmentation:
             or augmented.shape[2] != 3
         ):
             raise ConfigError(
-                f"--augment {file}: the pipeline must return RGB images of type uint8. "
-                "Remove Normalize and ToTensorV2: edgetl normalizes the images itself."
+                f"{{augment}} {file}: the pipeline must return RGB images of type uint8. "
+                "Remove Normalize and ToTensorV2: edgetl normalizes the images itself.",
+                FinetuneConfig,
             )
 
 
 def _require_file(file: Path) -> Path:
     if not file.is_file():
         raise ConfigError(
-            f"--augment {file}: file not found. "
-            "Use none, light, medium, strong or a pipeline saved with albumentations' A.save."
+            f"{{augment}} {file}: file not found. "
+            "Use none, light, medium, strong or a pipeline saved with albumentations' A.save.",
+            FinetuneConfig,
         )
     return file
 
@@ -141,7 +145,8 @@ def _load_pipeline(file: Path) -> Any:
         return A.from_dict(content)
     except Exception as cause:  # constructors of transforms may raise anything
         raise ConfigError(
-            f"--augment {file} is not a pipeline of albumentations {A.__version__}: {cause}."
+            f"{{augment}} {file} is not a pipeline of albumentations {A.__version__}: {cause}.",
+            FinetuneConfig,
         ) from cause
 
 

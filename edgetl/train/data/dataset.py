@@ -181,7 +181,8 @@ def _duplicate_warnings(
         if not allow_leaks:
             raise DataError(
                 f"{message} List them with `edgetl check {folder}` and remove them from one of "
-                "the two, or use --allow-leaks."
+                "the two, or use {allow_leaks}.",
+                FinetuneConfig,
             )
         messages.append(message)
     return messages

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import parse_json, read_regular_file
 
@@ -37,7 +38,8 @@ def read_pipeline(file: Path) -> dict[str, Any]:
         numbers = _list_numbers(content)
     except OSError as cause:
         raise ConfigError(
-            f"Cannot read --augment {file} ({cause.strerror or cause}). Use a pipeline saved with A.save."
+            f"Cannot read {{augment}} {file} ({cause.strerror or cause}). Use a pipeline saved with A.save.",
+            FinetuneConfig,
         ) from cause
     except (ValueError, RecursionError) as cause:
         reason = (
@@ -46,7 +48,8 @@ def read_pipeline(file: Path) -> dict[str, Any]:
             else str(cause).replace("\n", " ")
         )
         raise ConfigError(
-            f"--augment {file} is not a pipeline of albumentations: {reason}. Save it again with A.save."
+            f"{{augment}} {file} is not a pipeline of albumentations: {reason}. Save it again with A.save.",
+            FinetuneConfig,
         ) from cause
     _check_bounds(file, numbers)
     return content
@@ -95,7 +98,8 @@ def _check_bounds(file: Path, numbers: list[tuple[int, str, float]]) -> None:
     for transform, key, value in numbers:
         if not value <= _MAX_NUMBER:
             raise ConfigError(
-                f"--augment {file}: {key} must be <= {_MAX_NUMBER:,}, got {value:g}. Lower it."
+                f"{{augment}} {file}: {key} must be <= {_MAX_NUMBER:,}, got {value:g}. Lower it.",
+                FinetuneConfig,
             )
         if key in _SIZE_FIELDS:
             sizes[transform] = max(sizes.get(transform, 0), value)
@@ -110,6 +114,7 @@ def _check_bounds(file: Path, numbers: list[tuple[int, str, float]]) -> None:
         side *= factor
     if not side <= MAX_SIDE:
         raise ConfigError(
-            f"--augment {file}: sizes and scales must be <= {MAX_SIDE} pixels per side, "
-            f"got {side:.6g}. Lower them."
+            f"{{augment}} {file}: sizes and scales must be <= {MAX_SIDE} pixels per side, "
+            f"got {side:.6g}. Lower them.",
+            FinetuneConfig,
         )

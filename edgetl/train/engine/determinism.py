@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.train.common.precision import measure_step_ms
 from edgetl.train.common.progress import Progress
@@ -88,7 +89,8 @@ def measure_slowdown(measure_step: Callable[[], float]) -> float:
         if "deterministic" not in str(cause):
             raise
         raise ConfigError(
-            f"--deterministic: {str(cause).split('.')[0]}. Omit it, or use another --model."
+            f"{{deterministic}}: {str(cause).split('.')[0]}. Omit it, or use another {{model}}.",
+            FinetuneConfig,
         ) from cause
     with _nondeterministic_algorithms():
         return deterministic_time / measure_step()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import RunError
 from edgetl.train.common.precision import cudnn_autotuning
 from edgetl.train.common.progress import EpochRecord, StepProgress
@@ -312,7 +313,8 @@ class PhaseLoop:
             names = ", ".join((changed or sorted(saved.keys() ^ digests.keys()))[:5])
             raise RunError(
                 f"Cannot resume from {checkpoint.path}: frozen tensors changed ({names}). "
-                "Start over with --force."
+                "Start over with {force}.",
+                FinetuneConfig,
             )
 
     def _restore_ema(self, model_ema: ModelEma, checkpoint: Checkpoint, num_updates: int) -> None:

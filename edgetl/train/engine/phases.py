@@ -67,8 +67,9 @@ def plan_phases(
     if config.weights == "none":
         if batch_size < 2:
             raise ConfigError(
-                f"--batch-size must be >= 2 with --weights none, got {batch_size}: "
-                "BatchNorm statistics need more than one image."
+                f"{{batch_size}} must be >= 2 with {{weights}} none, got {batch_size}: "
+                "BatchNorm statistics need more than one image.",
+                FinetuneConfig,
             )
         epochs = config.epochs + finetune_epochs
         return [Phase(1, epochs, config.lr * lr_scale, "all", freeze_statistics=False)]

@@ -320,7 +320,8 @@ class Trainer:
         if not math.isfinite(record.train_loss) or not math.isfinite(record.val_loss or 0.0):
             raise RunError(
                 f"The loss is not finite in epoch {record.epoch}. "
-                "Lower --lr and --finetune-lr, or use --precision fp32."
+                "Lower {lr} and {finetune_lr}, or use {precision} fp32.",
+                FinetuneConfig,
             )
         is_best = is_better(record, self.best)
         if is_best:

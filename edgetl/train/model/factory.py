@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from edgetl.core.artifacts.run_config import read_run_configuration
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import RunError, WeightsError
 from edgetl.core.files import sha256_file
 from edgetl.core.paths import RunDirectory
@@ -160,7 +161,8 @@ def load_stock_model(architecture: str, weights: str, image_size: int | None = N
     pretrained = read_weights(weights, architecture)
     if pretrained is None:
         raise WeightsError(
-            "Cannot export a model without weights. Use --weights FILE or --weights imagenet."
+            "Cannot export a model without weights. Use {weights} FILE or {weights} imagenet.",
+            FinetuneConfig,
         )
     model = build_model(architecture, size, initialize=False)
     load_weights(model, pretrained, architecture)

@@ -10,6 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.train.model.blocks import count_last_blocks
 from edgetl.train.model.factory import AdaptedModel
@@ -146,8 +147,9 @@ def count_unfrozen_blocks(unfreeze: int | str, blocks: int) -> int:
     count = 0 if unfreeze == "head" else int(unfreeze)
     if count > blocks:
         raise ConfigError(
-            f"--unfreeze {count}: the backbone has {blocks} blocks. "
-            f"Use a number up to {blocks}, or `all`."
+            f"{{unfreeze}} {count}: the backbone has {blocks} blocks. "
+            f"Use a number up to {blocks}, or `all`.",
+            FinetuneConfig,
         )
     return count
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgetl.core.architectures import HeadKind
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ArchitectureError
 
 _ACTIVATIONS = (
@@ -201,5 +202,6 @@ def _output_width(module: nn.Module) -> int | None:
 def _head_error(name: str, reason: str) -> ArchitectureError:
     return ArchitectureError(
         f"The head of {name} cannot be replaced: {reason}. "
-        "Choose another --model; `edgetl models` lists them."
+        "Choose another {model}; `edgetl models` lists them.",
+        FinetuneConfig,
     )

@@ -13,6 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from edgetl.core.architectures import Architecture, load_architectures
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ArchitectureError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.model.blocks import count_last_blocks, find_blocks
@@ -107,13 +108,14 @@ def _builder_options(family: str, image_size: int, initialize: bool) -> dict[str
 
 def _image_size_error(architecture: str, image_size: int, cause: Exception) -> ArchitectureError:
     row = load_architectures().get(architecture)
-    hint = "Choose another --image-size."
+    hint = "Choose another {image_size}."
     if row:
-        hint = f"Its usual --image-size is {row.image_size}."
+        hint = f"Its usual {{image_size}} is {row.image_size}."
     lines = str(cause).strip().splitlines()
     reason = lines[0] if lines else type(cause).__name__
     return ArchitectureError(
-        f"{architecture} does not take images of {image_size} pixels: {reason.rstrip('.')}. {hint}"
+        f"{architecture} does not take images of {image_size} pixels: {reason.rstrip('.')}. {hint}",
+        FinetuneConfig,
     )
 
 

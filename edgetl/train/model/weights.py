@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from edgetl.core.architectures import load_architectures
 from edgetl.core.builtin_weights import find_builtin_weights
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import WeightsError
 from edgetl.core.files import sha256_file
 
@@ -102,7 +103,8 @@ def download_weights(url: str, architecture: str) -> PretrainedWeights:
         raise WeightsError(
             f"Cannot download the ImageNet weights of {architecture} ({reason}).{hint} "
             f"On a machine with internet access, download {url}, copy the file here and use "
-            "--weights FILE; or train from scratch with --weights none."
+            "{weights} FILE; or train from scratch with {weights} none.",
+            FinetuneConfig,
         ) from cause
     finally:
         socket.setdefaulttimeout(previous_timeout)
@@ -133,7 +135,8 @@ def load_weights(
     if mismatches:
         raise WeightsError(
             f"{weights.source} does not fit {architecture}: {'; '.join(mismatches)}. "
-            "Use the --model of these weights, or other --weights."
+            "Use the {model} of these weights, or other {weights}.",
+            FinetuneConfig,
         )
     matching = {
         name: tensor
@@ -197,13 +200,15 @@ def _find_file(path: Path, architecture: str) -> Path:
             raise WeightsError(
                 f"The folder {path} has no {architecture}.safetensors; "
                 f"it has: {', '.join(names[:8]) or 'no .safetensors file'}. "
-                "Use a file, or choose another --model."
+                "Use a file, or choose another {model}.",
+                FinetuneConfig,
             )
         return file
     if not path.is_file():
         raise WeightsError(
-            f"No weights at {path}. --weights takes `imagenet`, `builtin`, `none`, "
-            "a .safetensors or .pth file, or a folder with such files."
+            f"No weights at {path}. {{weights}} takes `imagenet`, `builtin`, `none`, "
+            "a .safetensors or .pth file, or a folder with such files.",
+            FinetuneConfig,
         )
     return path
 
@@ -240,7 +245,8 @@ def _read_file(path: Path, architecture: str) -> Any:
             f"{path} cannot be read as weights ({reason}). Download it again, or use another file."
         ) from cause
     raise WeightsError(
-        f"{path} has an unknown file extension. --weights takes .safetensors, .pth or .pt files."
+        f"{path} has an unknown file extension. {{weights}} takes .safetensors, .pth or .pt files.",
+        FinetuneConfig,
     )
 
 

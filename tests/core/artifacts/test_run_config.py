@@ -29,7 +29,7 @@ def test_run_configuration_is_read(tmp_path: Path) -> None:
             {"config": {"data": "a", "head_width": "128"}},
             "config.head_width must be an integer, got '128'",
         ),
-        ({"config": {"data": "a", "head_width": 10**9}}, "--head-width must be <= 16384"),
+        ({"config": {"data": "a", "head_width": 10**9}}, "head_width must be <= 16384"),
         ({"config": {"data": "a", "epochs": None}}, "config.epochs must be an integer"),
         ({"asked": []}, "asked must be an object"),
         ({"classes": "abc"}, "classes must be a list"),

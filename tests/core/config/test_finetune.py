@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from edgetl.cli.app import format_error
 from edgetl.core.config.finetune import FinetuneConfig, parse_batch_size
 from edgetl.core.config.options import get_flags
 from edgetl.core.errors import ConfigError
@@ -92,7 +93,7 @@ def test_invalid_value_names_field(field: str, value: Any) -> None:
     with pytest.raises(ConfigError) as raised:
         FinetuneConfig(Path("data"), **{field: value})
     assert str(raised.value).startswith(f"{field} must be ")
-    assert raised.value.command_line_message.startswith(f"{get_flags(FinetuneConfig)[field]} must")
+    assert format_error(raised.value).startswith(f"{get_flags(FinetuneConfig)[field]} must")
     assert "\n" not in str(raised.value), "a single error must be one line"
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
+from edgetl.cli.app import format_error
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.export import ExportConfig
@@ -19,7 +20,7 @@ from edgetl.core.config.options import (
     validate,
 )
 from edgetl.core.config.parsers import parse_duration
-from edgetl.core.errors import ConfigError
+from edgetl.core.errors import ConfigError, EdgetlError
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def test_errors_name_fields_or_options() -> None:
         "scopes must name at least one scope: model, file.",
         "mode slow needs count 1.",
     ]
-    assert raised.value.command_line_message.splitlines() == [
+    assert format_error(raised.value).splitlines() == [
         "--budget must be > 0, got -1.0 s.",
         "--scope must name at least one scope: model, file.",
         "--mode slow needs --count 1.",
@@ -120,7 +121,7 @@ def test_error_keeps_braces_of_values() -> None:
     with pytest.raises(ConfigError) as raised:
         raise_config_errors([problem], Config)
     assert str(raised.value) == problem.replace("{mode}", "mode")
-    assert raised.value.command_line_message == problem.replace("{mode}", "--mode")
+    assert format_error(raised.value) == problem.replace("{mode}", "--mode")
 
 
 def test_flags_include_nested_configuration() -> None:
@@ -158,6 +159,18 @@ def test_raise_config_errors_joins_problems() -> None:
     with pytest.raises(ConfigError) as raised:
         raise_config_errors([None, "one", None, "two"])
     assert str(raised.value) == "one\ntwo"
+
+
+def test_error_in_python_shows_how_to_turn_flag_on() -> None:
+    error = EdgetlError("Replace it with {force}, not {data}.", FinetuneConfig)
+    assert str(error) == "Replace it with force=True, not data."
+    assert format_error(error) == "Replace it with --force, not DATA."
+
+
+def test_error_names_fields_of_nested_configuration() -> None:
+    error = ConfigError("{max_p99_ms} needs {threads}.", Config)
+    assert str(error) == "max_p99_ms needs threads."
+    assert format_error(error) == "--max-p99 needs --threads."
 
 
 def test_field_that_is_no_option_is_an_argument() -> None:

@@ -193,7 +193,7 @@ def test_loadgen_refuses_fixed_size_variant(bundle: Bundle) -> None:
     ("options", "message"),
     [
         ({"fixed_size": (8, 640)}, "sides of 16 to 8192 pixels, got 8x640"),
-        ({"fixed_size": (480, 640), "input": "tensor"}, "remove --input tensor"),
+        ({"fixed_size": (480, 640), "input": "tensor"}, "remove input tensor"),
     ],
 )
 def test_export_config_rejects_invalid_fixed_size(options: dict[str, Any], message: str) -> None:

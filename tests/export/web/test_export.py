@@ -423,5 +423,5 @@ def test_cached_runtime_needs_no_network(
 
 
 def test_config_rejects_web_with_tensor_input() -> None:
-    with pytest.raises(ConfigError, match="--web needs"):
+    with pytest.raises(ConfigError, match="web=True needs"):
         ExportConfig(web=True, input="tensor")

@@ -357,5 +357,5 @@ def test_parse_choices_rejects_damaged_section(section: Any) -> None:
 
 
 def test_config_rejects_budget_with_deterministic() -> None:
-    with pytest.raises(ConfigError, match="--deterministic excludes"):
+    with pytest.raises(ConfigError, match="deterministic=True excludes"):
         FinetuneConfig(Path("data"), budget_s=60.0, deterministic=True)

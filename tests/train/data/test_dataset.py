@@ -139,7 +139,9 @@ def test_leaks_raise_unless_allowed(make_images: MakeImages) -> None:
     make_images("data/train", ["a", "b"], count=4)
     folder = make_images("data/val", ["a", "b"], count=3, seed=1).parent
     shutil.copy(folder / "train/a/0.png", folder / "val/a/leak.png")
-    with pytest.raises(DataError, match=r"train/a/0\.png and val/a/leak\.png.*--allow-leaks"):
+    with pytest.raises(
+        DataError, match=r"train/a/0\.png and val/a/leak\.png.*use allow_leaks=True"
+    ):
         read(folder)
     warnings = read(folder, allow_leaks=True).warnings
     assert any(

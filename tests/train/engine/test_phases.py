@@ -108,7 +108,7 @@ def test_weights_none_trains_everything_in_one_phase() -> None:
         "all",
         False,
     )
-    with pytest.raises(ConfigError, match="--batch-size must be >= 2"):
+    with pytest.raises(ConfigError, match="batch_size must be >= 2"):
         plan_phases(replace(CONFIG, weights="none"), "3", 1)
     assert all(phase.freeze_statistics for phase in plan_phases(CONFIG, "3", 1)), (
         "one image gives no statistics"

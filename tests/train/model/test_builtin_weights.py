@@ -105,7 +105,7 @@ def test_changed_weights_are_rejected_before_writing(
 
 
 def test_builtin_rejects_other_models_and_stock_export(shipped: Path) -> None:
-    with pytest.raises(WeightsError, match=f"no weights for resnet18.*--model {MODEL}"):
+    with pytest.raises(WeightsError, match=f"no weights for resnet18.*or model {MODEL}"):
         read_weights("builtin", "resnet18")
     with pytest.raises(WeightsError, match="edgetl finetune DATA --weights builtin"):
         load_stock_model(MODEL, "builtin")

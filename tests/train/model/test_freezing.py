@@ -119,7 +119,7 @@ def test_verify_unchanged_names_changed_statistics(adapted: AdaptedModel) -> Non
 
 
 def test_set_trainable_rejects_too_many_blocks(adapted: AdaptedModel) -> None:
-    with pytest.raises(ConfigError, match="--unfreeze 15: the backbone has 14 blocks"):
+    with pytest.raises(ConfigError, match="unfreeze 15: the backbone has 14 blocks"):
         set_trainable(adapted, 15)
 
 

@@ -164,7 +164,7 @@ def test_architecture_missing_from_table_is_described(monkeypatch: pytest.Monkey
 def test_unsupported_size_names_the_usual_one(name: str, size: int) -> None:
     with pytest.raises(
         ArchitectureError,
-        match=rf"{name} does not take images of {size} pixels.*usual --image-size is",
+        match=rf"{name} does not take images of {size} pixels.*usual image_size is",
     ):
         build_meta_model(name, size)
 

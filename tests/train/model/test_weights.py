@@ -356,7 +356,7 @@ def test_download_errors_name_url_and_alternatives(server: tuple[str, Path]) -> 
         dead = f"http://127.0.0.1:{closed.getsockname()[1]}/w-00000000.pth"
     with pytest.raises(WeightsError) as caught:
         download_weights(dead, NAME)
-    for part in (dead, "--weights FILE", "--weights none", "internet access"):
+    for part in (dead, "use weights FILE", "with weights none", "internet access"):
         assert part in str(caught.value)
     assert socket.getdefaulttimeout() is None
 
