@@ -27,6 +27,7 @@ from edgetl.core.artifacts.foreign_files import (
     find_foreign_bundle_files,
     read_manifest,
 )
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import BundleError, ExportError
 from edgetl.core.files import move_aside, sha256_file
 from edgetl.core.paths import BundleDirectory
@@ -52,7 +53,9 @@ def write_ort(file: Path) -> FileRecord:
         onnxruntime.InferenceSession(str(target), providers=["CPUExecutionProvider"])
     except Exception as cause:  # onnxruntime's exceptions share no base class
         raise ExportError(
-            f"onnxruntime {onnxruntime.__version__} cannot write {file.name} in ORT format: {cause} Omit --ort-format."
+            f"onnxruntime {onnxruntime.__version__} cannot write {file.name} in ORT format: "
+            f"{cause} Omit {{ort_format}}.",
+            ExportConfig,
         ) from cause
     return FileRecord(target.name, sha256_file(target), target.stat().st_size)
 
@@ -168,13 +171,15 @@ def refuse_existing(path: Path, force: bool) -> None:
         raise BundleError(f"{path} exists and is not a bundle. Choose another directory with -o.")
     if not force:
         raise BundleError(
-            f"The bundle {path} already exists. Replace it with --force, or choose another directory with -o."
+            f"The bundle {path} already exists. Replace it with {{force}}, or choose another directory with -o.",
+            ExportConfig,
         )
     foreign = find_foreign_bundle_files(path)
     if foreign:
         raise BundleError(
-            f"{describe_foreign_files(path, foreign)}, so --force does not replace it. "
-            "Move them away, or choose another directory with -o."
+            f"{describe_foreign_files(path, foreign)}, so {{force}} does not replace it. "
+            "Move them away, or choose another directory with -o.",
+            ExportConfig,
         )
 
 

@@ -16,6 +16,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import ExportError
 from edgetl.export.graph.preprocessing import PIXELS
 
@@ -56,7 +57,9 @@ def export_network_graph(
     )
     if written_opset != opset:
         raise ExportError(
-            f"PyTorch {torch.__version__} wrote opset {written_opset} instead of {opset}. Use --opset {written_opset}."
+            f"PyTorch {torch.__version__} wrote opset {written_opset} instead of {opset}. "
+            f"Use {{opset}} {written_opset}.",
+            ExportConfig,
         )
     _assert_dimensions(model, image_size, classes)
     module_outputs = _find_module_outputs(model)
@@ -113,7 +116,8 @@ def _export_module(
         raise ExportError(
             f"PyTorch {torch.__version__} cannot export {type(module).__name__} "
             f"for inputs {[tuple(value.shape[1:]) for value in example]} to opset {opset}: {reason[0]} "
-            "Try another --opset or newer versions of torch and onnxscript."
+            "Try another {opset} or newer versions of torch and onnxscript.",
+            ExportConfig,
         ) from cause
     if program is None:
         raise ExportError(
@@ -151,7 +155,8 @@ def _assert_dimensions(model: onnx.ModelProto, image_size: int, classes: int) ->
             expected_shape = f"[batch, {', '.join(map(str, expected))}]"
             raise ExportError(
                 f"The exporter wrote {value.name} with shape {shape} instead of {expected_shape}. "
-                "Try another --opset or another version of torch."
+                "Try another {opset} or another version of torch.",
+                ExportConfig,
             )
         dimensions[0].dim_param = "batch"
 

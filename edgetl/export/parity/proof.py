@@ -203,7 +203,9 @@ class ParityProof:
             raise ParityError(
                 f"Parity failed in the network part (identical tensors): {_describe(reference, logits, files)} "
                 f"Tolerance {tolerance:g}. {diagnosis}"
-                "No bundle was written. Try another --opset or version of torch; --tolerance accepts the difference."
+                "No bundle was written. Try another {opset} or version of torch; "
+                "{network_tolerance} accepts the difference.",
+                ExportConfig,
             )
         return reference
 
@@ -238,7 +240,8 @@ class ParityProof:
             raise ParityError(
                 f"Parity failed in the path part (decoded photo {images.shape[2]} x {images.shape[1]} px to logits): "
                 f"{_describe(reference, logits, files)} Tolerance {tolerance:.3g}. No bundle was written. "
-                f"{self._end_to_end_advice(reference, logits, files, difference <= tolerance)}"
+                f"{self._end_to_end_advice(reference, logits, files, difference <= tolerance)}",
+                ExportConfig,
             )
         return np.asarray(logits)
 
@@ -255,9 +258,9 @@ class ParityProof:
         if self._has_image_input:
             return (
                 "The network part and the pixels agree, so the model amplifies differences of one grey level. "
-                "--path-tolerance accepts the difference; --input tensor leaves preprocessing out of the file."
+                "{path_tolerance} accepts the difference; {input} tensor leaves preprocessing out of the file."
             )
-        return "--path-tolerance accepts the difference."
+        return "{path_tolerance} accepts the difference."
 
     def _compare_pixels(
         self,
@@ -281,7 +284,8 @@ class ParityProof:
                 f"Parity failed in the path part (pixels): {files[image]} ({shape[2]} x {shape[1]} px), resized in the "
                 f"graph, differs from Pillow by {worst} grey levels at row {row}, column {column}, "
                 f"channel {'RGB'[channel]}; {PIXEL_TOLERANCE} is allowed. {diagnosis}No bundle was written. "
-                "--input tensor leaves preprocessing out of the file."
+                "{input} tensor leaves preprocessing out of the file.",
+                ExportConfig,
             )
 
     def _compare_inputs(

@@ -10,6 +10,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnxruntime.quantization.onnx_model import ONNXModel
 
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import ExportError
 
 
@@ -33,7 +34,7 @@ def wrap_quantizer_errors(quantizer: str, variant: str) -> Iterator[None]:
     except Exception as cause:  # quantizers raise exceptions of numpy, onnx and their own
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
         raise ExportError(
-            f"onnxruntime's {quantizer}: {reason} Remove {variant} from --variants."
+            f"onnxruntime's {quantizer}: {reason} Remove {variant} from {{variants}}.", ExportConfig
         ) from cause
     finally:
         root.setLevel(level)

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from edgetl.core.artifacts.bundle import Float16Record, LargestActivation
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import ExportError
 from edgetl.export.quantize.calibration import Calibration
 from edgetl.export.quantize.cleanup import clean_up_graph
@@ -35,7 +36,8 @@ def convert_to_fp16(task: QuantizationTask) -> QuantizedModel:
     if largest * _OVERFLOW_MARGIN > _FLOAT16_MAX:
         raise ExportError(
             f"fp16 would overflow: {name} reaches {largest:.3g} on training images, and the float16 limit is "
-            f"{_FLOAT16_MAX:g} (with a safety factor of {_OVERFLOW_MARGIN:g}). Remove fp16 from --variants."
+            f"{_FLOAT16_MAX:g} (with a safety factor of {_OVERFLOW_MARGIN:g}). Remove fp16 from {{variants}}.",
+            ExportConfig,
         )
     for value in task.network.graph.initializer:
         weights = numpy_helper.to_array(value)
@@ -44,7 +46,8 @@ def convert_to_fp16(task: QuantizationTask) -> QuantizedModel:
         peak = float(np.abs(weights).max())
         if peak > _FLOAT16_MAX:
             raise ExportError(
-                f"fp16 would overflow: the weights {value.name} reach {peak:.3g}. Remove fp16 from --variants."
+                f"fp16 would overflow: the weights {value.name} reach {peak:.3g}. Remove fp16 from {{variants}}.",
+                ExportConfig,
             )
     copy = onnx.ModelProto()
     copy.CopyFrom(task.network)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import ExportError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.runtime.images import load_image
@@ -95,7 +96,8 @@ def check_image_count(images: int, kind: str) -> None:
     if images < MIN_QUANTIZATION_IMAGES:
         raise ExportError(
             f"int8 and fp16 need at least {MIN_QUANTIZATION_IMAGES} images for calibration and scoring, "
-            f"got {images} ({kind}). Add images, or remove int8 and fp16 from --variants."
+            f"got {images} ({kind}). Add images, or remove int8 and fp16 from {{variants}}.",
+            ExportConfig,
         )
 
 

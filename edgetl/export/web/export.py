@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.artifacts.bundle import BundleManifest, FileRecord, VariantRecord, WebRecord
 from edgetl.core.artifacts.gate import GateResult
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import ExportError, ParityError
 from edgetl.core.files import sha256_file, write_json
 from edgetl.core.paths import BundleDirectory
@@ -99,7 +100,8 @@ def _prove_page(
     if not verdict.passed:
         raise ParityError(
             f"{RUNTIME} {VERSION} with {variant.file} does not match PyTorch on the golden images: "
-            f"{verdict.reason}. No bundle was written. Export other --variants or without --web."
+            f"{verdict.reason}. No bundle was written. Export other {{variants}} or without {{web}}.",
+            ExportConfig,
         )
     return verdict
 
@@ -132,5 +134,6 @@ def _run_in_nodejs(
             reason = next((line for line in lines if "rror" in line), last_line)
             raise ExportError(
                 f"{RUNTIME} {VERSION} cannot run {variant.file}: {reason.strip()} "
-                "No bundle was written. Export other --variants or without --web."
+                "No bundle was written. Export other {variants} or without {web}.",
+                ExportConfig,
             ) from cause

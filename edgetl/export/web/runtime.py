@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgetl.core.cache import get_cache_folder
+from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import ExportError
 from edgetl.core.files import sha256_file
 
@@ -21,7 +22,7 @@ SHA256 = {
 }
 """SHA-256 of the WebAssembly build without GPU support and its bundled JavaScript."""
 _TIMEOUT_S = 600
-_SKIP_WEB_ADVICE = "or export without --web."
+_SKIP_WEB_ADVICE = "or export without {web}."
 
 
 def ensure_runtime_files() -> Path:
@@ -36,8 +37,9 @@ def ensure_runtime_files() -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise ExportError(
-            f"--web downloads {RUNTIME} {VERSION} once with npm, which is not installed. "
-            f"Install npm (`apt install npm`), copy {cached} from another machine, {_SKIP_WEB_ADVICE}"
+            f"{{web}} downloads {RUNTIME} {VERSION} once with npm, which is not installed. "
+            f"Install npm (`apt install npm`), copy {cached} from another machine, {_SKIP_WEB_ADVICE}",
+            ExportConfig,
         )
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
@@ -46,13 +48,15 @@ def ensure_runtime_files() -> Path:
             if not _is_complete(extracted):
                 raise ExportError(
                     f"The SHA-256 of {RUNTIME} {VERSION} from npm does not match the tested version. "
-                    f"Check your npm registry, copy {cached} from another machine, {_SKIP_WEB_ADVICE}"
+                    f"Check your npm registry, copy {cached} from another machine, {_SKIP_WEB_ADVICE}",
+                    ExportConfig,
                 )
             _store_in_cache(extracted, cached)
     except OSError as cause:
         raise ExportError(
             f"Cannot write {RUNTIME} to {cached} ({cause.strerror or cause}). "
-            f"Free some disk space, set $EDGETL_CACHE, {_SKIP_WEB_ADVICE}"
+            f"Free some disk space, set $EDGETL_CACHE, {_SKIP_WEB_ADVICE}",
+            ExportConfig,
         ) from cause
     return cached
 
@@ -95,8 +99,9 @@ def _download(npm: str, folder: Path, cached: Path) -> Path:
         first_line = error_lines[0] if error_lines else "it wrote no file"
         codes = (line.rpartition("code ")[2] for line in error_lines if " code " in line)
         raise ExportError(
-            f"npm cannot download {RUNTIME} {VERSION} for --web: {next(codes, first_line)}. "
-            f"Connect to npm's registry for this export, copy {cached} from another machine, {_SKIP_WEB_ADVICE}"
+            f"npm cannot download {RUNTIME} {VERSION} for {{web}}: {next(codes, first_line)}. "
+            f"Connect to npm's registry for this export, copy {cached} from another machine, {_SKIP_WEB_ADVICE}",
+            ExportConfig,
         )
     extracted = folder / "extracted"
     extracted.mkdir()

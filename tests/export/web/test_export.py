@@ -361,7 +361,7 @@ def test_write_web_refuses_other_logits(bundle: Bundle, tmp_path: Path) -> None:
         np.savez(copy.golden_logits, **{**arrays, "logits": arrays["logits"] + 0.3})
     with pytest.raises(
         ParityError,
-        match=r"onnxruntime-web .* with fp32\.onnx does not match PyTorch.*--web",
+        match=r"onnxruntime-web .* with fp32\.onnx does not match PyTorch.*without web=True",
     ):
         export.write_web(copy, bundle.manifest, bundle.variants[0], ensure_runtime_files())
 
