@@ -122,7 +122,7 @@ def read_recorded_run(path: Path) -> RecordedRun:
     except (KeyError, TypeError, ValueError) as cause:
         raise ConfigError(
             f"{path} is not the config.json of a run ({cause}). "
-            "Give --config a TOML file or RUN/config.json."
+            "Give a TOML file or RUN/config.json."
         ) from cause
     return RecordedRun(path, config, choices)
 

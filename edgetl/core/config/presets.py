@@ -107,9 +107,7 @@ def read_config_file(path: Path, config: type = FinetuneConfig) -> dict[str, Any
     try:
         content = tomllib.loads(read_regular_file(path, _MAX_CONFIG_BYTES).decode())
     except OSError as cause:
-        raise ConfigError(
-            f"Cannot read {path} ({cause.strerror}). Give --config a TOML file."
-        ) from cause
+        raise ConfigError(f"Cannot read {path} ({cause.strerror}). Give a TOML file.") from cause
     except RecursionError as cause:
         raise ConfigError(
             f"{path} is nested too deeply. `edgetl presets default` prints a file to start from."
