@@ -41,7 +41,7 @@ from edgetl.export.quantize.images import (
     QuantizationImages,
     load_quantization_images,
 )
-from edgetl.export.quantize.int8_search import candidate_schemes, quantize_static_int8
+from edgetl.export.quantize.int8_search import all_schemes, quantize_static_int8
 from edgetl.export.quantize.layers import fake_quantize_weight, find_layers, with_constants
 from edgetl.export.quantize.qdq import quantize
 from edgetl.export.quantize.rewrites import rewrite_operators
@@ -233,9 +233,7 @@ def test_weight_rounding_is_at_most_half_a_step(weight: Any, per_channel: bool, 
     assert (error <= 0.5001 * step + 1e-9).all()
 
 
-@pytest.mark.parametrize(
-    "scheme", candidate_schemes(has_vnni=False), ids=lambda scheme: scheme.name
-)
+@pytest.mark.parametrize("scheme", all_schemes(has_vnni=False), ids=lambda scheme: scheme.name)
 def test_every_scheme_gives_valid_and_accurate_network(scheme: QuantizationScheme) -> None:
     rewritten = rewrite_operators(small_network())
     quantized = quantize(rewritten, Calibration(rewritten, crops(20)).ranges(scheme.method), scheme)
@@ -543,7 +541,7 @@ def test_int8_dot_product_is_read_from_cpuinfo(tmp_path: Path, line: str, expect
     (tmp_path / "cpuinfo").write_text(f"processor\t: 0\n{line}\n")
     assert has_int8_dot_product(tmp_path) is expected
     assert has_int8_dot_product(tmp_path / "nowhere") is False
-    assert all(scheme.reduce_range is not expected for scheme in candidate_schemes(expected))
+    assert all(scheme.reduce_range is not expected for scheme in all_schemes(expected))
 
 
 # --- the other variants
