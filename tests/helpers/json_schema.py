@@ -31,8 +31,10 @@ def iterate_schema_errors(
     ]
     if choices and all(choices):
         yield min(choices, key=len)[0]
-    if "type" in schema and type(value) not in _TYPES[schema["type"]]:
-        yield f"{where} must be of type {schema['type']}"
+    types = schema.get("type", [])
+    types = [types] if isinstance(types, str) else types
+    if types and not any(type(value) in _TYPES[name] for name in types):
+        yield f"{where} must be of type {' or '.join(types)}"
     allowed = schema.get("enum", [schema["const"]] if "const" in schema else [value])
     if value not in allowed:
         yield f"{where} must be one of {allowed}"

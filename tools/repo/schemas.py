@@ -17,34 +17,67 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bundle import BundleManifest
+from edgetl.core.artifacts.candidates import CandidateRow, CandidatesResult
+from edgetl.core.artifacts.comparison import RowComparison
+from edgetl.core.artifacts.loadgen import LoadgenResult
 from edgetl.core.files import SCHEMA
 from edgetl.core.typed_json import JsonField, JsonObject, computed_properties, json_fields
 
-ARTIFACTS: dict[str, type] = {"bundle": BundleManifest}
-"""Name of a schema to the dataclass of the file."""
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """JSON file that edgetl writes."""
+
+    content: type
+    """Dataclass of the content."""
+    constants: Mapping[str, object]
+    """Keys with the same value in every file."""
+
+
+ARTIFACTS = {
+    "bench": Artifact(BenchResult, {"schema": SCHEMA, "kind": "bench"}),
+    "bundle": Artifact(BundleManifest, {"schema": SCHEMA, "kind": "bundle"}),
+    "candidates": Artifact(CandidatesResult, {"schema": SCHEMA, "kind": "candidates"}),
+    "loadgen": Artifact(LoadgenResult, {"schema": SCHEMA, "kind": "loadgen"}),
+}
+"""Files with a schema, by name."""
+_FREE_FORM: tuple[type, ...] = (RowComparison,)
+"""Dataclasses whose `to_json` writes other keys than their fields."""
+_EXTRA_KEYS: dict[type, dict[str, JsonObject]] = {
+    CandidateRow: {
+        "fits": {
+            "description": "Whether it is within the latency budget; null if that is not decided.",
+            "type": ["boolean", "null"],
+        }
+    }
+}
+"""Keys that the file adds to those of a dataclass."""
 _SCALARS = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string"}
 
 
 def artifact_schemas() -> dict[str, str]:
     """Return the schema files: name to content."""
     return {
-        f"{name}.schema.json": json.dumps(artifact_schema(kind), indent=2, ensure_ascii=False)
-        + "\n"
-        for name, kind in ARTIFACTS.items()
+        f"{name}.schema.json": json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+        for name, schema in (
+            (name, artifact_schema(artifact)) for name, artifact in ARTIFACTS.items()
+        )
     }
 
 
-def artifact_schema(kind: type) -> JsonObject:
-    """Return the schema of a file whose content is a dataclass and the schema number."""
+def artifact_schema(artifact: Artifact) -> JsonObject:
+    """Return the schema of a file."""
     definitions: dict[str, JsonObject] = {}
-    root = _object_schema(kind, definitions)
+    root = _object_schema(artifact.content, definitions)
+    constants = {key: {"const": value} for key, value in artifact.constants.items()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": kind.__name__,
+        "title": artifact.content.__name__,
         **root,
-        "required": ["schema", *root["required"]],
-        "properties": {"schema": {"const": SCHEMA}, **root["properties"]},
+        "required": [*constants, *root["required"]],
+        "properties": {**root["properties"], **constants},
         "$defs": dict(sorted(definitions.items())),
     }
 
@@ -58,7 +91,10 @@ def _object_schema(kind: type, definitions: dict[str, JsonObject]) -> dict[str, 
     }
     for item in computed_properties(kind):
         value = _type_schema(get_type_hints(item.function)["return"], definitions)
+        if item.none_is_empty:
+            value = _allow_empty(value)
         properties[item.key] = {**_describe(value, item.__doc__), "readOnly": True}
+    properties |= _EXTRA_KEYS.get(kind, {})
     return {
         "description": _first_sentence(kind.__doc__ or ""),
         "type": "object",
@@ -70,8 +106,10 @@ def _object_schema(kind: type, definitions: dict[str, JsonObject]) -> dict[str, 
 
 def _field_schema(field: JsonField, definitions: dict[str, JsonObject]) -> JsonObject:
     schema = _type_schema(field.type, definitions)
-    if not field.none_is_empty:
-        return schema
+    return _allow_empty(schema) if field.none_is_empty else schema
+
+
+def _allow_empty(schema: JsonObject) -> JsonObject:
     return {"anyOf": [{"type": "object", "maxProperties": 0}, schema]}
 
 
@@ -84,13 +122,21 @@ def _type_schema(kind: Any, definitions: dict[str, JsonObject]) -> JsonObject:
         return {}
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         name = kind.__name__
+        if kind in _FREE_FORM:
+            definitions[name] = {
+                "description": _first_sentence(kind.__doc__ or ""),
+                "type": "object",
+            }
         if name not in definitions:
             definitions[name] = {}  # ends the recursion of a type that contains itself
             definitions[name] = _object_schema(kind, definitions)
         return {"$ref": f"#/$defs/{name}"}
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return {"anyOf": [_type_schema(choice, definitions) for choice in arguments]}
+        choices = [_type_schema(choice, definitions) for choice in arguments]
+        if all(choice.keys() == {"type"} for choice in choices):
+            return {"type": [choice["type"] for choice in choices]}
+        return {"anyOf": choices}
     if origin is Literal:
         return {"enum": list(arguments)}
     if origin in (dict, Mapping):

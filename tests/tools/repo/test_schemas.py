@@ -12,12 +12,17 @@ import pytest
 
 from edgetl.core.paths import BundleDirectory
 from edgetl.core.typed_json import computed, in_json
+from tests.helpers.bench_results import board
 from tests.helpers.json_schema import iterate_schema_errors
 from tests.helpers.runs import write_bundle
-from tools.repo.schemas import ARTIFACTS, artifact_schema
+from tools.repo.schemas import ARTIFACTS, Artifact, artifact_schema
 
 RECORDED = Path(__file__).parents[2] / "core/artifacts/recorded/before-renaming"
-FILES = {"bundle": "run/bundle/bundle.json"}
+FILES = {
+    "bench": "bench.json",
+    "bundle": "run/bundle/bundle.json",
+    "candidates": "candidates.json",
+}
 """Recorded file of each artifact."""
 
 
@@ -25,6 +30,7 @@ FILES = {"bundle": "run/bundle/bundle.json"}
 class Part:
     size: tuple[int, int]
     """Size in pixels; None if it is not known."""
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,11 @@ class Example:
         return len(self.parts)
 
 
+EXAMPLE = Artifact(Example, {"schema": 1})
+
+
 def test_schema_derives_from_dataclass() -> None:
-    schema = artifact_schema(Example)
+    schema = artifact_schema(EXAMPLE)
     assert schema["description"] == "Example of a file."
     assert schema["required"] == ["schema", "ci95", "parts"]
     assert schema["additionalProperties"] is False
@@ -65,6 +74,7 @@ def test_schema_derives_from_dataclass() -> None:
         "minItems": 2,
         "maxItems": 2,
     }
+    assert schema["$defs"]["Part"]["properties"]["note"] == {"type": ["string", "null"]}
 
 
 VALID = {"schema": 1, "ci95": [0.5, 1], "parts": {"a": {"size": [1, 2]}}, "part": {}, "total": 1}
@@ -78,20 +88,34 @@ VALID = {"schema": 1, "ci95": [0.5, 1], "parts": {"a": {"size": [1, 2]}}, "part"
         ({"ci95": ["0"]}, "$.ci95[0] must be of type number"),
         ({"parts": {"a": {"size": [1]}}}, "$.parts.a.size has 1 items"),
         ({"parts": {"a": {"size": [1, True]}}}, "$.parts.a.size[1] must be of type integer"),
+        (
+            {"parts": {"a": {"size": [1, 2], "note": 1}}},
+            "$.parts.a.note must be of type string or null",
+        ),
         ({"parts": {"a": {}}}, "$.parts.a.size is missing"),
         ({"part": {"size": 1}}, "$.part has 1 keys"),
         ({"new": 1}, "$.new is unknown"),
     ],
 )
 def test_schema_detects_invalid_values(change: dict[str, Any], error: str | None) -> None:
-    errors = list(iterate_schema_errors({**VALID, **change}, artifact_schema(Example)))
+    errors = list(iterate_schema_errors({**VALID, **change}, artifact_schema(EXAMPLE)))
     assert errors == ([] if error is None else [error])
 
 
-@pytest.mark.parametrize("name", ARTIFACTS)
+@pytest.mark.parametrize("name", FILES)
 def test_recorded_file_matches_schema(name: str) -> None:
     content = json.loads((RECORDED / FILES[name]).read_text())
     assert list(iterate_schema_errors(content, artifact_schema(ARTIFACTS[name]))) == []
+
+
+def test_written_bench_result_matches_schema() -> None:
+    content = json.loads(json.dumps(board().to_json()))
+    schema = artifact_schema(ARTIFACTS["bench"])
+    assert list(iterate_schema_errors(content, schema)) == []
+    content["rows"][0]["rounds"][0]["latencies_ns"][0] = 0.5
+    assert list(iterate_schema_errors(content, schema)) == [
+        "$.rows[0].rounds[0].latencies_ns[0] must be of type integer"
+    ]
 
 
 def test_written_bundle_matches_schema(tmp_path: Path) -> None:
