@@ -152,24 +152,27 @@ class BenchResult:
         # The rows were measured at different times, possibly at different speeds of the device.
         return relative_spread(earlier.round_medians_ns) + self.get_row(pair.candidate).spread
 
+    def compare_rows(self, baseline: BenchRow, candidate: BenchRow) -> RowComparison | None:
+        """Compare two rows measured in the same rounds; None if they are too few."""
+        # After an interruption, one of the two rows may lack the last round.
+        ratios = round_ratios(baseline, candidate)
+        if len(ratios) < MIN_ROUNDS:
+            return None
+        speedup = paired_speedup(ratios)
+        verdict = decide_verdict(
+            speedup, self.noise.is_noisy, self.noise.disturbance, are_ratios_consistent(ratios)
+        )
+        return RowComparison(
+            baseline.id, candidate.id, speedup, "noisy" if self.is_emulated else verdict
+        )
+
     def _iterate_comparisons(self) -> Iterator[RowComparison]:
         for pair in self.pairs:
-            # After an interruption, one of the two rows may lack the last round.
-            ratios = round_ratios(self.get_row(pair.baseline), self.get_row(pair.candidate))
-            if len(ratios) >= MIN_ROUNDS:
-                speedup = paired_speedup(ratios)
-                verdict = decide_verdict(
-                    speedup,
-                    self.noise.is_noisy,
-                    self.noise.disturbance,
-                    are_ratios_consistent(ratios),
-                )
-                yield RowComparison(
-                    pair.baseline,
-                    pair.candidate,
-                    speedup,
-                    "noisy" if self.is_emulated else verdict,
-                )
+            comparison = self.compare_rows(
+                self.get_row(pair.baseline), self.get_row(pair.candidate)
+            )
+            if comparison is not None:
+                yield comparison
         for earlier_pair in self.earlier_pairs:
             row = self.get_row(earlier_pair.candidate)
             earlier = earlier_pair.earlier_row

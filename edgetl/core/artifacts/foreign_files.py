@@ -9,9 +9,9 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from edgetl.core.files import MAX_JSON_BYTES, SCHEMA, parse_json, read_regular_file
+from edgetl.core.typed_json import JsonObject
 
 _RUN_FILES = re.compile(
     r"""
@@ -70,7 +70,7 @@ def describe_foreign_files(path: Path, foreign: Sequence[str]) -> str:
     return f"{path} contains files that edgetl did not write ({listed})"
 
 
-def read_manifest(path: Path) -> dict[str, Any] | None:
+def read_manifest(path: Path) -> JsonObject | None:
     """Return the content of a bundle's manifest, or None if the file is not one."""
     try:
         content = parse_json(read_regular_file(path, MAX_JSON_BYTES))
@@ -96,7 +96,7 @@ def _iterate_files(folder: Path) -> Iterator[str]:
             yield Path(parent, name).relative_to(folder).as_posix()
 
 
-def _iterate_manifest_files(value: Any) -> Iterator[str]:
+def _iterate_manifest_files(value: object) -> Iterator[str]:
     """Yield the value of every key `file` in a manifest, at any depth."""
     if isinstance(value, dict):
         if isinstance(value.get("file"), str):

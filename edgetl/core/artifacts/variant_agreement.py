@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgetl.core.artifacts.bench import MIN_ROUNDS, BenchResult
-from edgetl.core.artifacts.bench_rows import BenchRow, round_ratios
+from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bundle import BundleManifest, VariantRecord
-from edgetl.core.artifacts.comparison import (
-    SpeedupVerdict,
-    are_ratios_consistent,
-    decide_verdict,
-)
-from edgetl.core.statistics import Speedup, paired_speedup
+from edgetl.core.artifacts.comparison import RowComparison
+from edgetl.core.statistics import Speedup
 
 _BASELINE = "fp32"
 
@@ -30,55 +25,48 @@ def describe_disagreements(manifest: BundleManifest, result: BenchResult) -> Ite
     if manifest.recommended is None or manifest.run.id != result.model.run_id:
         return
     for variant in manifest.variants:
-        pair = _find_rows(result, variant.name)
-        if pair is None:
+        comparison = _compare_with_baseline(result, variant.name)
+        if comparison is None:
             continue
-        ratios = round_ratios(*pair)
-        if len(ratios) < MIN_ROUNDS:
-            continue
-        speedup = paired_speedup(ratios)
-        verdict = decide_verdict(
-            speedup,
-            result.noise.is_noisy or result.is_emulated,
-            result.noise.disturbance,
-            are_ratios_consistent(ratios),
-        )
         if variant.name == manifest.recommended:
-            yield from _describe_slow_recommendation(manifest, variant, speedup, verdict)
-        elif manifest.recommended == _BASELINE and verdict == "faster":
-            yield from _describe_fast_alternative(manifest, variant, speedup)
+            yield from _describe_slow_recommendation(manifest, variant, comparison)
+        elif manifest.recommended == _BASELINE and comparison.verdict == "faster":
+            yield from _describe_fast_alternative(manifest, variant, comparison.speedup)
 
 
-def _find_rows(result: BenchResult, name: str) -> tuple[BenchRow, BenchRow] | None:
-    """Return the first rows of fp32 and of another variant with the same conditions."""
+def _compare_with_baseline(result: BenchResult, name: str) -> RowComparison | None:
+    """Compare the first rows of fp32 and of another variant with the same conditions."""
     rows = [row for row in result.rows if row.runtime == "onnxruntime" and row.rounds]
+    baselines = [row for row in rows if row.variant == _BASELINE]
     for row in rows:
         if row.variant != name or name == _BASELINE:
             continue
-        for baseline in rows:
-            is_comparable = (
-                baseline.comparison_key == row.comparison_key and baseline.provider == row.provider
-            )
-            if baseline.variant == _BASELINE and is_comparable:
-                return baseline, row
+        for baseline in baselines:
+            is_same_key = baseline.comparison_key == row.comparison_key
+            if is_same_key and baseline.provider == row.provider:
+                return result.compare_rows(baseline, row)
     return None
 
 
 def _describe_slow_recommendation(
-    manifest: BundleManifest, variant: VariantRecord, speedup: Speedup, verdict: SpeedupVerdict
+    manifest: BundleManifest, variant: VariantRecord, comparison: RowComparison
 ) -> Iterator[str]:
     # A variant that was not faster at export is recommended for another reason: its size.
-    if not variant.is_faster or variant.latency is None or verdict in ("faster", "noisy"):
+    if (
+        not variant.is_faster
+        or variant.latency is None
+        or comparison.verdict in ("faster", "noisy")
+    ):
         return
     claim = f"{variant.latency.speedup:.2f} times as fast as {_BASELINE} at export"
-    outcome = "slower" if verdict == "slower" else "not significantly faster"
+    outcome = "slower" if comparison.verdict == "slower" else "not significantly faster"
     accuracy = ""
     lost_points = _compute_lost_points(manifest.variants[0], variant)
     if lost_points > 0:
         accuracy = f", and {lost_points:.1f} points less accurate"
     yield (
         f"The bundle recommends {variant.name}, {claim}; here it is {outcome}: "
-        f"{_format_speedup(speedup)}{accuracy}. Use {_BASELINE} on this device."
+        f"{_format_speedup(comparison.speedup)}{accuracy}. Use {_BASELINE} on this device."
     )
 
 
