@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,9 +16,10 @@ from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.files import write_json
 from edgetl.core.paths import find_free_path
+from edgetl.core.typed_json import JsonObject
 from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.device.runtime.providers import CUDA_PROVIDERS
-from edgetl.fleet.payload import Payload
+from edgetl.fleet.payload import AgentReply, Payload
 from edgetl.fleet.ssh import RemoteError, SshHost
 
 MEASURED_STATUSES = (0, 4, 5)
@@ -40,7 +41,7 @@ class HostResult:
     leftover_folder: str = ""
     """Folder on the host that could not be removed; empty if there is none."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the JSON object of `edgetl bench --host ... --json`."""
         path = None if self.result is None else self.result.path
         return {
@@ -200,31 +201,31 @@ class _HostTask:
         self._progress.on_step(address, "copying")
         python, folder = self._host.send(self._payload)
 
-        def on_reply(reply: dict[str, Any]) -> None:
-            if "step" in reply:
-                self._progress.on_step(address, str(reply["step"])[:20])
+        def on_reply(reply: AgentReply) -> None:
+            if reply.step is not None:
+                self._progress.on_step(address, reply.step[:20])
 
         try:
-            reply = self._host.run(
+            reply, lines = self._host.run(
                 python, folder, on_reply, lambda line: self._progress.on_output(address, line)
             )
         except RemoteError as error:
             self._progress.on_step(address, "cleaning")
             leftover_folder = "" if self._host.remove(folder) else folder
             return self._make_host_result(failure=str(error), leftover_folder=leftover_folder)
-        result = None if reply["result"] is None else self._store_result(reply["result"])
+        result = None if reply.result is None else self._store_result(reply.result)
         failure = ""
-        if reply["status"] not in MEASURED_STATUSES:
-            last_line = reply["lines"][-1] if reply["lines"] else ""
+        if reply.status not in MEASURED_STATUSES:
+            last_line = lines[-1] if lines else ""
             failure = f"edgetl bench failed on the host: {last_line}"
         return self._make_host_result(
-            status=reply["status"],
+            status=reply.status,
             result=result,
             failure=failure,
-            leftover_folder=folder if reply["left"] else "",
+            leftover_folder=folder if reply.left else "",
         )
 
-    def _store_result(self, content: dict[str, Any]) -> BenchResult:
+    def _store_result(self, content: Mapping[str, object]) -> BenchResult:
         address = self._host.address.removeprefix("ssh://")
         stem = re.sub(r"[^\w.@-]+", "-", address).strip("-.") or "host"
         path = self._folder / f"{stem}.json"

@@ -9,14 +9,16 @@ import json
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import edgetl
 from edgetl.core.errors import BenchError
 from edgetl.core.files import parse_json
 from edgetl.core.paths import BundleDirectory
+from edgetl.core.typed_json import parse_as
 
 _ZIP_TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 _EXCLUDED_PARTS = ("_models", "__pycache__")
@@ -140,10 +142,31 @@ def _list_wheels(folder: Path) -> Iterator[Path]:
     yield from wheels
 
 
-def parse_reply(line: str) -> dict[str, Any] | None:
-    """Parse a reply of the agent; return None for other lines of its standard output."""
+@dataclass(frozen=True)
+class AgentReply:
+    """Reply of the agent on a host: the step that begins, or the outcome of the bench."""
+
+    step: str | None = None
+    failed: str | None = None
+    """Why the bench did not run."""
+    status: int | None = None
+    """Exit code of `edgetl bench`; None if it did not run."""
+    result: Mapping[str, object] | None = None
+    """Content of the result file; None if it was not written."""
+    left: bool = False
+    """Whether the agent could not remove its folder."""
+
+
+def parse_reply(line: str) -> AgentReply | None:
+    """Parse a reply of the agent; return None for other lines of its standard output.
+
+    Raises:
+        FieldError: a value of the reply has the wrong type.
+    """
     try:
         content = parse_json(line)
     except ValueError:
         return None
-    return content if isinstance(content, dict) and "edgetl" in content else None
+    if not isinstance(content, dict) or "edgetl" not in content:
+        return None
+    return parse_as(AgentReply, content, "the reply", extra="ignore")

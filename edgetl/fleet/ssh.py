@@ -13,7 +13,8 @@ from contextlib import suppress
 from typing import IO, Any
 
 from edgetl.core.errors import BenchError, ConfigError
-from edgetl.fleet.payload import Payload, parse_reply
+from edgetl.core.typed_json import FieldError
+from edgetl.fleet.payload import AgentReply, Payload, parse_reply
 
 SSH_ENV_VAR = "EDGETL_SSH"
 """Environment variable with the ssh command, optionally with options."""
@@ -144,9 +145,9 @@ class SshHost:
         self,
         python: str,
         folder: str,
-        on_reply: Callable[[dict[str, Any]], None],
+        on_reply: Callable[[AgentReply], None],
         on_line: Callable[[str], None],
-    ) -> dict[str, Any]:
+    ) -> tuple[AgentReply, list[str]]:
         """Run the agent on the host.
 
         Args:
@@ -156,8 +157,7 @@ class SshHost:
             on_line: called with each output line of the agent's steps.
 
         Returns:
-            {"status", "result", "left", "lines"}: exit status and result of the bench, whether the
-            folder was left behind, and the output lines.
+            The last reply, whose `status` is not None, and the last output lines.
 
         Raises:
             RemoteError: the connection was lost, or the agent failed.
@@ -165,30 +165,30 @@ class SshHost:
         process = self._start(f"exec {shlex.quote(python)} {shlex.quote(folder)}/agent.py")
         assert process.stdout is not None
         errors = LineReader(process.stderr, on_line)
-        last_reply: dict[str, Any] = {}
+        last_reply = AgentReply()
+        damage = ""
         while line := process.stdout.readline(_MAX_REPLY_BYTES):
-            if (reply := parse_reply(line.decode(errors="replace"))) is not None:
+            try:
+                reply = parse_reply(line.decode(errors="replace"))
+            except FieldError as cause:
+                damage = str(cause)
+                continue
+            if reply is not None:
                 last_reply = reply
                 on_reply(reply)
         status = process.wait()
         errors.join()
         lines = errors.last_lines
-        if "status" not in last_reply and "failed" not in last_reply:
-            raise RemoteError(self._failure_message(status, lines))
-        if "failed" in last_reply:
+        if damage:
+            raise RemoteError(f"The agent's reply is damaged: {damage}.")
+        if last_reply.failed is not None:
             last_line = lines[-1] if lines else ""
             pip_errors = [line for line in lines if line.startswith("ERROR: ")]
             reason = pip_errors[-1] if pip_errors else last_line
-            raise RemoteError(f"{last_reply['failed']} {reason.removeprefix('ERROR: ')}".strip())
-        result = last_reply.get("result")
-        if type(last_reply["status"]) is not int or not isinstance(result, dict | None):
-            raise RemoteError("The agent's reply has no valid status or result.")
-        return {
-            "status": last_reply["status"],
-            "result": result,
-            "left": bool(last_reply.get("left")),
-            "lines": lines,
-        }
+            raise RemoteError(f"{last_reply.failed} {reason.removeprefix('ERROR: ')}".strip())
+        if last_reply.status is None:
+            raise RemoteError(self._failure_message(status, lines))
+        return last_reply, lines
 
     def remove(self, folder: str) -> bool:
         """Remove the folder on the host and return whether that succeeded."""
