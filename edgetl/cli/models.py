@@ -32,11 +32,12 @@ def models(
     from edgetl.core.architectures import load_architectures
     from edgetl.core.builtin_weights import find_builtin_folders
     from edgetl.core.files import SCHEMA
+    from edgetl.core.typed_json import to_json
 
     matches = [row for row in load_architectures().values() if pattern.lower() in row.name]
     builtin_folders = find_builtin_folders()
     if as_json:
-        rows = [{**row.to_json(), "builtin": row.name in builtin_folders} for row in matches]
+        rows = [{**to_json(row), "builtin": row.name in builtin_folders} for row in matches]
         typer.echo(json.dumps({"schema": SCHEMA, "kind": "models", "models": rows}, indent=2))
         return
     if not matches:

@@ -8,10 +8,10 @@ torchvision. Architectures of newer versions of torchvision are inspected at run
 from __future__ import annotations
 
 import csv
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Literal
 
 HeadKind = Literal["linear", "conv"]
 
@@ -41,10 +41,6 @@ class Architecture:
     These are the fewest last blocks with half of the backbone's parameters; for MobileNetV2, they
     are the 3 of the classic recipe (features[16:]).
     """
-
-    def to_json(self) -> dict[str, Any]:
-        """Return an entry of `edgetl models --json`."""
-        return asdict(self)
 
 
 @cache

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bench_json import read_results, read_run_results
@@ -55,9 +55,9 @@ class Report:
     def __repr__(self) -> str:
         return f"Report({str(self.page)!r}, kind={self.kind!r}, {len(self.results)} results)"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return the output of `edgetl report --json`."""
-        content: dict[str, Any] = {"schema": SCHEMA, "kind": "report", "page": str(self.page)}
+        content: JsonObject = {"schema": SCHEMA, "kind": "report", "page": str(self.page)}
         for name, subject in (
             ("run", self.run),
             ("bundle", self.bundle),

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from edgetl.core.architectures import load_architectures
+from edgetl.core.typed_json import to_json
 
 
 def test_mobilenet_v2_unfreezes_three_blocks_by_default() -> None:
@@ -30,7 +31,7 @@ def test_all_architectures_have_valid_values() -> None:
 
 
 def test_to_json_has_all_fields() -> None:
-    assert load_architectures()["squeezenet1_1"].to_json() == {
+    assert to_json(load_architectures()["squeezenet1_1"]) == {
         "name": "squeezenet1_1",
         "family": "squeezenet",
         "parameters": 1235496,

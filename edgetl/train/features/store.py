@@ -7,18 +7,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgetl.core.cache import prune_cache, read_cache_entry, write_cache_entry
 from edgetl.core.files import sha256_file
+from edgetl.core.typed_json import parse_as, to_json
 from edgetl.train.common.distributed import SINGLE_PROCESS, DistributedGroup
 from edgetl.train.common.precision import Tensors
 
@@ -41,6 +41,24 @@ class TensorSpec:
 def tensor_specs(values: Tensors) -> tuple[TensorSpec, ...]:
     """Return the spec of each value [batch, ...]."""
     return tuple(TensorSpec(tuple(value.shape[1:]), value.dtype) for value in values)
+
+
+@dataclass(frozen=True)
+class _TensorFile:
+    """File of one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    sha256: str
+    """Checked on opening: after a power failure a file may have its size but not its bytes."""
+
+
+@dataclass(frozen=True)
+class _EntryRecord:
+    """Content of meta.json."""
+
+    train: tuple[_TensorFile, ...]
+    val: tuple[_TensorFile, ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +88,7 @@ class Features:
         )
 
 
-def hash_feature_key(facts: dict[str, Any]) -> str:
+def hash_feature_key(facts: Mapping[str, object]) -> str:
     """Return the entry name for `facts`: everything that the features depend on, hashed."""
     text = json.dumps(facts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -92,15 +110,16 @@ class FeatureStore:
         """Return the entry, mapped from its files; None if it is absent or damaged."""
         entry = self._folder / key
         try:
-            meta = read_cache_entry(entry / "meta.json")
-            if meta is None:
+            content = read_cache_entry(entry / "meta.json")
+            if content is None:
                 return None
+            record = parse_as(_EntryRecord, content, "meta.json")
             train, val = (
                 tuple(
-                    _memory_map_verified(entry / f"{split}-{index}.bin", facts)
-                    for index, facts in enumerate(meta[split])
+                    _memory_map_verified(entry / f"{split}-{index}.bin", file)
+                    for index, file in enumerate(files)
                 )
-                for split in ("train", "val")
+                for split, files in (("train", record.train), ("val", record.val))
             )
             os.utime(entry)
         except (OSError, ValueError, RuntimeError):
@@ -181,16 +200,15 @@ class FeatureStore:
     def _commit(
         self, folder: Path, key: str, files: Sequence[tuple[str, tuple[int, ...], torch.dtype]]
     ) -> None:
-        meta: dict[str, Any] = {"train": [], "val": []}
-        for name, shape, dtype in files:
-            # Hashed, because after a power failure a file may have its size but not its bytes.
-            facts = {
-                "shape": list(shape),
-                "dtype": str(dtype),
-                "sha256": sha256_file(folder / name),
-            }
-            meta[name.partition("-")[0]].append(facts)
-        write_cache_entry(folder / "meta.json", meta)
+        train, val = (
+            tuple(
+                _TensorFile(shape, str(dtype), sha256_file(folder / name))
+                for name, shape, dtype in files
+                if name.startswith(split)
+            )
+            for split in ("train", "val")
+        )
+        write_cache_entry(folder / "meta.json", to_json(_EntryRecord(train, val)))
         entry = self._folder / key
         shutil.rmtree(entry, ignore_errors=True)
         folder.rename(entry)
@@ -224,10 +242,10 @@ def _preallocate_file(path: Path, size: int) -> None:
             os.posix_fallocate(stream.fileno(), 0, size)
 
 
-def _memory_map_verified(path: Path, facts: dict[str, Any]) -> Tensor:
-    if sha256_file(path) != facts["sha256"]:
+def _memory_map_verified(path: Path, file: _TensorFile) -> Tensor:
+    if sha256_file(path) != file.sha256:
         raise ValueError(f"The SHA-256 of {path} does not match meta.json")
-    return _memory_map(path, facts["shape"], _DTYPES[facts["dtype"]])
+    return _memory_map(path, file.shape, _DTYPES[file.dtype])
 
 
 def _memory_map(
