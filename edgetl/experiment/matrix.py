@@ -72,8 +72,9 @@ def plan_runs(
     ]
     if recipe.weights == "none" and pretrained:
         raise ConfigError(
-            f"--weights none does not work with {', '.join(pretrained)}: these strategies need "
-            "pretrained weights. Give weights, or use --strategies scratch."
+            f"{{weights}} none does not work with {', '.join(pretrained)}: these strategies need "
+            "pretrained weights. Give weights, or compare only scratch.",
+            FinetuneConfig,
         )
     runs = [
         run

@@ -84,7 +84,8 @@ def make_plan(
     _check_output_folder(folder, recipe)
     if recipe.val_split == 0:
         raise ConfigError(
-            "--val-split must be > 0: strategies are compared on validation images. Use 0.2."
+            "{val_split} must be > 0: strategies are compared on validation images. Use 0.2.",
+            FinetuneConfig,
         )
     labels = find_files(Path(recipe.data).expanduser().absolute()).labels
     networks = _list_networks(config)
@@ -359,15 +360,17 @@ def _select_within_budget(
     timed = [network for network in networks if rows[network.name].failed is None]
     fits = {network.name: candidates.fits_budget(rows[network.name]) for network in timed}
     selected = [network for network in timed if fits[network.name] is not False]
-    budget = f"--latency-budget {candidates.latency_budget_ms:g} ms"
+    budget = f"{candidates.latency_budget_ms:g} ms"
     if not selected:
         failures = [row.failed for row in rows.values() if row.failed]
         if failures and len(failures) == len(rows):
             raise ArchitectureError(f"No network could be timed. {failures[0]}")
         fastest = candidates.timed_rows[0]
         raise BenchError(
-            f"No network is within {budget}: the fastest, {fastest.name}, has {fastest.p50_ms:.2f} ms. "
-            "Use smaller images (--image-size), other --models, or a larger budget."
+            f"No network is within {{latency_budget_ms}} {budget}: "
+            f"the fastest, {fastest.name}, has {fastest.p50_ms:.2f} ms. "
+            "Use smaller images ({image_sizes}), other {models}, or a larger budget.",
+            CompareConfig,
         )
     dropped = [
         f"{network.name} ({rows[network.name].p50_ms:.2f} ms)"
@@ -375,7 +378,7 @@ def _select_within_budget(
         if network not in selected
     ]
     if dropped:
-        progress.note(f"Dropped, above {budget}: {', '.join(dropped)}.")
+        progress.note(f"Dropped, above the latency budget of {budget}: {', '.join(dropped)}.")
     for network in networks:
         if network not in timed:
             progress.note(

@@ -396,7 +396,8 @@ def test_latency_budget_drops_slow_networks_before_training(
     assert [run.name for run in plan.runs] == [f"{ROW}-head-s0"]
     assert plan.remaining_seconds > 0
     assert (
-        f"Dropped, above --latency-budget 5 ms: resnet50-{IMAGE_SIZE} (9.00 ms)." in progress.notes
+        f"Dropped, above the latency budget of 5 ms: resnet50-{IMAGE_SIZE} (9.00 ms)."
+        in progress.notes
     )
     assert plan.candidates is not None
     assert [
@@ -407,7 +408,7 @@ def test_latency_budget_drops_slow_networks_before_training(
     ]
     with pytest.raises(
         BenchError,
-        match=r"No network is within --latency-budget 1 ms: the fastest, .* has 2\.00 ms",
+        match=r"No network is within latency_budget_ms 1 ms: the fastest, .* has 2\.00 ms",
     ):
         plan_experiment(replace(config, latency_budget_ms=1.0), recipe)
 

@@ -97,7 +97,7 @@ def test_config_reports_all_errors_at_once() -> None:
 
 def test_pretrained_strategies_need_weights() -> None:
     config = CompareConfig(Path("/out"), strategies=("scratch", "head"), seeds=1)
-    with pytest.raises(ConfigError, match="--weights none does not work with head: "):
+    with pytest.raises(ConfigError, match=r"^weights none does not work with head: "):
         plan_runs(
             config, FinetuneConfig(Path("/data"), weights="none"), [NETWORK], Path("/out/runs")
         )
