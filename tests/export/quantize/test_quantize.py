@@ -400,7 +400,11 @@ def test_search_goes_on_when_quick_result_is_not_useful(
 
     monkeypatch.setattr(search, "CandidateScorer", FixedScorer)
     record = quantize_static_int8(replace(task, search=mode)).search
-    plain = [candidate.scheme for candidate in record.candidates if not candidate.repairs]
+    plain = [
+        candidate.scheme
+        for candidate in record.candidates
+        if not candidate.repairs and not candidate.restored_layers
+    ]
     assert len(plain) == len(set(plain)) == scheme_count
     assert record.is_within_limit is fits
     repairs = {candidate.repairs[-1] for candidate in record.candidates if candidate.repairs}
