@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgetl.cli.config_options import config_options
 from edgetl.cli.console import out, plain_table
 from edgetl.cli.progress import measure_and_show
+from edgetl.core.config.candidates import CandidatesConfig
 from edgetl.core.formatting import MISSING_VALUE, format_milliseconds, pluralize
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _FITS_MARKUP = {
 }
 
 
+@config_options(CandidatesConfig)
 def candidates(
     architectures: Annotated[
         list[str],
@@ -31,40 +33,7 @@ def candidates(
             show_default=False,
         ),
     ],
-    classes: Annotated[int, typer.Option(help="Number of classes of the new head.")] = 10,
-    image_size: Annotated[
-        str,
-        typer.Option(
-            metavar="160,224",
-            help="Sides of the square input, in pixels.",
-            show_default="the architecture's own",
-        ),
-    ] = "",
-    latency_budget: Annotated[
-        str | None, typer.Option(metavar="5ms", help="Largest acceptable p50.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Intra-op threads.", show_default="available cores")
-    ] = None,
-    provider: Annotated[
-        str, typer.Option(help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...")
-    ] = "cpu",
-    rounds: Annotated[
-        int,
-        typer.Option(
-            help="Number of rounds. Each runs every candidate once, in fresh processes and in "
-            "random order."
-        ),
-    ] = 8,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Result file to write.", show_default="a new file in ./bench"
-        ),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Allow more threads than available cores.")
-    ] = False,
+    options: dict[str, Any],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.")
     ] = False,
@@ -74,21 +43,10 @@ def candidates(
     Each is exported with random weights and timed with one image, preprocessing included. With a
     latency budget, the result shows which fit and which of them are the most capable.
     """
-    from edgetl.core.config.candidates import CandidatesConfig
-    from edgetl.core.config.parsers import parse_milliseconds, split_list
+    from edgetl.core.config.parsers import split_list
     from edgetl.core.errors import BenchError
 
-    config = CandidatesConfig(
-        architectures=split_list(architectures),
-        classes=classes,
-        image_sizes=parse_image_sizes(image_size),
-        latency_budget_ms=None if latency_budget is None else parse_milliseconds(latency_budget),
-        threads=threads,
-        provider=provider,
-        rounds=rounds,
-        output=output,
-        force=force,
-    )
+    config = CandidatesConfig(split_list(architectures), **options)
     from edgetl.export.candidates import time_candidates
 
     result = measure_and_show(partial(time_candidates, config), show_candidates, as_json)
@@ -97,24 +55,6 @@ def candidates(
             f"{row.architecture} at {row.image_size} px: {row.failed}" for row in result.rows
         )
         raise BenchError(f"No candidate could be timed: {reasons}")
-
-
-def parse_image_sizes(text: str) -> tuple[int, ...]:
-    """Parse a list of image sizes in pixels such as `160,224`.
-
-    Raises:
-        ConfigError: an item is not a whole number.
-    """
-    from edgetl.core.errors import ConfigError
-
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    invalid_parts = [part for part in parts if not (part.isascii() and part.isdigit())]
-    if invalid_parts:
-        raise ConfigError(
-            "--image-size must be in pixels, separated by commas such as 160,224, "
-            f"got {', '.join(map(repr, invalid_parts))}."
-        )
-    return tuple(map(int, parts))
 
 
 def show_candidates(result: CandidatesResult) -> None:

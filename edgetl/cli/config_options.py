@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
@@ -12,8 +12,7 @@ import typer
 
 from edgetl.core.config.options import (
     OptionField,
-    get_nested_configs,
-    get_option_fields,
+    iterate_all_option_fields,
     raise_config_errors,
 )
 from edgetl.core.errors import ConfigError
@@ -26,8 +25,8 @@ def config_options(
 
     The command declares its positional arguments, and options that are not fields of the
     configuration, as usual. In `parameter` it receives the fields that the user set, by name and
-    parsed. What was left out is absent, so that the configuration's defaults, a preset or a file
-    apply.
+    parsed, those of nested configurations among them; `build_config` takes them. What was left out
+    is absent, so that the configuration's defaults, a preset or a file apply.
 
     Args:
         config: Configuration whose fields become options.
@@ -71,7 +70,8 @@ def typer_parameters(config: type) -> list[inspect.Parameter]:
             default=None,
             annotation=Annotated[_typer_type(declared) | None, _typer_option(declared)],
         )
-        for declared in _command_line_fields(config)
+        for declared in iterate_all_option_fields(config)
+        if declared.option.command_line
     ]
 
 
@@ -83,7 +83,7 @@ def parse_options(config: type, typed: Mapping[str, Any]) -> dict[str, Any]:
     """
     values: dict[str, Any] = {}
     problems = []
-    for declared in get_option_fields(config):
+    for declared in iterate_all_option_fields(config):
         argument = typed.get(declared.name)
         if argument is None:
             continue
@@ -94,18 +94,7 @@ def parse_options(config: type, typed: Mapping[str, Any]) -> dict[str, Any]:
         except ConfigError as cause:
             problems.append(f"{{{declared.name}}}: {cause}")
     raise_config_errors(problems, config)
-    for name, nested in get_nested_configs(config).items():
-        if nested_values := parse_options(nested, typed):
-            values[name] = nested(**nested_values)
     return values
-
-
-def _command_line_fields(config: type) -> Iterator[OptionField]:
-    for declared in get_option_fields(config):
-        if declared.option.command_line:
-            yield declared
-    for nested in get_nested_configs(config).values():
-        yield from _command_line_fields(nested)
 
 
 def _typer_type(declared: OptionField) -> Any:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from edgetl.cli.config_options import config_options
 from edgetl.cli.console import err, out
 from edgetl.cli.exit_codes import ExitCode
 from edgetl.cli.progress import measure_and_show
+from edgetl.core.config.loadgen import LoadgenConfig
 from edgetl.core.formatting import format_milliseconds, format_percent, pluralize
 
 if TYPE_CHECKING:
@@ -19,69 +21,13 @@ if TYPE_CHECKING:
 _MAX_MISTAKES_SHOWN = 5
 
 
+@config_options(LoadgenConfig)
 def loadgen(
     target: Annotated[
         Path,
         typer.Argument(metavar="RUN|BUNDLE", help="Run directory or bundle.", show_default=False),
     ],
-    scenario: Annotated[
-        str, typer.Option(help="Scenario: `single-stream`, `multi-stream` or `offline`.")
-    ] = "single-stream",
-    mode: Annotated[
-        list[str] | None,
-        typer.Option(help="Mode: `accuracy` or `performance`.", show_default="both"),
-    ] = None,
-    scope: Annotated[
-        str, typer.Option(help="Input of a query: `model` (tensors) or `image` (decoded images).")
-    ] = "model",
-    batch: Annotated[
-        int | None,
-        typer.Option(
-            help="Images in each call.",
-            show_default="1 in single-stream and in scope `image`, else 8",
-        ),
-    ] = None,
-    variant: Annotated[
-        str | None, typer.Option(help="Variant of the bundle.", show_default="the recommended one")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Intra-op threads.", show_default="available cores")
-    ] = None,
-    provider: Annotated[
-        str, typer.Option(help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...")
-    ] = "cpu",
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Labelled images, one folder per label.",
-            show_default="the golden images",
-        ),
-    ] = None,
-    min_duration: Annotated[
-        str,
-        typer.Option(metavar="10m", help="LoadGen's min_duration; the MLPerf rules require 10m."),
-    ] = "10s",
-    min_accuracy: Annotated[
-        str | None,
-        typer.Option(
-            metavar="90%",
-            help="Fail if the accuracy is below this.",
-            show_default="100% on golden images, 99% of the accuracy at export on --data",
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Result file to write.",
-            show_default="a new file in RUN/bench or ./bench",
-        ),
-    ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Allow more threads than available cores.")
-    ] = False,
+    options: dict[str, Any],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.")
     ] = False,
@@ -93,27 +39,11 @@ def loadgen(
 
     Exit code 4 if the accuracy is below --min-accuracy.
     """
-    from edgetl.core.config.loadgen import LoadgenConfig
-    from edgetl.core.config.parsers import parse_duration, parse_share, split_list
-
-    config = LoadgenConfig(
-        target=target,
-        scenario=scenario,  # type: ignore[arg-type]
-        modes=split_list(mode or ["accuracy,performance"]),  # type: ignore[arg-type]
-        scope=scope,  # type: ignore[arg-type]
-        batch=batch,
-        threads=threads,
-        provider=provider,
-        variant=variant,
-        data=data,
-        min_duration_s=parse_duration(min_duration),
-        min_accuracy=None if min_accuracy is None else parse_share(min_accuracy),
-        output=output,
-        force=force,
-    )
     from edgetl.device.loadgen.loadgen import loadgen as run_loadgen
 
-    result = measure_and_show(partial(run_loadgen, config), show_loadgen_result, as_json)
+    result = measure_and_show(
+        partial(run_loadgen, LoadgenConfig(target, **options)), show_loadgen_result, as_json
+    )
     accuracy = result.accuracy
     if accuracy is not None and not accuracy.passed:
         err.print(

@@ -116,7 +116,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
         return {"failed": "pip cannot install edgetl on the device."}
     send_reply(step="measuring")
     path = FOLDER / "result.json"
-    status = run_step(python, "-m", "edgetl", "bench", "bundle", *job["arguments"], "-o", path)
+    config = FOLDER / "config.json"
+    status = run_step(python, "-m", "edgetl", "bench", "bundle", "--config", config, "-o", path)
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     return {"status": status, "result": result}
 

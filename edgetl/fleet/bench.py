@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from edgetl.core.paths import find_free_path
 from edgetl.core.typed_json import JsonObject
 from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.device.runtime.providers import CUDA_PROVIDERS
-from edgetl.fleet.payload import AgentReply, Payload
+from edgetl.fleet.payload import BASELINE_FILE, AgentReply, Payload
 from edgetl.fleet.ssh import RemoteError, SshHost
 
 MEASURED_STATUSES = (0, 4, 5)
@@ -97,7 +97,7 @@ def bench_hosts(
     _check_options(config)
     bundle = open_bundle(config.target)
     extra = "gpu" if any(provider in CUDA_PROVIDERS for provider in config.providers) else "cpu"
-    payload = Payload(bundle.directory, bench_arguments(config), extra, wheels, config.baseline)
+    payload = Payload(bundle.directory, _remote_config(config), extra, wheels, config.baseline)
     folder = config.output or find_free_path(Path("bench"), "hosts")
     folder.mkdir(parents=True, exist_ok=True)
     tasks = [_HostTask(ssh_host, payload, bundle, folder, progress) for ssh_host in ssh_hosts]
@@ -129,42 +129,10 @@ def _check_options(config: BenchConfig) -> None:
         )
 
 
-def bench_arguments(config: BenchConfig) -> list[str]:
-    """Return the arguments of `edgetl bench BUNDLE` on the device."""
-    limits = config.limits
-    arguments: list[str] = []
-    lists: dict[str, Sequence[object]] = {
-        "--scope": config.scopes,
-        "--batch": config.batches,
-        "--threads": config.threads,
-        "--provider": config.providers,
-        "--variant": config.variants,
-        "--rate": config.rates,
-        "--session": () if config.session_modes == ("default",) else config.session_modes,
-    }
-    for option, values in lists.items():
-        if values:
-            arguments += [option, ",".join(map(str, values))]
-    arguments += ["--rounds", str(config.rounds)]
-    if config.sustained_s:
-        arguments += ["--sustained", f"{_format_decimal(config.sustained_s)}s"]
-    if config.baseline is not None:
-        arguments += ["--baseline", "baseline.json"]
-    if limits.max_regression is not None:
-        arguments += ["--max-regression", f"{_format_decimal(100 * limits.max_regression)}%"]
-    if limits.max_p99_ms is not None:
-        arguments += ["--max-p99", f"{_format_decimal(limits.max_p99_ms)}ms"]
-    flags = {
-        "--profile": config.profile,
-        "--any-model": config.any_model,
-        "--force": config.force,
-    }
-    return arguments + [option for option, is_set in flags.items() if is_set]
-
-
-def _format_decimal(value: float) -> str:
-    """Format a number without an exponent, which options do not accept."""
-    return f"{value:.9f}".rstrip("0").rstrip(".")
+def _remote_config(config: BenchConfig) -> BenchConfig:
+    """Return the options for the device, where the baseline lies next to the bundle."""
+    baseline = None if config.baseline is None else Path(BASELINE_FILE)
+    return replace(config, baseline=baseline, output=None)
 
 
 class _HostTask:

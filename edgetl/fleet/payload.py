@@ -8,18 +8,20 @@ import io
 import json
 import tarfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import IO
 
 import edgetl
+from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError
 from edgetl.core.files import parse_json
 from edgetl.core.paths import BundleDirectory
 from edgetl.core.typed_json import parse_as
 
+BASELINE_FILE = "baseline.json"
 _ZIP_TIMESTAMP = (1980, 1, 1, 0, 0, 0)
 _EXCLUDED_PARTS = ("_models", "__pycache__")
 """Parts of edgetl that are not sent: devices do not train, so they need no initial weights."""
@@ -73,7 +75,7 @@ class Payload:
     def __init__(
         self,
         bundle: BundleDirectory,
-        arguments: Sequence[str],
+        config: BenchConfig,
         extra: str,
         wheels: Path | None = None,
         baseline: Path | None = None,
@@ -82,7 +84,7 @@ class Payload:
 
         Args:
             bundle: the bundle, sent without its web page.
-            arguments: arguments of `edgetl bench` after the bundle.
+            config: options of `edgetl bench` on the device.
             extra: the extra of edgetl to install: `cpu` or `gpu`.
             wheels: a folder of wheels to install from; None means the device's own index.
             baseline: an earlier result to send along.
@@ -94,12 +96,12 @@ class Payload:
         job = {
             "wheel": self._wheel_name,
             "extra": extra,
-            "arguments": list(arguments),
             "wheels": wheels is not None,
         }
         self._generated_files: Mapping[str, bytes] = {
             f"wheel/{self._wheel_name}": wheel,
             "job.json": json.dumps(job).encode(),
+            "config.json": json.dumps(config.to_json()).encode(),
             "agent.py": (Path(__file__).parent / "agent.py").read_bytes(),
         }
         root = bundle.path.resolve()
@@ -112,7 +114,7 @@ class Payload:
         if wheels is not None:
             self._copied_files |= {f"wheels/{path.name}": path for path in _list_wheels(wheels)}
         if baseline is not None:
-            self._copied_files["baseline.json"] = baseline
+            self._copied_files[BASELINE_FILE] = baseline
 
     def write(self, stream: IO[bytes]) -> None:
         """Write the files to `stream` as a tar archive."""

@@ -93,7 +93,7 @@ def test_invalid_scope_is_rejected(bundle: Path, tmp_path: Path) -> None:
         "bench", str(bundle), "--rounds", "2", "--scope", "model, pixels", cwd=tmp_path
     )
     assert process.returncode == 1
-    assert "--scope must be one of model, image, file, got 'pixels'" in " ".join(
+    assert "--scope must be among model, image, file, got 'pixels'" in " ".join(
         process.stderr.split()
     )
 
@@ -121,11 +121,11 @@ def test_failed_gate_is_shown_and_exits_with_1(bundle: Path, tmp_path: Path) -> 
         (["bundle", "--rounds", "1"], "--rounds must be >= 2"),
         (["bundle", "--threads", "0"], "--threads must be >= 1"),
         (["bundle", "--threads", "4096"], "use fewer, or --force"),
-        (["bundle", "--threads", "two"], "--threads must be comma-separated numbers"),
-        (["bundle", "--batch", "0"], "--batch must be 1 to"),
+        (["bundle", "--threads", "two"], "--threads: must be integers separated by commas"),
+        (["bundle", "--batch", "0"], "--batch must be >= 1, got 0"),
         (["bundle", "--batch", "4", "--scope", "file"], "needs scope model"),
         (["bundle", "--rate", "0"], "--rate must be > 0"),
-        (["bundle", "--pytorch", "jit"], "--pytorch must be one of eager, bf16, fp16, compile"),
+        (["bundle", "--pytorch", "jit"], "--pytorch must be among eager, bf16, fp16, compile"),
         (["bundle", "--sustained", "1s"], "--sustained must be at least 10s"),
         (["bundle", "--max-regression", "5%"], "give --baseline"),
         (["bundle", "--max-regression", "little"], "is not a share"),

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from edgetl.cli.app import create_app
-from edgetl.cli.candidates import parse_image_sizes, show_candidates, summarize_candidates
+from edgetl.cli.app import create_app, format_error
+from edgetl.cli.candidates import show_candidates, summarize_candidates
 from edgetl.core.artifacts.candidates import CandidatesResult
 from edgetl.core.config.candidates import CandidatesConfig
 from edgetl.core.errors import BenchError, ConfigError
@@ -73,13 +73,6 @@ def test_table_has_no_fits_column_without_budget(capsys: pytest.CaptureFixture[s
     assert "fits" not in capsys.readouterr().out.partition("Result")[0]
 
 
-def test_parse_image_sizes_accepts_whole_numbers_only() -> None:
-    assert parse_image_sizes(" 160, 224,") == (160, 224)
-    assert parse_image_sizes("") == ()
-    with pytest.raises(ConfigError, match=r"got 'big', '1\.5'"):
-        parse_image_sizes("160,big,1.5")
-
-
 def test_architectures_are_timed_without_training(edgetl: Run, tmp_path: Path) -> None:
     sizes = ("--image-size", "32,64", "--classes", "3", "--rounds", "2", "--latency-budget", "10s")
     process = edgetl("candidates", "squeezenet1_1", *sizes, cwd=tmp_path)
@@ -126,3 +119,8 @@ def test_command_builds_the_configuration(monkeypatch: pytest.MonkeyPatch) -> No
     failed = CliRunner().invoke(create_app("candidates"), ["candidates", "inception_v3"])
     assert isinstance(failed.exception, BenchError)
     assert "No candidate could be timed" in str(failed.exception)
+    invalid = CliRunner().invoke(
+        create_app("candidates"), ["candidates", "vgg11", "--image-size", "160,big"]
+    )
+    assert isinstance(invalid.exception, ConfigError)
+    assert "--image-size: must be integers" in format_error(invalid.exception)

@@ -106,7 +106,7 @@ def test_range_of_new_option_is_checked() -> None:
         (["--mode", "slow"], {"mode": "slow"}),
         (["--profile", "--no-bench"], {"profile": True, "bench": False}),
         (["-o", "x.json"], {"output": Path("x.json")}),
-        (["--max-p99", "800us"], {"limits": Limits(0.8)}),
+        (["--max-p99", "800us"], {"max_p99_ms": 0.8}),
     ],
 )
 def test_command_receives_parsed_values_of_given_options(

@@ -10,9 +10,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +25,15 @@ from rich.console import Console
 from edgetl.cli.bench_hosts import LiveFleetProgress, run_hosts
 from edgetl.core.artifacts.bench_json import read_result
 from edgetl.core.config.bench import BenchConfig, Limits
+from edgetl.core.config.options import build_config
+from edgetl.core.config.presets import read_config_file
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.paths import BundleDirectory
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
 from edgetl.device.runtime.images import load_image
 from edgetl.fleet import bench as fleet_bench
-from edgetl.fleet.bench import MEASURED_STATUSES, HostResult, bench_arguments, bench_hosts
+from edgetl.fleet.bench import MEASURED_STATUSES, HostResult, bench_hosts
 from edgetl.fleet.payload import Payload, build_edgetl_wheel
 from edgetl.fleet.ssh import SSH_ENV_VAR, LineReader, SshHost
 from tests.conftest import ROOT
@@ -320,27 +324,27 @@ def test_conflicting_options_are_rejected(bundle: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "results").exists()
 
 
-def test_bench_arguments_contain_all_options(tmp_path: Path) -> None:
+def test_payload_contains_all_options(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    baseline = tmp_path / "old.json"
+    baseline.write_text("{}")
     limits = Limits(max_regression=0.05, max_p99_ms=30.0)
     config = BenchConfig(
-        tmp_path,
-        ("model", "image"),
-        (1, 4),
-        (1, 2),
-        ("cpu",),
-        ("int8",),
-        rates=(7.5,),
-        rounds=3,
-        sustained_s=600,
-        profile=True,
-        baseline=tmp_path / "old.json",
-        limits=limits,
-        force=True,
-    )
-    assert " ".join(bench_arguments(config)) == (
-        "--scope model,image --batch 1,4 --threads 1,2 --provider cpu --variant int8 --rate 7.5 "
-        "--rounds 3 --sustained 600s --baseline baseline.json --max-regression 5% --max-p99 30ms --profile --force"
-    )
+        bundle, ("model", "image"), (1, 4), (1, 2), ("cpu",), ("int8",), torch_modes=(),
+        rates=(7.5,), rounds=3, sustained_s=600, profile=True, baseline=baseline, limits=limits,
+        output=tmp_path / "results", force=True,
+    )  # fmt: skip
+    sent = io.BytesIO()
+    monkeypatch.setattr(SshHost, "send", lambda host, payload: payload.write(sent))
+    bench_hosts(config, ["pi"], None, RecordingProgress())
+    sent.seek(0)
+    with tarfile.open(fileobj=sent) as archive:
+        archive.extractall(tmp_path / "device", filter="data")
+    options = read_config_file(tmp_path / "device/config.json", BenchConfig)
+    received = build_config(BenchConfig, target=bundle, **options)
+    assert received == replace(config, baseline=Path("baseline.json"), output=None)
+    assert (tmp_path / "device/baseline.json").read_text() == "{}"
 
 
 def test_wheel_contains_package_without_weights(tmp_path: Path) -> None:
@@ -379,7 +383,7 @@ def test_host_printing_before_reading_does_not_hang(
     bundle: Path, wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake_ssh(tmp_path, monkeypatch, PRINTS_BEFORE_IT_READS)
-    payload = Payload(BundleDirectory(bundle), [], "cpu", wheels)
+    payload = Payload(BundleDirectory(bundle), BenchConfig(bundle), "cpu", wheels)
     assert SshHost("loud").send(payload) == ("python3", "/tmp/edgetl-here")
 
 

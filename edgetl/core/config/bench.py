@@ -3,51 +3,62 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from edgetl.core.config.options import (
+    MAX_SEED,
     check,
-    check_choice,
-    check_minimum,
-    check_positive,
-    raise_config_errors,
+    option,
+    options_to_json,
+    repr_config,
+    validate,
 )
+from edgetl.core.config.parsers import parse_duration, parse_milliseconds, parse_share
+from edgetl.core.paths import OptionalPath, RequiredPath
 
 BenchScope = Literal["model", "image", "file"]
 TorchModeName = Literal["eager", "bf16", "fp16", "compile", "cuda-graph", "fp16-cuda-graph"]
 SessionMode = Literal["default", "cuda-graph", "no-tf32"]
 MAX_BATCH = 4096
+CASES, PROTOCOL, COMPARISON = "Configurations", "Protocol", "Comparison and limits"
+"""Panels of `--help-all`."""
 
 
 @dataclass(frozen=True)
 class Limits:
     """Limits that a result is checked against; None is no limit."""
 
-    max_regression: float | None = None
-    """Largest relative slowdown of a configuration since the earlier result: 0.05 is 5%."""
-    max_p99_ms: float | None = None
-    """Largest p99 of the recommended configuration in the first scope, milliseconds.
-
-    It applies to the rows with paced arrivals as well.
-    """
-    min_speedup: float | None = None
-    """Smallest speed-up of the recommended configuration over eager PyTorch."""
+    max_regression: float | None = option(
+        None,
+        help="Fail if a configuration is slower than in --baseline by more than this.",
+        metavar="5%",
+        panel=COMPARISON,
+        basic=True,
+        parse=parse_share,
+        ge=0,
+    )
+    max_p99_ms: float | None = option(
+        None,
+        help="Fail if the p99 of the recommended configuration in the first scope, paced arrivals "
+        "included, exceeds this.",
+        metavar="30ms",
+        panel=COMPARISON,
+        basic=True,
+        parse=parse_milliseconds,
+        gt=0,
+    )
+    min_speedup: float | None = option(
+        None,
+        help="Fail if the speed-up of the recommended configuration over eager PyTorch is below "
+        "this.",
+        metavar="2",
+        panel=COMPARISON,
+        basic=True,
+        gt=0,
+    )
 
     def __post_init__(self) -> None:
-        raise_config_errors(
-            [
-                check(
-                    self.max_regression is None or self.max_regression >= 0,
-                    f"--max-regression must be >= 0, got {self.max_regression}.",
-                ),
-                check(
-                    self.max_p99_ms is None or self.max_p99_ms > 0,
-                    f"--max-p99 must be > 0, got {self.max_p99_ms} ms.",
-                ),
-                check_positive("--min-speedup", self.min_speedup),
-            ]
-        )
+        validate(self)
 
 
 @dataclass(frozen=True)
@@ -57,85 +68,164 @@ class BenchConfig:
     Several batches, threads, providers or variants are a sweep: every combination is measured.
     """
 
-    target: Path
+    target: RequiredPath
     """Run directory, bundle or single ONNX file."""
-    scopes: tuple[BenchScope, ...] = ("model", "file")
-    """Timed scopes: tensor to logits, decoded image to label, or encoded file to label."""
-    batches: tuple[int, ...] = (1,)
-    """Images a call in scope `model`; the other scopes use one."""
-    threads: tuple[int, ...] = ()
-    """Intra-op threads of every runtime; empty uses the available cores."""
-    providers: tuple[str, ...] = ("cpu",)
-    """Execution providers of ONNX Runtime."""
-    variants: tuple[str, ...] = ()
-    """Variants of the bundle to measure; empty measures all."""
-    session_modes: tuple[SessionMode, ...] = ("default",)
-    """Modes of ONNX Runtime sessions, see `edgetl.device.runtime.session_modes`."""
-    torch_modes: tuple[TorchModeName, ...] = ("eager",)
-    """PyTorch baselines, see `edgetl.core.config.torch_modes`; empty skips PyTorch."""
-    rates: tuple[float, ...] = ()
-    """Arrival rates (1/s), measured in addition to the single stream of back-to-back calls."""
-    rounds: int = 8
-    """Number of rounds; each runs every configuration once, in random order, in fresh processes."""
-    sustained_s: float = 0.0
-    """Duration of a sustained measurement of the recommended configuration; 0 skips it."""
-    profile: bool = False
-    """Whether to profile each operator as well, in separate processes."""
-    inputs: Path | None = None
-    """Inputs of a single ONNX file: a .npy file, or an .npz file with one array for each input."""
-    baseline: Path | None = None
-    """Earlier result to compare with."""
-    any_model: bool = False
-    """Whether to compare with an earlier result of another model."""
+    scopes: tuple[BenchScope, ...] = option(
+        ("model", "file"),
+        help="What to time: `model` (tensors to logits), `image` (decoded image to label), `file` "
+        "(encoded file to label). Like all lists, separated by commas or repeated.",
+        name="scope",
+        panel=CASES,
+        basic=True,
+        nonempty="scope",
+    )
+    batches: tuple[int, ...] = option(
+        (1,),
+        help="Batch sizes in scope `model`.",
+        name="batch",
+        metavar="1,4",
+        panel=CASES,
+        basic=True,
+        ge=1,
+        le=MAX_BATCH,
+        nonempty="number of images",
+    )
+    threads: tuple[int, ...] = option(
+        (),
+        help="Intra-op threads of each runtime.",
+        metavar="1,2",
+        unset="available cores",
+        panel=CASES,
+        basic=True,
+        ge=1,
+    )
+    providers: tuple[str, ...] = option(
+        ("cpu",),
+        help="Execution providers: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; without silent "
+        "fallback.",
+        name="provider",
+        panel=CASES,
+        basic=True,
+        nonempty="execution provider",
+    )
+    variants: tuple[str, ...] = option(
+        (),
+        help="Variants of the bundle to measure.",
+        name="variant",
+        unset="all",
+        empty_word="all",
+        panel=CASES,
+        basic=True,
+    )
+    session_modes: tuple[SessionMode, ...] = option(
+        ("default",),
+        help="ONNX Runtime session modes on a GPU: `default`, `cuda-graph` (one launch per "
+        "inference), `no-tf32` (full float32 precision).",
+        name="session",
+        panel=CASES,
+        nonempty="mode",
+    )
+    """See `edgetl.device.runtime.session_modes`."""
+    torch_modes: tuple[TorchModeName, ...] = option(
+        ("eager",),
+        help="PyTorch baselines: `eager`, `bf16`, `compile`; on a GPU also `fp16`, `cuda-graph`, "
+        "`fp16-cuda-graph`; or `none`.",
+        name="pytorch",
+        empty_word="none",
+        panel=CASES,
+    )
+    """See `edgetl.core.config.torch_modes`."""
+    rates: tuple[float, ...] = option(
+        (),
+        help="Also measure paced arrivals, in images per second; idle gaps affect latency.",
+        name="rate",
+        metavar="30",
+        unset="single stream only",
+        panel=CASES,
+        gt=0,
+    )
+    rounds: int = option(
+        8,
+        help="Number of rounds. Each runs every configuration once, in fresh processes and in "
+        "random order.",
+        panel=PROTOCOL,
+        basic=True,
+        ge=2,
+        reason="an interval needs two",
+    )
+    sustained_s: float = option(
+        0.0,
+        help="Afterwards run the recommended configuration for this long, to detect drift and "
+        "throttling.",
+        metavar="10m",
+        panel=PROTOCOL,
+        parse=parse_duration,
+    )
+    profile: bool = option(False, help="Also profile each operator.", panel=PROTOCOL)
+    """In separate processes."""
+    inputs: OptionalPath = option(
+        None,
+        help="Input tensors for an ONNX file without a bundle.",
+        metavar="FILE.npy|.npz",
+        unset="random values",
+        panel=PROTOCOL,
+    )
+    """A .npz file has one array for each input."""
+    baseline: OptionalPath = option(
+        None,
+        help="Compare with an earlier result from this or another device.",
+        metavar="RESULT.json",
+        panel=COMPARISON,
+        basic=True,
+    )
+    any_model: bool = option(
+        False,
+        help="Allow a --baseline that measured a different model.",
+        panel=COMPARISON,
+    )
     limits: Limits = field(default_factory=Limits)
     """Limits that the result is checked against."""
-    output: Path | None = None
-    """Result file to write; None chooses a new name in RUN/bench or ./bench."""
-    seed: int = 0
-    """Seed for the order within rounds."""
-    force: bool = False
-    """Allow more threads than there are cores."""
+    output: OptionalPath = option(
+        None,
+        help="Result file to write; with --host, the folder for one result per host.",
+        short="o",
+        unset="a new file in RUN/bench or ./bench",
+        basic=True,
+    )
+    seed: int = option(
+        0,
+        help="Seed for the order within rounds.",
+        command_line=False,
+        ge=0,
+        le=MAX_SEED,
+    )
+    force: bool = option(False, help="Allow more threads than available cores.", panel=PROTOCOL)
+
+    __repr__ = repr_config
 
     def __post_init__(self) -> None:
-        raise_config_errors([*self._check_cases(), *self._check_protocol()])
+        validate(self, self._find_contradictions())
 
-    def _check_cases(self) -> list[str | None]:
-        return [
-            *(check_choice("--scope", scope, BenchScope) for scope in self.scopes),
-            *(check_choice("--session", mode, SessionMode) for mode in self.session_modes),
-            check(
-                bool(self.session_modes),
-                "--session must name at least one of default, cuda-graph, no-tf32.",
-            ),
-            check(bool(self.scopes), "--scope must name at least one of model, image, file."),
-            *(check_choice("--pytorch", mode, TorchModeName) for mode in self.torch_modes),
-            *(check_minimum("--threads", count, 1) for count in self.threads),
-            *(
-                check(1 <= batch <= MAX_BATCH, f"--batch must be 1 to {MAX_BATCH}, got {batch}.")
-                for batch in self.batches
-            ),
-            check(bool(self.batches), "--batch must name at least one number of images."),
-            check(bool(self.providers), "--provider must name at least one execution provider."),
-            *(check_positive("--rate", rate, " arrivals a second") for rate in self.rates),
-        ]
+    def to_json(self) -> dict[str, Any]:
+        """Return the options that differ from their defaults, for a JSON file of `--config`."""
+        return options_to_json(self)
 
-    def _check_protocol(self) -> list[str | None]:
+    def _find_contradictions(self) -> list[str | None]:
         return [
-            check_minimum("--rounds", self.rounds, 2, "an interval needs two"),
             check(
                 self.sustained_s == 0 or self.sustained_s >= 10,
-                f"--sustained must be at least 10s, got {self.sustained_s:g}s.",
+                f"{{sustained_s}} must be at least 10s, got {self.sustained_s:g}s.",
             ),
             check(
                 self.limits.max_regression is None or self.baseline is not None,
-                "--max-regression needs an earlier result: give --baseline RESULT.json.",
+                "{max_regression} needs an earlier result: give {baseline} RESULT.json.",
             ),
             check(
                 not self.rates or 1 in self.batches,
-                "--rate paces single images: leave --batch at 1, or add 1 to it.",
+                "{rates} paces single images: leave {batches} at 1, or add 1 to it.",
             ),
             check(
                 "model" in self.scopes or all(batch <= 1 for batch in self.batches),
-                "--batch above 1 needs scope model: add it to --scope.",
+                "{batches} above 1 needs scope model: add it to {scopes}.",
             ),
         ]

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-from edgetl.core.config.options import (
-    check,
-    check_minimum,
-    check_positive,
-    check_seed,
-    raise_config_errors,
-)
+from edgetl.core.config.options import MAX_SEED, check, option, repr_config, validate
+from edgetl.core.config.parsers import parse_milliseconds
+from edgetl.core.paths import OptionalPath
 
 MIN_IMAGE_SIZE = 32
 """Smallest image size, pixels; the same as for `edgetl finetune --image-size`."""
@@ -23,41 +18,63 @@ class CandidatesConfig:
 
     architectures: tuple[str, ...]
     """Names of torchvision architectures."""
-    classes: int = 10
-    """Width of the new head."""
-    image_sizes: tuple[int, ...] = ()
-    """Sides of the square input, pixels; empty uses each architecture's own."""
-    latency_budget_ms: float | None = None
-    """Largest p50 of one image, model with preprocessing; None is no budget."""
-    threads: int | None = None
-    """Intra-op threads; None uses the available cores."""
-    provider: str = "cpu"
-    """Execution provider of ONNX Runtime."""
-    rounds: int = 8
-    """Number of rounds; each runs every candidate once, in random order, in fresh processes."""
-    output: Path | None = None
-    """Result file to write; None chooses a new name in ./bench."""
-    seed: int = 0
-    """Seed for the weights and the order within rounds."""
-    force: bool = False
-    """Allow more threads than there are cores."""
+    classes: int = option(10, help="Number of classes of the new head.", basic=True, ge=2)
+    image_sizes: tuple[int, ...] = option(
+        (),
+        help="Sides of the square input, in pixels.",
+        name="image-size",
+        metavar="160,224",
+        unset="the architecture's own",
+        basic=True,
+        ge=MIN_IMAGE_SIZE,
+        unit="pixels",
+    )
+    latency_budget_ms: float | None = option(
+        None,
+        help="Largest acceptable p50.",
+        metavar="5ms",
+        basic=True,
+        parse=parse_milliseconds,
+        gt=0,
+    )
+    """For one image, model with preprocessing."""
+    threads: int | None = option(
+        None, help="Intra-op threads.", unset="available cores", basic=True, ge=1
+    )
+    provider: str = option(
+        "cpu",
+        help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...",
+        basic=True,
+    )
+    rounds: int = option(
+        8,
+        help="Number of rounds. Each runs every candidate once, in fresh processes and in random "
+        "order.",
+        basic=True,
+        ge=2,
+        reason="an interval needs two",
+    )
+    output: OptionalPath = option(
+        None, help="Result file to write.", short="o", unset="a new file in ./bench", basic=True
+    )
+    seed: int = option(
+        0,
+        help="Seed for the weights and the order within rounds.",
+        command_line=False,
+        ge=0,
+        le=MAX_SEED,
+    )
+    force: bool = option(False, help="Allow more threads than available cores.", basic=True)
+
+    __repr__ = repr_config
 
     def __post_init__(self) -> None:
-        small = [str(size) for size in self.image_sizes if size < MIN_IMAGE_SIZE]
-        raise_config_errors(
+        validate(
+            self,
             [
                 check(
                     bool(self.architectures),
-                    "ARCHITECTURE must name at least one; `edgetl models` lists them.",
-                ),
-                check_minimum("--classes", self.classes, 2),
-                check(
-                    not small,
-                    f"--image-size must be at least {MIN_IMAGE_SIZE} pixels, got {', '.join(small)}.",
-                ),
-                check_positive("--latency-budget", self.latency_budget_ms, " ms"),
-                check_minimum("--threads", self.threads, 1),
-                check_minimum("--rounds", self.rounds, 2, "an interval needs two"),
-                check_seed("--seed", self.seed),
-            ]
+                    "{architectures} must name at least one architecture; `edgetl models` lists them.",
+                )
+            ],
         )

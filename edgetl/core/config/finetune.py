@@ -9,12 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from edgetl.core.config.options import check, config_to_json, option, repr_config, validate
+from edgetl.core.config.options import (
+    MAX_SEED,
+    check,
+    config_to_json,
+    option,
+    repr_config,
+    validate,
+)
 from edgetl.core.config.parsers import abbreviate, parse_duration, parse_size
 from edgetl.core.errors import ConfigError
 from edgetl.core.paths import OptionalPath, RequiredPath
 from edgetl.core.preprocessing import MAX_RESIZE
-from edgetl.core.typed_json import MAX_INTEGER, parse_as
+from edgetl.core.typed_json import parse_as
 
 AugmentationStrength = Literal["none", "light", "medium", "strong"]
 BatchNorm = Literal["auto", "eval", "train"]
@@ -33,8 +40,6 @@ MAX_EPOCHS, MAX_VIEWS, MAX_WORKERS = 1_000_000, 10_000, 256
 """Limits without known use for more; a longer list of views or more processes would exhaust the
 memory."""
 MAX_LR = 1e30
-MAX_SEED = MAX_INTEGER
-"""Largest seed that PyTorch and NumPy accept."""
 MODEL, RECIPE, DATA, MACHINE = "Model", "Recipe", "Data and augmentation", "Machine"
 """Panels of `--help-all`."""
 
@@ -78,7 +83,12 @@ class FinetuneConfig:
     data: RequiredPath
     """Folder with train/ and val/ folders of classes, or with one folder for each class."""
     output: OptionalPath = option(
-        None, help="Run directory to write.", short="o", unset="runs/<data>-<model>", basic=True
+        None,
+        help="Run directory to write.",
+        short="o",
+        unset="runs/<data>-<model>",
+        basic=True,
+        in_files=False,
     )
     model: str = option(
         "mobilenet_v2",
@@ -432,7 +442,9 @@ class FinetuneConfig:
         metavar="FOLDER|URL",
         panel=MACHINE,
     )
-    force: bool = option(False, help="Replace an existing run directory.", basic=True)
+    force: bool = option(
+        False, help="Replace an existing run directory.", basic=True, in_files=False
+    )
 
     __repr__ = repr_config
 

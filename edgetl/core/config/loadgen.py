@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
-from edgetl.core.config.options import check, check_choice, check_minimum, raise_config_errors
+from edgetl.core.config.options import check, option, repr_config, validate
+from edgetl.core.config.parsers import parse_duration, parse_share
+from edgetl.core.paths import OptionalPath, RequiredPath
 
 Scenario = Literal["single-stream", "multi-stream", "offline"]
 LoadgenMode = Literal["accuracy", "performance"]
@@ -19,65 +20,97 @@ MULTI_STREAM_SAMPLES = 8
 class LoadgenConfig:
     """Options of `edgetl loadgen`."""
 
-    target: Path
+    target: RequiredPath
     """Run directory or bundle."""
-    scenario: Scenario = "single-stream"
-    modes: tuple[LoadgenMode, ...] = get_args(LoadgenMode)
-    """LoadGen's modes; each runs in a separate process."""
-    scope: LoadgenScope = "model"
-    """Input of a query: tensors or decoded images."""
-    batch: int | None = None
-    """Images in each call; None is 1 in single-stream and in scope `image`, else 8."""
-    threads: int | None = None
-    """Intra-op threads; None uses the available cores."""
-    provider: str = "cpu"
-    variant: str | None = None
-    """Variant of the bundle; None is the recommended one."""
-    data: Path | None = None
-    """Folder with one subfolder for each label; None uses the golden images."""
-    min_duration_s: float = 10.0
-    """LoadGen's min_duration for the performance run, seconds."""
-    min_accuracy: float | None = None
-    """Required accuracy; None is 100% for golden images, and 99% of the accuracy at export for
-    labeled images."""
-    output: Path | None = None
-    """Result file to write; None chooses a new name as `edgetl bench` does."""
-    force: bool = False
-    """Allow more threads than there are cores."""
+    scenario: Scenario = option(
+        "single-stream",
+        help="Scenario: `single-stream`, `multi-stream` or `offline`.",
+        basic=True,
+    )
+    modes: tuple[LoadgenMode, ...] = option(
+        get_args(LoadgenMode),
+        help="LoadGen's modes; each runs in a separate process.",
+        name="mode",
+        basic=True,
+        nonempty="mode",
+    )
+    scope: LoadgenScope = option(
+        "model",
+        help="Input of a query: `model` (tensors) or `image` (decoded images).",
+        basic=True,
+    )
+    batch: int | None = option(
+        None,
+        help="Images in each call.",
+        unset="1 in single-stream and in scope `image`, else 8",
+        basic=True,
+        ge=1,
+    )
+    threads: int | None = option(
+        None, help="Intra-op threads.", unset="available cores", basic=True, ge=1
+    )
+    provider: str = option(
+        "cpu",
+        help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...",
+        basic=True,
+    )
+    variant: str | None = option(
+        None, help="Variant of the bundle.", unset="the recommended one", basic=True
+    )
+    data: OptionalPath = option(
+        None,
+        help="Labelled images, one folder per label.",
+        metavar="DIR",
+        unset="the golden images",
+        basic=True,
+    )
+    min_duration_s: float = option(
+        10.0,
+        help="LoadGen's min_duration; the MLPerf rules require 10m.",
+        metavar="10m",
+        basic=True,
+        parse=parse_duration,
+        gt=0,
+        le=86400,
+        unit="seconds",
+    )
+    min_accuracy: float | None = option(
+        None,
+        help="Fail if the accuracy is below this.",
+        metavar="90%",
+        unset="100% on golden images, 99% of the accuracy at export on --data",
+        basic=True,
+        parse=parse_share,
+        ge=0,
+        le=1,
+    )
+    output: OptionalPath = option(
+        None,
+        help="Result file to write.",
+        short="o",
+        unset="a new file in RUN/bench or ./bench",
+        basic=True,
+    )
+    force: bool = option(False, help="Allow more threads than available cores.", basic=True)
+
+    __repr__ = repr_config
 
     def __post_init__(self) -> None:
+        validate(self, self._find_contradictions())
+
+    def _find_contradictions(self) -> list[str | None]:
         max_batch = {"single-stream": 1, "multi-stream": MULTI_STREAM_SAMPLES}.get(self.scenario)
         batch = 1 if self.batch is None else self.batch
-        raise_config_errors(
-            [
-                check_choice("--scenario", self.scenario, Scenario),
-                *(check_choice("--mode", mode, LoadgenMode) for mode in self.modes),
-                check(
-                    bool(self.modes),
-                    "--mode must name at least one of accuracy, performance.",
-                ),
-                # LoadGen loads its samples before timing starts, so files cannot be timed.
-                check_choice("--scope", self.scope, LoadgenScope),
-                check_minimum("--batch", self.batch, 1),
-                check(
-                    max_batch is None or batch <= max_batch,
-                    f"--batch must be <= {max_batch} for --scenario {self.scenario}, got {batch}.",
-                ),
-                check(
-                    batch <= 1 or self.scope != "image",
-                    f"--batch must be 1 in scope image, where sizes differ, got {batch}.",
-                ),
-                check_minimum("--threads", self.threads, 1),
-                check(
-                    0 < self.min_duration_s <= 86400,
-                    f"--min-duration must be > 0 and at most a day, got {self.min_duration_s:g} s.",
-                ),
-                check(
-                    self.min_accuracy is None or 0 <= self.min_accuracy <= 1,
-                    f"--min-accuracy must be 0% to 100%, got {self.min_accuracy}.",
-                ),
-            ]
-        )
+        return [
+            check(
+                max_batch is None or batch <= max_batch,
+                f"{{batch}} must be <= {max_batch} for {{scenario}} {self.scenario}, got {batch}.",
+            ),
+            check(
+                batch <= 1 or self.scope != "image",
+                f"{{batch}} must be 1 in scope image, where sizes differ, got {batch}.",
+            ),
+        ]
 
     @property
     def call_batch(self) -> int:

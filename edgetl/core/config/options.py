@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from edgetl.core.config.parsers import split_list
 from edgetl.core.errors import ConfigError
 
+T = TypeVar("T")
 _UNIT_SUFFIXES = {"_s": "s", "_ms": "ms"}
 _METADATA_KEY = "option"
+MAX_SEED = 2**63 - 1
+"""Largest seed that PyTorch and NumPy accept."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -54,7 +57,9 @@ class Option:
     affects_choices: bool = False
     """Whether a choice that a run made by measuring may be impossible with another value."""
     command_line: bool = True
-    """Whether it is an option of the command; otherwise only TOML files and Python set it."""
+    """Whether it is an option of the command; otherwise only files and Python set it."""
+    in_files: bool = True
+    """Whether a file of `--config` may set it."""
     choices: tuple[str, ...] = ()
     """Allowed texts, if they are not the annotation's."""
     ge: float | None = None
@@ -121,6 +126,8 @@ class OptionField:
         if not self.is_list:
             return self._parse_word(texts[-1])
         words = split_list(texts)
+        if texts and not words:
+            raise ConfigError(f"must not be empty, got {', '.join(map(repr, texts))}.")
         if words == (self.option.empty_word,):
             return ()
         return tuple(dict.fromkeys(map(self._parse_word, words)))
@@ -231,12 +238,45 @@ def _make_option_field(declared: Field[Any], kind: Any) -> OptionField:
     )
 
 
+def iterate_all_option_fields(config: type) -> Iterator[OptionField]:
+    """Yield the options of a configuration and of those nested in it."""
+    yield from get_option_fields(config)
+    for nested in get_nested_configs(config).values():
+        yield from iterate_all_option_fields(nested)
+
+
 @cache
 def get_nested_configs(config: type) -> dict[str, type]:
     """Return the fields that are configurations themselves, whose options belong to the command."""
     hints = get_type_hints(config)
     names = [declared.name for declared in fields(config)]
     return {name: hints[name] for name in names if is_dataclass(hints[name])}
+
+
+def build_config(config: type[T], **values: Any) -> T:
+    """Create a configuration from values by field, those of nested configurations among them."""
+    kind: type = config
+    for name, nested in get_nested_configs(kind).items():
+        names = {declared.name for declared in iterate_all_option_fields(nested)}
+        nested_values = {key: values.pop(key) for key in names & values.keys()}
+        values[name] = build_config(nested, **nested_values)
+    return config(**values)
+
+
+def options_to_json(config: Any) -> dict[str, Any]:
+    """Return the options that differ from their defaults, by field, also of nested configurations.
+
+    `read_config_file` reads them back, and `build_config` creates the configuration.
+    """
+    kind: type = type(config)
+    content = {}
+    for declared in get_option_fields(kind):
+        value = getattr(config, declared.name)
+        if value != declared.default:
+            content[declared.name] = str(value) if isinstance(value, Path) else value
+    for name in get_nested_configs(kind):
+        content |= options_to_json(getattr(config, name))
+    return content
 
 
 def get_flags(config: type) -> Mapping[str, str]:
@@ -301,36 +341,6 @@ def raise_config_errors(problems: Iterable[str | None], config: type | None = No
 def check(condition: bool, problem: str) -> str | None:
     """Return None if the condition holds, else the problem."""
     return None if condition else problem
-
-
-def check_choice(option: str, value: str, literal: Any) -> str | None:
-    """Return a problem unless `value` is one of the values of a `Literal` type."""
-    choices = get_args(literal)
-    return check(value in choices, f"{option} must be one of {', '.join(choices)}, got {value!r}.")
-
-
-def check_minimum(option: str, value: int | None, minimum: int, reason: str = "") -> str | None:
-    """Return a problem unless `value` is None or at least `minimum`."""
-    explanation = f" ({reason})" if reason else ""
-    return check(
-        value is None or value >= minimum,
-        f"{option} must be >= {minimum}{explanation}, got {value}.",
-    )
-
-
-def check_positive(option: str, value: float | None, unit: str = "") -> str | None:
-    """Return a problem unless `value` is None, or above 0 and finite."""
-    return check(
-        value is None or 0 < value < math.inf,
-        f"{option} must be > 0 and finite, got {value}{unit}.",
-    )
-
-
-def check_seed(option: str, value: int | None) -> str | None:
-    """Return a problem unless `value` is None or a seed that PyTorch and NumPy accept."""
-    return check(
-        value is None or 0 <= value < 2**63, f"{option} must be in [0, 2^63), got {value}."
-    )
 
 
 def repr_config(config: Any) -> str:

@@ -6,12 +6,11 @@ fractions is imported in the functions, as it takes 5 ms and no `--help` parses.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 from edgetl.core.errors import ConfigError
 
-Number = TypeVar("Number", int, float)
 _MAX_VALUE_CHARACTERS = 60
 _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,15})?"
 _BYTES_PER_UNIT = {
@@ -44,26 +43,6 @@ def split_list(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(
         dict.fromkeys(word.strip() for text in texts for word in text.split(",") if word.strip())
     )
-
-
-def parse_numbers(
-    option: str, texts: Sequence[str], kind: Callable[[str], Number]
-) -> tuple[Number, ...]:
-    """Return the comma-separated numbers of all texts, without duplicates.
-
-    Raises:
-        ConfigError: A word is not a number, or there are texts but no numbers.
-    """
-    try:
-        numbers = tuple(dict.fromkeys(kind(word) for word in split_list(texts)))
-    except ValueError:
-        numbers = ()
-    if texts and not numbers:
-        raise ConfigError(
-            f"{option} must be comma-separated numbers such as 1,2,4, "
-            f"got {', '.join(map(repr, texts))}."
-        )
-    return numbers
 
 
 def parse_duration(text: str) -> float:

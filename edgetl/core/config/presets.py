@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.config.finetune import FinetuneConfig
-from edgetl.core.config.options import OptionField, get_option_fields
+from edgetl.core.config.options import OptionField, get_option_fields, iterate_all_option_fields
 from edgetl.core.config.parsers import abbreviate
 from edgetl.core.errors import ConfigError
-from edgetl.core.files import read_regular_file
+from edgetl.core.files import parse_json, read_regular_file
 from edgetl.core.typed_json import MAX_INTEGER
 
 RECIPE_FIELDS = tuple(
@@ -22,7 +22,8 @@ RECIPE_FIELDS = tuple(
 )
 """Fields that a preset sets."""
 _MAX_CONFIG_BYTES = 2**20
-_FIELDS_NOT_IN_FILES = ("output", "force")
+_PRESET_HINT = "`edgetl presets default` prints a file to start from."
+_OPTIONS_HINT = "Its keys are the names of options."
 _DEFAULTS = {declared.name: declared.default for declared in get_option_fields(FinetuneConfig)}
 
 
@@ -91,36 +92,25 @@ def resolve_config(
 
 
 def read_config_file(path: Path, config: type = FinetuneConfig) -> dict[str, Any]:
-    """Read a TOML file of options; keys are the names of options or fields, with - or _.
+    """Read a file of options; keys are the names of options or fields, with - or _.
 
     Args:
-        path: TOML file.
+        path: TOML file, or a JSON file if its name ends in .json.
         config: Configuration with the options.
 
     Returns:
-        Values by field name, including `preset`.
+        Values by field name, including `preset` and the fields of nested configurations.
 
     Raises:
         ConfigError: The file cannot be read or is not TOML; or presets or keys are unknown, keys
             are repeated, or values have the wrong type, all problems at once.
     """
-    try:
-        content = tomllib.loads(read_regular_file(path, _MAX_CONFIG_BYTES).decode())
-    except OSError as cause:
-        raise ConfigError(f"Cannot read {path} ({cause.strerror}). Give a TOML file.") from cause
-    except RecursionError as cause:
-        raise ConfigError(
-            f"{path} is nested too deeply. `edgetl presets default` prints a file to start from."
-        ) from cause
-    except ValueError as cause:
-        # TOMLDecodeError, UnicodeDecodeError, or an integer with too many digits.
-        raise ConfigError(
-            f"{path} is not TOML: {cause}. `edgetl presets default` prints a file to start from."
-        ) from cause
+    hint = _PRESET_HINT if issubclass(config, FinetuneConfig) else _OPTIONS_HINT
+    content = _read_table(path, hint)
     declared_by_key = {
         key: declared
-        for declared in get_option_fields(config)
-        if declared.name not in _FIELDS_NOT_IN_FILES
+        for declared in iterate_all_option_fields(config)
+        if declared.option.in_files
         for key in declared.keys
     }
     values: dict[str, Any] = {}
@@ -140,9 +130,26 @@ def read_config_file(path: Path, config: type = FinetuneConfig) -> dict[str, Any
         if len(values) == count:
             problems.append(f"{path}: {key}: set twice.")
     if problems:
-        problems.append("`edgetl presets default` prints a file with all keys of a recipe.")
-        raise ConfigError("\n".join(problems))
+        raise ConfigError("\n".join([*problems, hint]))
     return values
+
+
+def _read_table(path: Path, hint: str) -> dict[str, Any]:
+    is_json = path.suffix == ".json"
+    try:
+        text = read_regular_file(path, _MAX_CONFIG_BYTES).decode()
+        content = parse_json(text) if is_json else tomllib.loads(text)
+    except OSError as cause:
+        raise ConfigError(f"Cannot read {path} ({cause.strerror}). Give a TOML file.") from cause
+    except RecursionError as cause:
+        raise ConfigError(f"{path} is nested too deeply. {hint}") from cause
+    except ValueError as cause:
+        # TOMLDecodeError, UnicodeDecodeError, or an integer with too many digits.
+        kind = "JSON" if is_json else "TOML"
+        raise ConfigError(f"{path} is not {kind}: {cause}. {hint}") from cause
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must be an object of options. {hint}")
+    return content
 
 
 def format_preset_toml(name: str) -> str:
@@ -174,12 +181,14 @@ def _format_unknown_preset(preset: str) -> str:
 def _parse_value(declared: OptionField, value: Any) -> Any:
     if declared.name == "preset" and isinstance(value, str) and value not in get_presets():
         raise ConfigError(_format_unknown_preset(value))
-    if declared.is_nullable and value == declared.option.none_word:
+    if declared.is_nullable and value in (None, declared.option.none_word):
         return None
-    if isinstance(value, str) and (declared.option.parse is not None or declared.is_list):
+    if declared.is_list:
+        return declared.parse(
+            [str(part) for part in value] if isinstance(value, list) else [str(value)]
+        )
+    if isinstance(value, str) and declared.option.parse is not None:
         return declared.parse([value])
-    if isinstance(value, list) and declared.is_list:
-        return declared.parse(list(map(str, value)))
     if declared.option.integer_as_text and type(value) is int:
         return str(value)
     if Path in declared.kinds and isinstance(value, str):

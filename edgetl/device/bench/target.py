@@ -89,7 +89,7 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
         BenchError: the run's bundle was exported from other weights, or options do not fit the
             target.
     """
-    if config.target.suffix == ".onnx":
+    if Path(config.target).suffix == ".onnx":
         return _find_onnx_file(config, threads)
     if config.inputs is not None:
         raise BenchError(
@@ -114,7 +114,7 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
         for variant in variants
         for case in _expand_session_modes(_variant_case(bundle, variant, config), config, threads)
     ]
-    run, missing_torch_note = _find_run(config.target, bundle)
+    run, missing_torch_note = _find_run(Path(config.target), bundle)
     notes = _describe_skipped_scopes(config, fixed_size_names) + _describe_skipped_modes(config)
     if missing_torch_note and config.torch_modes:
         notes.append(missing_torch_note)
@@ -292,7 +292,7 @@ def _find_run(path: Path, bundle: Bundle) -> tuple[RunDirectory | None, str]:
 
 
 def _find_onnx_file(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
-    path = config.target
+    path = Path(config.target)
     _check_onnx_file_options(config)
     _check_session_modes(config)
     photo_scopes = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
@@ -319,7 +319,7 @@ def _find_onnx_file(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
 
 
 def _check_onnx_file_options(config: BenchConfig) -> None:
-    if not config.target.is_file():
+    if not Path(config.target).is_file():
         raise BundleError(
             f"ONNX file not found: {config.target}. Pass a run directory, a bundle or an ONNX file."
         )

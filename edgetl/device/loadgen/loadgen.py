@@ -144,7 +144,7 @@ def _open_variant(config: LoadgenConfig) -> tuple[Bundle, VariantRecord]:
         BundleError: the bundle or the variant is not found.
         BenchError: LoadGen cannot be used with the target.
     """
-    if config.target.suffix == ".onnx":
+    if Path(config.target).suffix == ".onnx":
         raise BenchError(
             "LoadGen needs a bundle: a lone ONNX file has no images. Pass a run or a bundle."
         )

@@ -5,12 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from edgetl.cli.app import format_error
 from edgetl.core.config.bench import BenchConfig
+from edgetl.core.config.candidates import CandidatesConfig
 from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.config.loadgen import LoadgenConfig
 from edgetl.core.config.options import (
     check,
     get_flags,
@@ -129,7 +133,14 @@ def test_flags_include_nested_configuration() -> None:
 
 
 def test_flag_of_every_config_is_unique() -> None:
-    for config in (FinetuneConfig, ExportConfig, CompareConfig, BenchConfig):
+    for config in (
+        FinetuneConfig,
+        ExportConfig,
+        CompareConfig,
+        BenchConfig,
+        CandidatesConfig,
+        LoadgenConfig,
+    ):
         flags = list(get_flags(config).values())
         assert len(flags) == len(set(flags)), config
 
@@ -142,6 +153,19 @@ def test_default_text_is_value_or_description() -> None:
     assert texts["batch"] == "16 to 64"
     assert texts["models"] == "a,b"
     assert texts["size"] == ""
+
+
+@given(st.lists(st.integers(-(10**9), 10**9), min_size=1))
+def test_parse_list_of_integers_keeps_order(values: list[int]) -> None:
+    (threads,) = (field for field in get_option_fields(Config) if field.name == "threads")
+    assert threads.parse([", ".join(map(str, values))]) == tuple(dict.fromkeys(values))
+
+
+@pytest.mark.parametrize("text", ["", ",", "one", "1;2", "1.5", "1,,x"])
+def test_parse_list_of_integers_rejects_other_text(text: str) -> None:
+    (threads,) = (field for field in get_option_fields(Config) if field.name == "threads")
+    with pytest.raises(ConfigError, match=r"^must (not be empty|be integers)"):
+        threads.parse([text])
 
 
 def test_parse_list_joins_texts_without_duplicates() -> None:

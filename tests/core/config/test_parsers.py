@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from edgetl.core.config.parsers import parse_duration, parse_numbers, parse_size, split_list
+from edgetl.core.config.parsers import parse_duration, parse_size, split_list
 from edgetl.core.errors import ConfigError
 
 UNITS = {
@@ -103,19 +103,6 @@ def test_parsers_return_number_or_config_error(text: str) -> None:
     for parse in (parse_duration, parse_size):
         with suppress(ConfigError):
             assert 0 <= parse(text) < math.inf
-
-
-@given(st.lists(st.integers(-(10**9), 10**9), min_size=1))
-def test_parse_numbers_keeps_order_without_duplicates(values: list[int]) -> None:
-    assert parse_numbers("--batch", [", ".join(map(str, values))], int) == tuple(
-        dict.fromkeys(values)
-    )
-
-
-@pytest.mark.parametrize("text", ["", ",", "one", "1;2", "1.5", "1,,x"])
-def test_parse_numbers_rejects_other_text(text: str) -> None:
-    with pytest.raises(ConfigError, match="--batch must be comma-separated numbers"):
-        parse_numbers("--batch", [text], int)
 
 
 def test_split_list_joins_repeated_options() -> None:

@@ -286,12 +286,18 @@ def test_loadgen_is_not_started_when_gate_fails(
     [
         (
             ["--scenario", "server"],
-            "--scenario must be one of single-stream, multi-stream, offline",
+            "'server' is not one of 'single-stream', 'multi-stream', 'offline'",
         ),
-        (["--scope", "file"], "--scope must be one of model, image"),
-        (["--scenario", "multi-stream", "--batch", "9"], "--batch must be <= 8"),
-        (["--scenario", "offline", "--batch", "2", "--scope", "image"], "--batch must be 1"),
-        (["--mode", "submission"], "--mode must be one of accuracy, performance"),
+        (["--scope", "file"], "'file' is not one of 'model', 'image'"),
+        (
+            ["--scenario", "multi-stream", "--batch", "9"],
+            "batch must be <= 8 for scenario multi-stream",
+        ),
+        (
+            ["--scenario", "offline", "--batch", "2", "--scope", "image"],
+            "batch must be 1 in scope image",
+        ),
+        (["--mode", "submission"], "modes must be among accuracy, performance"),
         (["--threads", "1,2"], "'1,2' is not a valid int"),
         (["--variant", "all"], "no variant 'all'"),
         (["--data", "absent"], "Folder not found: absent"),
