@@ -119,8 +119,9 @@ def run_demo(folder: Path, weights: str, keep: bool, progress: DemoProgress) -> 
     """
     if read_weights(weights, DEMO_SETTINGS.model) is None:
         raise ConfigError(
-            "--weights must be builtin, imagenet or a file, got none: the demo compares pretrained "
-            "weights with random ones."
+            "{weights} must be builtin, imagenet or a file, got none: the demo compares pretrained "
+            "weights with random ones.",
+            FinetuneConfig,
         )
     with _work_directory(folder, keep) as work_directory:
         return _Demo(work_directory, weights, DEMO_SETTINGS, progress).run()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bench_json import read_result
 from edgetl.core.config.bench import BenchConfig
+from edgetl.core.config.options import check, raise_config_errors
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.files import write_json
 from edgetl.core.paths import find_free_path
@@ -118,15 +119,23 @@ def bench_hosts(
 
 
 def _check_options(config: BenchConfig) -> None:
-    if config.torch_modes not in ((), ("eager",)) or config.limits.min_speedup is not None:
-        raise ConfigError(
-            "--pytorch and --min-speedup need PyTorch, which is not installed on the hosts. "
-            "Leave them out with --host."
-        )
-    if config.inputs is not None:
-        raise ConfigError(
-            "--inputs needs a lone ONNX file, but --host measures bundles. Leave out --inputs."
-        )
+    needs_torch = (
+        config.torch_modes not in ((), ("eager",)) or config.limits.min_speedup is not None
+    )
+    raise_config_errors(
+        [
+            check(
+                not needs_torch,
+                "{torch_modes} and {min_speedup} need PyTorch, which is not installed on the "
+                "hosts. Leave them out.",
+            ),
+            check(
+                config.inputs is None,
+                "{inputs} needs a lone ONNX file, but hosts measure bundles. Leave it out.",
+            ),
+        ],
+        BenchConfig,
+    )
 
 
 def _remote_config(config: BenchConfig) -> BenchConfig:

@@ -41,7 +41,7 @@ def build_edgetl_wheel() -> tuple[str, bytes]:
         installed = metadata.distribution("edgetl")
     except metadata.PackageNotFoundError as cause:
         raise BenchError(
-            "--host needs an installed edgetl to build a wheel from. Run `pip install` first."
+            "edgetl must be installed here, to build a wheel from. Run `pip install` first."
         ) from cause
     package = Path(edgetl.__file__).parent
     dist_info = f"edgetl-{installed.version}.dist-info"
@@ -137,7 +137,7 @@ def _list_wheels(folder: Path) -> Iterator[Path]:
     wheels = sorted(folder.glob("*.whl")) if folder.is_dir() else []
     if not wheels:
         raise BenchError(
-            f"No wheels found in --wheels {folder}. Download them for the device's platform: "
+            f"No wheels found in {folder}. Download them for the device's platform: "
             "pip download --only-binary=:all: --platform manylinux_2_28_aarch64 "
             '-d wheels "edgetl[cpu]"'
         )

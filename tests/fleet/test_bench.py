@@ -315,7 +315,7 @@ def test_conflicting_options_are_rejected(bundle: Path, tmp_path: Path) -> None:
     config = BenchConfig(bundle, output=tmp_path / "results")
     with pytest.raises(ConfigError, match="--host pi is repeated"):
         bench_hosts(config, ["pi", "pi"], None, RecordingProgress())
-    with pytest.raises(ConfigError, match="need PyTorch"):
+    with pytest.raises(ConfigError, match="torch_modes and min_speedup need PyTorch"):
         bench_hosts(
             BenchConfig(bundle, limits=Limits(min_speedup=2.0)), ["pi"], None, RecordingProgress()
         )
