@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bench_rows import BenchRow
@@ -143,14 +142,14 @@ def join_words(parts: Sequence[str], last: str = "and") -> str:
     return f"{', '.join(parts[:-1])} {last} {parts[-1]}"
 
 
-def value_cell(value: Any) -> Cell:
+def value_cell(value: object) -> Cell:
     """Return a cell with a recorded value, or `MISSING_VALUE` if it is None or empty."""
     if value is None or value in ("", [], (), {}):
         return Cell(MISSING_VALUE, tooltip="not reported")
     return Cell(format_value(value))
 
 
-def format_value(value: Any) -> str:
+def format_value(value: object) -> str:
     """Format a JSON value for reading."""
     if value is None:
         return MISSING_VALUE
