@@ -55,6 +55,11 @@ class BenchedModel:
 
 
 @dataclass(frozen=True)
+class _RowIdentity:
+    id: str
+
+
+@dataclass(frozen=True)
 class BenchResult:
     """Result of one `edgetl bench` command."""
 
@@ -204,10 +209,10 @@ class BenchResult:
         result = parse_as(cls, fields, "the result")
         limits = parse_as(dict[str, object], content.get("limits", {}), "limits")
         limits.pop("judged", None)
-        rows = parse_as(tuple[dict[str, object], ...], content["rows"], "rows")
+        identities = parse_as(tuple[_RowIdentity, ...], content["rows"], "rows", extra="ignore")
         entries = parse_as(tuple[dict[str, object], ...], content.get("comparisons"), "comparisons")
         # Row ids of older versions were shorter, so they are translated through the rows.
-        ids = {entry.get("id"): row.id for entry, row in zip(rows, result.rows, strict=True)}
+        ids = {stored.id: row.id for stored, row in zip(identities, result.rows, strict=True)}
         pairs, earlier_pairs = [], []
         for entry in entries:
             pair = parse_pair(entry)

@@ -289,6 +289,7 @@ def edited(content: dict[str, Any], path: str, value: object) -> None:
     ("path", "value", "message"),
     [
         ("created", 5, "created must be a string, got 5"),
+        ("rows.0.id", {}, r"rows\[0\].id must be a string"),
         ("rows.0.color", 1, r"rows\[0\] has an unknown field 'color'"),
         ("rows.0.gate.passed", "yes", r"rows\[0\].gate.passed must be true or false"),
         ("rows.0.session.torch", 2, r"rows\[0\].session.torch must be a string"),
