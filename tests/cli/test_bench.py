@@ -13,6 +13,7 @@ import pytest
 from edgetl.cli.bench_tables import show_bench_result
 from edgetl.cli.console import out
 from edgetl.cli.exit_codes import ExitCode
+from edgetl.cli.moved_options import describe_moved_option
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.comparison import EarlierPair, EarlierRow, Pair
 from edgetl.core.artifacts.noise import NoiseReport
@@ -157,13 +158,24 @@ def test_invalid_options_are_rejected(
         (["bundle", "--min-accuracy", "90%"], "bench has no option --min-accuracy."),
     ],
 )
-def test_old_spelling_names_the_new_command(
-    bundle: Path, tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    process = edgetl("bench", *arguments, cwd=tmp_path)
+def test_old_spelling_names_the_new_command(arguments: list[str], message: str) -> None:
+    described = describe_moved_option(["bench", *arguments])
+    assert described is not None
+    assert message in described
+
+
+@pytest.mark.parametrize(
+    "arguments", [["bench", "bundle", "--threads", "1"], ["predict", "--data", "resnet18"], []]
+)
+def test_other_arguments_are_not_old_spellings(arguments: list[str]) -> None:
+    assert describe_moved_option(arguments) is None
+
+
+def test_old_spelling_is_a_usage_error_of_one_line(tmp_path: Path) -> None:
+    process = edgetl("bench", "resnet18", "--classes", "3", cwd=tmp_path)
     assert process.returncode == ExitCode.USAGE
     (line,) = process.stderr.splitlines()
-    assert message in line
+    assert line.startswith("Error: bench needs a run, a bundle or an ONNX file")
 
 
 def test_folder_named_like_an_architecture_is_a_target(bundle: Path, tmp_path: Path) -> None:
