@@ -125,7 +125,7 @@ def test_unknown_names_are_listed_before_export(
 
 def test_too_many_threads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(candidates, "write_untrained", forbidden)
-    with pytest.raises(BenchError, match="--threads must be at most"):
+    with pytest.raises(BenchError, match="threads must be at most"):
         time_candidates(
             CandidatesConfig((ARCHITECTURE,), image_sizes=(SIZE,), threads=10**6), None, BRIEF
         )

@@ -308,7 +308,7 @@ def test_bench_profiles_every_runtime(run: RunDirectory) -> None:
 def test_gpu_modes_are_rejected_on_a_cpu(exported: RunDirectory, mode: Any) -> None:
     with pytest.raises(BenchError, match=f"{mode} requires a GPU. Add --provider cuda"):
         PyTorchBackend(ModelSource(exported.path, 1, settings={"mode": mode}))
-    with pytest.raises(BenchError, match=f"--pytorch {mode} needs a GPU provider"):
+    with pytest.raises(BenchError, match=f"torch_modes {mode} needs a GPU provider"):
         bench_target.find_target(BenchConfig(exported.path, torch_modes=("eager", mode)), (1,))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edgetl.core.artifacts.bench import BenchResult
+from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.files import MAX_JSON_BYTES, parse_json, read_json, read_regular_file
 from edgetl.core.paths import RunDirectory, StrPath
@@ -59,11 +60,13 @@ def write_result(result: JsonSerializable, path: Path) -> None:
                 raise
     except FileExistsError as cause:
         raise BenchError(
-            f"{path} already exists; results are never overwritten. Choose another --output."
+            f"{path} already exists; results are never overwritten. Choose another {{output}}.",
+            BenchConfig,
         ) from cause
     except OSError as cause:
         raise BenchError(
-            f"Cannot write the result to {path} ({cause.strerror or cause}). Choose another --output."
+            f"Cannot write the result to {path} ({cause.strerror or cause}). Choose another {{output}}.",
+            BenchConfig,
         ) from cause
 
 

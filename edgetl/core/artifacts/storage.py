@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError
 
 
@@ -25,7 +26,8 @@ def check_output_path(output: Path | None, folder: Path) -> None:
     """
     if output is not None and output.exists():
         raise BenchError(
-            f"{output} already exists; results are never overwritten. Choose another --output."
+            f"{output} already exists; results are never overwritten. Choose another {{output}}.",
+            BenchConfig,
         )
     target = folder if output is None else output.parent
     existing = next(
@@ -34,7 +36,8 @@ def check_output_path(output: Path | None, folder: Path) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise BenchError(
             f"Cannot write results to {target}: {existing} is not writable. "
-            "Choose another --output."
+            "Choose another {output}.",
+            BenchConfig,
         )
 
 

@@ -10,6 +10,7 @@ from edgetl.core.artifacts.bench_json import read_result
 from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.artifacts.comparison import EarlierPair, EarlierRow
 from edgetl.core.artifacts.device import DeviceInfo
+from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError
 
 
@@ -25,7 +26,8 @@ def read_baseline(path: Path, scopes: Sequence[str]) -> BenchResult:
     measured = sorted({row.scope for row in result.rows if row.rounds})
     raise BenchError(
         f"{path} measured scope {', '.join(measured) or 'none'}, "
-        f"but --scope is {', '.join(scopes)}. Choose a matching --scope or another --baseline."
+        f"but {{scopes}} is {', '.join(scopes)}. Choose a matching {{scopes}} or another {{baseline}}.",
+        BenchConfig,
     )
 
 
@@ -81,7 +83,8 @@ def match_rows(
         reasons = "; ".join(dict.fromkeys(filter(None, mismatches))) or "no scope in common"
         raise BenchError(
             f"Cannot compare with {baseline.path}: {reasons}. "
-            "Measure with the same options, or leave out --baseline."
+            "Measure with the same options, or leave out {baseline}.",
+            BenchConfig,
         )
     return pairs
 

@@ -93,8 +93,9 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
         return _find_onnx_file(config, threads)
     if config.inputs is not None:
         raise BenchError(
-            "--inputs needs a lone ONNX file: a bundle brings its own golden images. "
-            "Leave out --inputs."
+            "{inputs} needs a lone ONNX file: a bundle brings its own golden images. "
+            "Leave out {inputs}.",
+            BenchConfig,
         )
     _check_torch_modes(config)
     _check_session_modes(config)
@@ -107,7 +108,8 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
         if not variants:
             raise BenchError(
                 f"{', '.join(fixed_size_names)} takes images of one size only, "
-                "which needs scope model. Add model to --scope."
+                "which needs scope model. Add model to {scopes}.",
+                BenchConfig,
             )
     onnx_cases = [
         case
@@ -218,9 +220,10 @@ def _check_session_modes(config: BenchConfig) -> None:
         if not any(has_session_mode(provider, mode) for provider in config.providers):
             providers = providers_with_mode(mode)
             raise BenchError(
-                f"--session {mode} needs provider {' or '.join(providers)}, "
-                f"got --provider {', '.join(config.providers)}. "
-                f"Add --provider {providers[0]}, or leave out --session {mode}."
+                f"{{session_modes}} {mode} needs provider {' or '.join(providers)}, "
+                f"got {{providers}} {', '.join(config.providers)}. "
+                f"Add {{providers}} {providers[0]}, or leave out {{session_modes}} {mode}.",
+                BenchConfig,
             )
 
 
@@ -240,8 +243,9 @@ def _check_torch_modes(config: BenchConfig) -> None:
     if gpu_modes:
         text = ",".join(gpu_modes)
         raise BenchError(
-            f"--pytorch {text} needs a GPU provider. "
-            f"Add --provider cuda, or leave out --pytorch {text}."
+            f"{{torch_modes}} {text} needs a GPU provider. "
+            f"Add {{providers}} cuda, or leave out {{torch_modes}} {text}.",
+            BenchConfig,
         )
 
 
@@ -325,19 +329,23 @@ def _check_onnx_file_options(config: BenchConfig) -> None:
         )
     if config.variants:
         raise BenchError(
-            "--variant needs a bundle: a lone ONNX file has no variants. Leave out --variant."
+            "{variants} needs a bundle: a lone ONNX file has no variants. Leave out {variants}.",
+            BenchConfig,
         )
     if "model" not in config.scopes:
         raise BenchError(
             "Scopes image and file need the golden images of a bundle. "
-            "Use --scope model for a lone ONNX file."
+            "Use {scopes} model for a lone ONNX file.",
+            BenchConfig,
         )
     if config.inputs is not None and config.batches != (1,):
         raise BenchError(
-            "--batch cannot be used with --inputs, which determines the batch. Leave out --batch."
+            "{batches} cannot be used with {inputs}, which determines the batch. Leave out {batches}.",
+            BenchConfig,
         )
     if config.inputs is not None and not config.inputs.is_file():
         raise BenchError(
             f"Input file not found: {config.inputs}. "
-            "--inputs takes a .npy file, or a .npz file with one array per input."
+            "{inputs} takes a .npy file, or a .npz file with one array per input.",
+            BenchConfig,
         )

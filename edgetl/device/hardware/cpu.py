@@ -8,6 +8,7 @@ import platform
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError
 from edgetl.device.hardware.procfs import (
     PROC,
@@ -41,9 +42,10 @@ def resolve_intra_op_threads(counts: Sequence[int], force: bool = False) -> tupl
     too_many = [count for count in counts if count > cores]
     if too_many and not force:
         raise BenchError(
-            f"--threads must be at most {cores} (the available cores), "
+            f"{{threads}} must be at most {cores} (the available cores), "
             f"got {', '.join(map(str, too_many))}. "
-            "Threads that share a core measure the scheduler: use fewer, or --force."
+            "Threads that share a core measure the scheduler: use fewer, or {force}.",
+            BenchConfig,
         )
     return tuple(counts) or (cores,)
 

@@ -155,7 +155,7 @@ def test_write_result_does_not_overwrite(tmp_path: Path) -> None:
 
 def test_write_result_suggests_output_when_not_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BenchError, match="--output"):
+    with pytest.raises(BenchError, match="another output"):
         write_result(result(), tmp_path / "file" / "result.json")
 
 

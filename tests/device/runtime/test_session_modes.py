@@ -80,7 +80,7 @@ def test_session_mode_is_rejected_without_its_provider(make_bundle: MakeBundle, 
         config = BenchConfig(path, scopes=("model",), session_modes=("default", mode))
         with pytest.raises(
             BenchError,
-            match=f"--session {mode} needs provider cuda, got --provider cpu. Add --provider cuda",
+            match=f"session_modes {mode} needs provider cuda, got providers cpu. Add providers cuda",
         ):
             find_target(config, (1,))
 
