@@ -183,5 +183,7 @@ def test_result_json_has_limits_with_reasons() -> None:
 
 
 def test_all_invalid_limits_are_reported_together() -> None:
-    with pytest.raises(ConfigError, match=r"--max-regression(.|\n)*--max-p99(.|\n)*--min-speedup"):
+    with pytest.raises(
+        ConfigError, match=r"max_regression must(.|\n)*max_p99_ms must(.|\n)*min_speedup must"
+    ):
         Limits(-0.1, 0.0, float("inf"))

@@ -87,10 +87,10 @@ def test_session_mode_is_rejected_without_its_provider(make_bundle: MakeBundle, 
 
 def test_unknown_session_mode_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match="--session must be one of default, cuda-graph, no-tf32, got 'fast'"
+        ConfigError, match="session_modes must be among default, cuda-graph, no-tf32, got 'fast'"
     ):
         BenchConfig(tmp_path, session_modes=("fast",))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="--session must name at least one"):
+    with pytest.raises(ConfigError, match="session_modes must name at least one"):
         BenchConfig(tmp_path, session_modes=())
 
 
