@@ -30,7 +30,8 @@ ARCHITECTURE, IMAGE_SIZE = "mobilenet_v3_small", 64
 
 LONG = (
     "experiment/test_compare", "train/test_resume", "cli/test_export",
-    "train/common/test_distributed", "train/test_finetune", "e2e/test_main_job",
+    "train/common/test_distributed", "train/test_finetune", "test_api_reference",
+    "e2e/test_main_job",
     "train/test_pytorch_backend", "cli/test_demo", "device/bench/test_runner",
     "device/bench/test_sweep", "device/loadgen/test_loadgen", "export/quantize/test_quantize",
     "export/web/test_export", "export/test_exporter", "train/engine/test_phase_builder",

@@ -1,9 +1,8 @@
-"""The Python API: its names, their types, and the examples in its reference."""
+"""The names of the Python API, and the paths and objects that its classes take."""
 
 from __future__ import annotations
 
 import ast
-import re
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -12,10 +11,6 @@ import pytest
 
 import edgetl
 from edgetl.core import errors
-
-ROOT = Path(__file__).parents[1]
-REFERENCE = ROOT / "docs/reference/python-api.md"
-FUNCTIONS = {name for name in edgetl.__all__ if name.islower()}
 
 
 def test_public_names_are_declared_alike_everywhere() -> None:
@@ -59,12 +54,6 @@ def test_unknown_name_raises_attribute_error() -> None:
         edgetl.export_  # type: ignore[attr-defined]  # noqa: B018
 
 
-def test_reference_lists_every_public_name() -> None:
-    entries = set(re.findall(r"^::: edgetl\.(\w+)$", REFERENCE.read_text(encoding="utf-8"), re.M))
-    error_classes = {name for name in edgetl.__all__ if name.endswith("Error")}
-    assert entries == set(edgetl.__all__) - error_classes
-
-
 def test_run_directory_is_accepted_as_path() -> None:
     run = edgetl.RunDirectory("runs/first")
     assert run == edgetl.RunDirectory(Path("runs/first")) == edgetl.RunDirectory(run)
@@ -84,6 +73,13 @@ def test_configs_convert_paths() -> None:
     assert replace(config, output="elsewhere").output == Path("elsewhere")
     assert edgetl.ExportConfig(output="bundle").output == Path("bundle")
     assert edgetl.CompareConfig("experiment").output == Path("experiment")
+    assert edgetl.BenchConfig(run, baseline="earlier.json") == edgetl.BenchConfig(
+        Path("runs/first"), baseline=Path("earlier.json")
+    )
+    assert edgetl.LoadgenConfig(run, "offline", data="photos").target == run.path
+    assert edgetl.CandidatesConfig(("resnet18",), output="result.json").output == Path(
+        "result.json"
+    )
 
 
 def test_repr_of_config_shows_changed_fields() -> None:
