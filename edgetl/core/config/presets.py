@@ -184,9 +184,7 @@ def _parse_value(declared: OptionField, value: Any) -> Any:
     if declared.is_nullable and value in (None, declared.option.none_word):
         return None
     if declared.is_list:
-        return declared.parse(
-            [str(part) for part in value] if isinstance(value, list) else [str(value)]
-        )
+        return _parse_list(declared, value)
     if isinstance(value, str) and declared.option.parse is not None:
         return declared.parse([value])
     if declared.option.integer_as_text and type(value) is int:
@@ -206,6 +204,16 @@ def _parse_value(declared: OptionField, value: Any) -> Any:
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
         raise ConfigError("must be an integer of at most 64 bits.")
     return value
+
+
+def _parse_list(declared: OptionField, value: Any) -> Any:
+    """Parse a list, a text with commas, or a single value."""
+    parts = value if isinstance(value, list) else [value]
+    is_numeric = int in declared.kinds or float in declared.kinds
+    if any(type(part) not in ((str, int, float) if is_numeric else (str,)) for part in parts):
+        noun = "numbers" if is_numeric else "strings"
+        raise ConfigError(f"must be a list of {noun}, got {abbreviate(value)}.")
+    return declared.parse([str(part) for part in parts])
 
 
 _TYPE_NAMES: dict[type, str] = {

@@ -80,6 +80,10 @@ def test_json_leaves_out_defaults() -> None:
         ({"rounds": "many"}, "rounds: must be an integer, got 'many'"),
         ({"scopes": "model", "scope": "file"}, "scope: set twice"),
         ({"max_p99_ms": "soon"}, "is not a latency"),
+        ({"providers": True}, "providers: must be a list of strings, got True"),
+        ({"variants": [["int8"]]}, "variants: must be a list of strings"),
+        ({"threads": [1, None]}, "threads: must be a list of numbers"),
+        ({"threads": 1.5}, "threads: must be integers"),
         ([1], "must be an object of options"),
     ],
 )
