@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from edgetl.cli.console import err
+from edgetl.experiment.progress import ExperimentProgress  # noqa: TID253 (a light module)
 
 if TYPE_CHECKING:
     from edgetl.core.artifacts.experiment_runs import StrategyRun
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _REDRAW_INTERVAL_S = 0.5
 
 
-class PlainExperimentProgress:
+class PlainExperimentProgress(ExperimentProgress):
     """Print one line per note and per start and end of a run."""
 
     def __init__(self) -> None:
@@ -34,9 +35,6 @@ class PlainExperimentProgress:
     def note(self, text: str) -> None:
         """Print the note."""
         err.print(text, markup=False, soft_wrap=True)
-
-    def on_bench_progress(self, done: int, total: int, text: str) -> None:
-        """Print nothing: a note announces each measurement."""
 
     def on_plan(
         self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
@@ -104,10 +102,10 @@ class LiveExperimentProgress(PlainExperimentProgress):
         self._last_note = text
         self._draw()
 
-    def on_bench_progress(self, done: int, total: int, text: str) -> None:
+    def on_bench_progress(self, step: str, done: int, total: int) -> None:
         """Show the progress between blocks only: drawing would disturb the measurement."""
         if total:
-            self._last_note = f"{text} ({done} of {total})"
+            self._last_note = f"{step} ({done} of {total})"
             self._draw()
 
     def on_plan(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,10 +14,9 @@ import typer
 from edgetl.cli.console import heavy_imports, out
 
 if TYPE_CHECKING:
-    from edgetl.device.bench.rounds import BenchProgress
+    from edgetl.core.progress import ProgressCallback
     from edgetl.device.verify import VerifyResult
     from edgetl.experiment.progress import ExperimentProgress
-    from edgetl.export.exporter import ExportProgress
 
 
 def demo(
@@ -100,17 +99,17 @@ class _TerminalProgress:
 
         return open_experiment_progress()
 
-    def open_export(self) -> AbstractContextManager[ExportProgress]:
+    def open_export(self) -> AbstractContextManager[ProgressCallback]:
         from edgetl.cli.progress import open_step_progress
 
         return open_step_progress()
 
-    def open_verify(self) -> AbstractContextManager[Callable[[str], None]]:
+    def open_verify(self) -> AbstractContextManager[ProgressCallback]:
         from edgetl.cli.verify import open_verify_progress
 
         return open_verify_progress()
 
-    def open_bench(self) -> AbstractContextManager[BenchProgress]:
+    def open_bench(self) -> AbstractContextManager[ProgressCallback]:
         from edgetl.cli.progress import open_measurement_progress
 
         return open_measurement_progress()

@@ -22,11 +22,10 @@ from edgetl.core.config.options import get_flags
 from edgetl.core.config.presets import resolve_config
 from edgetl.core.errors import ConfigError
 from edgetl.core.paths import RunDirectory
+from edgetl.core.progress import NullProgress, TrainingProgress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from edgetl.train.common.progress import Progress
 
 
 @config_options(FinetuneConfig)
@@ -75,7 +74,6 @@ def finetune(
         import edgetl.train.finetune  # noqa: F401
         from edgetl.cli.finetune_progress import open_training_progress
         from edgetl.train.common.distributed import is_main_process
-        from edgetl.train.common.progress import NullProgress
 
     try:
         with (
@@ -99,7 +97,7 @@ def finetune(
 
 def _prepare_new_run(
     data: Path | None, config: Path | None, options: dict[str, Any]
-) -> Callable[[Progress], RunDirectory]:
+) -> Callable[[TrainingProgress], RunDirectory]:
     if data is None:
         raise ConfigError(
             "DATA is missing. Give a folder of images, or resume a run with --resume RUN."
@@ -107,7 +105,7 @@ def _prepare_new_run(
     preset = options.pop("preset", None)
     settings = resolve_config(data, preset, config, options)
 
-    def work(progress: Progress) -> RunDirectory:
+    def work(progress: TrainingProgress) -> RunDirectory:
         from edgetl.train.finetune import finetune as start_run
 
         return start_run(settings, progress)
@@ -117,7 +115,7 @@ def _prepare_new_run(
 
 def _prepare_rerun(
     run: RecordedRun, data: Path | None, options: dict[str, Any]
-) -> Callable[[Progress], RunDirectory]:
+) -> Callable[[TrainingProgress], RunDirectory]:
     """Repeat a run from its config.json: options override its config, recorded choices are reused.
 
     The choices are made again if an option they depend on has changed.
@@ -132,7 +130,7 @@ def _prepare_rerun(
     settings = replace(run.config, data=data or run.config.data, **options)
     changed_fields = find_changed_choice_inputs(run.config, settings)
 
-    def work(progress: Progress) -> RunDirectory:
+    def work(progress: TrainingProgress) -> RunDirectory:
         from edgetl.train.finetune import finetune as start_run
 
         if not changed_fields:
@@ -147,7 +145,7 @@ def _prepare_rerun(
 
 def _prepare_resume(
     run: Path, data: Path | None, config: Path | None, options: dict[str, Any]
-) -> Callable[[Progress], RunDirectory]:
+) -> Callable[[TrainingProgress], RunDirectory]:
     flags = get_flags(FinetuneConfig)
     conflicts = [
         *(["DATA"] if data else []),
@@ -160,7 +158,7 @@ def _prepare_resume(
             f"Remove {', '.join(conflicts)}."
         )
 
-    def work(progress: Progress) -> RunDirectory:
+    def work(progress: TrainingProgress) -> RunDirectory:
         from edgetl.train.finetune import resume
 
         return resume(run.expanduser().absolute(), progress)

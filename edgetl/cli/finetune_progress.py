@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from edgetl.core.progress import StepProgress, TrainingProgress
+
 if TYPE_CHECKING:
-    from edgetl.train.common.progress import EpochRecord, StepProgress
+    from edgetl.core.artifacts.run import EpochRecord
 
 
-class PlainTrainingProgress:
+class PlainTrainingProgress(TrainingProgress):
     """Print notes, warnings and one line per epoch."""
 
     def __init__(self, console: Console) -> None:
@@ -26,15 +28,6 @@ class PlainTrainingProgress:
     def warn(self, text: str) -> None:
         """Print the warning in yellow."""
         self._console.print(f"Warning: {text}", style="yellow", markup=False, soft_wrap=True)
-
-    def on_files_checked(self, done: int, total: int) -> None:
-        """Print nothing: a note with the number of images follows."""
-
-    def on_features_computed(self, done: int, total: int) -> None:
-        """Print nothing: this takes only seconds."""
-
-    def on_step_end(self, step: StepProgress) -> None:
-        """Print nothing: the log has one line per epoch."""
 
     def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
         """Print the metrics of the epoch; `*` marks the best so far."""
@@ -57,17 +50,10 @@ class LiveTrainingProgress(PlainTrainingProgress):
         self._bar = bar
         self._task: TaskID | None = None
 
-    def on_files_checked(self, done: int, total: int) -> None:
-        """Update the bar of checked files."""
-        self._update_count("checking images", done, total)
-
-    def on_features_computed(self, done: int, total: int) -> None:
-        """Update the bar of computed features."""
-        self._update_count("running frozen blocks", done, total)
-
-    def _update_count(self, description: str, done: int, total: int) -> None:
+    def on_progress(self, step: str, done: int, total: int) -> None:
+        """Show a bar for the step."""
         if self._task is None:
-            self._task = self._bar.add_task(description, total=total, metrics="")
+            self._task = self._bar.add_task(step, total=total, metrics="")
         self._bar.update(self._task, completed=done)
         if done == total:
             self._bar.remove_task(self._task)

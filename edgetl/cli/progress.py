@@ -11,6 +11,7 @@ import typer
 
 from edgetl.cli.console import err, print_json
 from edgetl.cli.interruption import interrupted_exit_status
+from edgetl.core.progress import ProgressCallback
 
 
 class _MeasurementResult(Protocol):
@@ -29,8 +30,8 @@ ResultT = TypeVar("ResultT", bound=_MeasurementResult)
 
 
 @contextmanager
-def open_step_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callback (step, done, total). A total of 0 means that the step has no count."""
+def open_step_progress() -> Iterator[ProgressCallback]:
+    """Yield a callback that draws a bar, or prints each step once outside a terminal."""
     if not err.is_terminal:
         printed_steps: set[str] = set()
 
@@ -68,13 +69,13 @@ def open_step_progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def open_block_progress() -> Iterator[Callable[[int, int, str], None]]:
-    """Yield a callback (done, total, text) for the blocks of a benchmark.
+def open_block_progress() -> Iterator[ProgressCallback]:
+    """Yield a callback for the blocks of a benchmark.
 
     The bar is drawn only between blocks, so that drawing does not disturb a measurement.
     """
     if not err.is_terminal:
-        yield lambda done, total, text: err.print(text, markup=False)
+        yield lambda step, done, total: err.print(step, markup=False)
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -87,15 +88,15 @@ def open_block_progress() -> Iterator[Callable[[int, int, str], None]]:
     with Progress(*columns, console=err, auto_refresh=False, transient=True) as bar:
         task = bar.add_task("", total=None)
 
-        def draw(done: int, total: int, text: str) -> None:
-            bar.update(task, description=text, completed=done, total=total or None)
+        def draw(step: str, done: int, total: int) -> None:
+            bar.update(task, description=step, completed=done, total=total or None)
             bar.refresh()
 
         yield draw
 
 
 @contextmanager
-def open_measurement_progress() -> Iterator[Callable[[int, int, str], None]]:
+def open_measurement_progress() -> Iterator[ProgressCallback]:
     """Yield block progress; on Ctrl-C print what was kept and exit with the interrupted status."""
     try:
         with open_block_progress() as progress:
@@ -111,7 +112,7 @@ def open_measurement_progress() -> Iterator[Callable[[int, int, str], None]]:
 
 
 def measure_and_show(
-    measure: Callable[[Callable[[int, int, str], None]], ResultT],
+    measure: Callable[[ProgressCallback], ResultT],
     show: Callable[[ResultT], None],
     as_json: bool,
 ) -> ResultT:

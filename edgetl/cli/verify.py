@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +12,7 @@ import typer
 from edgetl.cli.console import err, out, print_json
 from edgetl.cli.exit_codes import ExitCode
 from edgetl.core.files import SCHEMA
+from edgetl.core.progress import ProgressCallback
 from edgetl.core.typed_json import to_json
 
 if TYPE_CHECKING:
@@ -82,13 +83,13 @@ def verify(
 
 
 @contextmanager
-def open_verify_progress() -> Iterator[Callable[[str], None]]:
-    """Yield a callback for the name of each variant; it prints nothing outside a terminal."""
+def open_verify_progress() -> Iterator[ProgressCallback]:
+    """Yield a callback for each variant; it prints nothing outside a terminal."""
     if not err.is_terminal:
-        yield lambda text: None
+        yield lambda step, done, total: None
         return
     with err.status("Verifying") as status:
-        yield lambda text: status.update(f"Verifying {text}")
+        yield lambda step, done, total: status.update(f"Verifying {step}")
 
 
 def print_verify_results(results: Sequence[VerifyResult]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,15 +26,15 @@ from edgetl.core.config.parsers import parse_duration
 from edgetl.core.errors import BundleError, ConfigError, RunError
 from edgetl.core.files import write_text
 from edgetl.core.paths import ExperimentDirectory, RunDirectory
+from edgetl.core.progress import ProgressCallback
 from edgetl.demo.images.dataset import CLASSES, generate_inspection_dataset
 from edgetl.demo.summary import accuracy_gain_table, latency_gain_table
 from edgetl.device.bench.protocol import QUICK_PROTOCOL
-from edgetl.device.bench.rounds import BenchProgress
 from edgetl.device.bench.runner import bench
 from edgetl.device.verify import VerifyResult, verify
 from edgetl.experiment.compare import compare
 from edgetl.experiment.progress import ExperimentProgress
-from edgetl.export.exporter import ExportProgress, export_run
+from edgetl.export.exporter import export_run
 from edgetl.report.compare.tables import TextTable
 from edgetl.report.html.blocks import write_page
 from edgetl.report.run.page import render_run_report
@@ -84,13 +84,13 @@ class DemoProgress(Protocol):
     def open_compare(self) -> AbstractContextManager[ExperimentProgress]:
         """Return the callbacks for training."""
 
-    def open_export(self) -> AbstractContextManager[ExportProgress]:
+    def open_export(self) -> AbstractContextManager[ProgressCallback]:
         """Return the callback for the export."""
 
-    def open_verify(self) -> AbstractContextManager[Callable[[str], None]]:
+    def open_verify(self) -> AbstractContextManager[ProgressCallback]:
         """Return the callback for the verification."""
 
-    def open_bench(self) -> AbstractContextManager[BenchProgress]:
+    def open_bench(self) -> AbstractContextManager[ProgressCallback]:
         """Return the callback for the benchmark."""
 
 

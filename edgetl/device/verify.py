@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from edgetl.core.artifacts.bundle import VariantRecord
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import BenchError, BundleError, ProviderError
 from edgetl.core.paths import StrPath
+from edgetl.core.progress import ProgressCallback, log_progress
 from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.job import GateReply, WorkerJob
 from edgetl.device.bench.protocol import BenchProtocol
@@ -49,7 +51,7 @@ def verify(
     variants: Sequence[str] = (),
     providers: Sequence[str] = ("cpu",),
     threads: int | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: ProgressCallback | None = None,
 ) -> list[VerifyResult]:
     """Run the golden images through every variant, each in a subprocess, and compare the logits.
 
@@ -60,7 +62,7 @@ def verify(
         variants: variant names; all if empty.
         providers: short names of execution providers.
         threads: intra-op threads; None uses all available cores.
-        progress: called with the name of each variant and provider before it runs.
+        progress: called with each variant and provider before it runs.
 
     Returns:
         One result for each variant and provider.
@@ -78,21 +80,24 @@ def verify(
     # All files are checked before any is run, so that a badly copied bundle fails as a whole.
     files = {variant.name: _path_or_error(opened, variant) for variant in selected_variants}
     opened.companion_files()
+    report = progress or log_progress
+    results: list[VerifyResult] = []
+    combinations = list(product(selected_variants, dict.fromkeys(providers)))
     with tempfile.TemporaryDirectory(prefix="edgetl-verify-") as folder:
-        return [
-            _verify_variant(
-                opened,
-                variant,
-                files[variant.name],
-                provider,
-                golden,
-                threads or available_cores(),
-                Path(folder),
-                progress,
+        for variant, provider in combinations:
+            report(f"{variant.name} on {provider}", len(results), len(combinations))
+            results.append(
+                _verify_variant(
+                    opened,
+                    variant,
+                    files[variant.name],
+                    provider,
+                    golden,
+                    threads or available_cores(),
+                    Path(folder),
+                )
             )
-            for variant in selected_variants
-            for provider in dict.fromkeys(providers)
-        ]
+    return results
 
 
 def _path_or_error(bundle: Bundle, variant: VariantRecord) -> Path | UnreadableModelError:
@@ -110,10 +115,7 @@ def _verify_variant(
     golden: GoldenSet,
     threads: int,
     folder: Path,
-    progress: Callable[[str], None] | None,
 ) -> VerifyResult:
-    if progress:
-        progress(f"{variant.name} on {provider}")
     if isinstance(file, UnreadableModelError):
         return VerifyResult(
             variant.name,

@@ -35,7 +35,7 @@ from edgetl.experiment.plan import (
     to_screened_networks,
     write_plan,
 )
-from edgetl.experiment.progress import ExperimentProgress, NullExperimentProgress
+from edgetl.experiment.progress import ExperimentProgress
 from edgetl.experiment.task_process import run_task
 from edgetl.report.compare.page import render_compare_report
 from edgetl.report.compare.tables import render_compare_markdown
@@ -54,7 +54,7 @@ def plan_experiment(
         EdgetlError: see `make_plan`.
     """
     with tempfile.TemporaryDirectory(prefix="edgetl-compare-") as scratch:
-        return make_plan(config, recipe, progress or NullExperimentProgress(), Path(scratch))
+        return make_plan(config, recipe, progress or ExperimentProgress(), Path(scratch))
 
 
 def compare(
@@ -80,7 +80,7 @@ def compare(
         RunError: another process is using the output folder.
         KeyboardInterrupt: finished runs are kept, and the same call continues.
     """
-    progress = progress or NullExperimentProgress()
+    progress = progress or ExperimentProgress()
     folder = ExperimentDirectory(Path(config.output))
     plan = plan_experiment(config, recipe, progress)
     folder.runs.mkdir(parents=True, exist_ok=True)

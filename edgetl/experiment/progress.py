@@ -1,57 +1,43 @@
-"""Progress callbacks of an experiment."""
+"""Progress of an experiment."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from edgetl.core.artifacts.experiment_runs import StrategyRun
-from edgetl.experiment.matrix import PlannedRun
+from edgetl.core.progress import LOGGER
+
+if TYPE_CHECKING:
+    from edgetl.core.artifacts.experiment_runs import StrategyRun
+    from edgetl.experiment.matrix import PlannedRun
 
 
-class ExperimentProgress(Protocol):
-    """Callbacks for the progress of an experiment, called from the thread that runs it."""
+class ExperimentProgress:
+    """Receiver of an experiment's progress, called from the thread that runs it.
+
+    Subclasses override the methods of interest. The others log notes and warnings to the logger
+    `edgetl` and do nothing else.
+    """
 
     def note(self, text: str) -> None:
-        """Report a note for the user."""
+        """Receive a note for the user."""
+        LOGGER.info(text)
 
-    def on_bench_progress(self, done: int, total: int, text: str) -> None:
-        """Report the progress of a latency measurement. Drawing would disturb the measurement."""
+    def on_bench_progress(self, step: str, done: int, total: int) -> None:
+        """Receive the progress of a latency measurement. Drawing would disturb the measurement."""
 
     def on_plan(
         self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
     ) -> None:
-        """Report the plan: all runs, the names of finished runs, and the estimated time by name."""
+        """Receive all runs, the names of finished runs, and the estimated time by name."""
 
     def on_run_start(self, run: PlannedRun) -> None:
-        """Report that the process of a run is about to start."""
+        """Receive a run whose process is about to start."""
 
     def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
-        """Report a message of the run's process: `step`, `epoch`, `note` or `warning`."""
+        """Receive a message of the run's process: `step`, `epoch`, `note` or `warning`."""
+        if "warning" in message:
+            LOGGER.warning("%s: %s", run.name, message["warning"])
 
     def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
-        """Report that a run finished or failed."""
-
-
-class NullExperimentProgress:
-    """Progress callbacks that do nothing."""
-
-    def note(self, text: str) -> None:
-        """Do nothing."""
-
-    def on_bench_progress(self, done: int, total: int, text: str) -> None:
-        """Do nothing."""
-
-    def on_plan(
-        self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]
-    ) -> None:
-        """Do nothing."""
-
-    def on_run_start(self, run: PlannedRun) -> None:
-        """Do nothing."""
-
-    def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
-        """Do nothing."""
+        """Receive a run that finished or failed."""

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.errors import EdgetlError, error_to_json
+from edgetl.core.progress import StepProgress, TrainingProgress
 
 SendMessage = Callable[[dict[str, Any]], None]
 
@@ -69,8 +71,8 @@ _TASK_HANDLERS: dict[str, Callable[[dict[str, Any], SendMessage], None]] = {
 }
 
 
-class _MessageProgress:
-    """Implementation of `edgetl.train.common.progress.Progress` that sends messages."""
+class _MessageProgress(TrainingProgress):
+    """Progress that sends messages to the parent process."""
 
     def __init__(self, send: SendMessage) -> None:
         self._send_message = send
@@ -81,17 +83,11 @@ class _MessageProgress:
     def warn(self, text: str) -> None:
         self._send_message({"warning": text})
 
-    def on_files_checked(self, done: int, total: int) -> None:
-        pass
-
-    def on_features_computed(self, done: int, total: int) -> None:
-        pass
-
-    def on_step_end(self, step: Any) -> None:
+    def on_step_end(self, step: StepProgress) -> None:
         self._send_message({"step": asdict(step)})
 
-    def on_epoch_end(self, record: Any, best: bool) -> None:
-        self._send_message({"epoch": record.to_json()})
+    def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
+        self._send_message({"epoch": asdict(record)})
 
 
 def _exit_with_parent() -> None:

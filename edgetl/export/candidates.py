@@ -18,11 +18,12 @@ from edgetl.core.artifacts.storage import check_output_path, store_result
 from edgetl.core.config.candidates import CandidatesConfig
 from edgetl.core.errors import EdgetlError, ProviderError
 from edgetl.core.files import sha256_file
+from edgetl.core.progress import ProgressCallback, log_progress
 from edgetl.device.bench import target
 from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.correctness_gate import GatedCase, run_gates
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.rounds import BenchProgress, RoundRunner
+from edgetl.device.bench.rounds import RoundRunner
 from edgetl.device.hardware.cpu import resolve_intra_op_threads
 from edgetl.device.hardware.info import collect_device_info
 from edgetl.device.runtime.session import check_provider
@@ -45,7 +46,7 @@ class _PreparedCandidate:
 
 def time_candidates(
     config: CandidatesConfig,
-    progress: BenchProgress | None = None,
+    progress: ProgressCallback | None = None,
     protocol: BenchProtocol | None = None,
 ) -> CandidatesResult:
     """Export every architecture at every image size with random weights and time them in rounds.
@@ -56,7 +57,7 @@ def time_candidates(
 
     Args:
         config: what to time, and the latency budget.
-        progress: called with (done, total, text) before each export and each block; total is 0 for
+        progress: called with the next step before each export and each block; total is 0 for
             notes, such as the estimated duration.
         protocol: lengths of blocks and warm-up; None for the default protocol.
 
@@ -72,7 +73,7 @@ def time_candidates(
             for BenchError.
     """
     protocol = protocol or BenchProtocol()
-    report = progress or (lambda done, total, text: None)
+    report = progress or log_progress
     check_names(config.architectures)
     check_provider(config.provider)
     check_output_path(config.output, RESULTS)
@@ -87,7 +88,7 @@ def time_candidates(
         duration = _format_duration(config.rounds * sum(item.block_s for item in candidates))
         note = f"Timing {len(cases)} candidates in {config.rounds} rounds takes {duration}."
         if cases:
-            report(0, 0, note)
+            report(note, 0, 0)
         runner = RoundRunner()
         with runner.capture_stop():
             runner.measure(cases, config.rounds, config.seed, folder, report)
@@ -139,13 +140,13 @@ def _prepare_all(
     threads: int,
     protocol: BenchProtocol,
     folder: Path,
-    report: BenchProgress,
+    report: ProgressCallback,
 ) -> Iterator[_PreparedCandidate]:
     sizes = tuple(dict.fromkeys(config.image_sizes)) or (None,)
     combinations = list(product(dict.fromkeys(config.architectures), sizes))
     for number, (architecture, requested_size) in enumerate(combinations):
         size = requested_size or get_architecture(architecture).image_size
-        report(number, len(combinations), f"exporting {architecture} at {size} px")
+        report(f"exporting {architecture} at {size} px", number, len(combinations))
         row = CandidateRow(architecture, size)
         try:
             yield _prepare(row, config, threads, protocol, folder)
@@ -177,7 +178,7 @@ def _prepare(
     # checks the provider and describes the session.
     start = time.monotonic()
     case = target.BenchCase("onnxruntime", row.name, source, sha256, size_bytes, ("model",))
-    ((gated_case,), _) = run_gates([case], None, protocol, folder, lambda text: None)
+    ((gated_case,), _) = run_gates([case], None, protocol, folder, log_progress)
     open_s = time.monotonic() - start
     gated_row = gated_case.rows[0]
     return _PreparedCandidate(

@@ -25,6 +25,7 @@ from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.config.export import ExportConfig, name_fixed_size_variant
 from edgetl.core.errors import DataError
 from edgetl.core.paths import BundleDirectory, RunDirectory, StrPath
+from edgetl.core.progress import LOGGER, ProgressCallback, log_progress
 from edgetl.device.bench.protocol import QUICK_PROTOCOL
 from edgetl.device.hardware.memory import keep_freed_memory
 from edgetl.device.runtime.bundle import Bundle, open_bundle
@@ -59,9 +60,6 @@ from edgetl.train.data.splits import read_split
 from edgetl.train.model.factory import LoadedModel, load_run_model, load_stock_model
 from edgetl.train.model.final_model import check_accuracy
 
-ExportProgress = Callable[[str, int, int], None]
-"""Called with (step, done, total); done and total count images and are 0 for uncounted steps."""
-
 
 @dataclass(frozen=True)
 class _ExportInputs:
@@ -78,7 +76,7 @@ class _ExportInputs:
 
 
 def export_run(
-    run: StrPath, config: ExportConfig | None = None, progress: ExportProgress | None = None
+    run: StrPath, config: ExportConfig | None = None, progress: ProgressCallback | None = None
 ) -> Bundle:
     """Export a run's best weights and prove them on its validation images.
 
@@ -135,7 +133,7 @@ def export_architecture(
     config: ExportConfig | None = None,
     images: StrPath | None = None,
     image_size: int | None = None,
-    progress: ExportProgress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Bundle:
     """Export a stock ImageNet model and prove it on photos.
 
@@ -185,9 +183,9 @@ def _export(
     sources: _ExportInputs,
     output: Path,
     config: ExportConfig,
-    progress: ExportProgress | None,
+    progress: ProgressCallback | None,
 ) -> Bundle:
-    notify = progress or (lambda step, done, total: None)
+    notify = progress or log_progress
     # The proof runs PyTorch hundreds of times, and page faults would take a third of that time;
     # see docs/decisions/003.
     keep_freed_memory()
@@ -202,7 +200,7 @@ def _export(
     with new_bundle(output, config.force) as directory:
         built = _BundleExport(directory, model, graph, sources, config, notify).write(runtime)
     if sources.plots is not None:
-        _draw_label_flips(built, sources.plots, len(sources.evaluation_images.files), notify)
+        _draw_label_flips(built, sources.plots, len(sources.evaluation_images.files))
     return open_bundle(output)
 
 
@@ -225,7 +223,7 @@ class _BundleExport:
     graph: NetworkGraph
     sources: _ExportInputs
     config: ExportConfig
-    notify: ExportProgress
+    notify: ProgressCallback
 
     @cached_property
     def _metadata(self) -> ModelMetadata:
@@ -317,7 +315,7 @@ class _BundleExport:
             size,
         )
         step = f"Proving {name} equal to PyTorch"
-        parity = proof.prove(images.files, lambda done, total: self.notify(step, done, total))
+        parity = proof.prove(images.files, step, self.notify)
         return ProvenVariant(name, proof, parity)
 
     def _check_accuracy(self, pytorch_logits: Logits) -> None:
@@ -423,12 +421,10 @@ def _load_quantization_images(sources: _ExportInputs, model: LoadedModel) -> Qua
     )
 
 
-def _draw_label_flips(
-    built: Sequence[BuiltVariant], folder: Path, images: int, notify: ExportProgress
-) -> None:
+def _draw_label_flips(built: Sequence[BuiltVariant], folder: Path, images: int) -> None:
     for item in built:
         name = item.variant.name
         try:
             draw_flips(folder / f"flips_{name}.png", name, item.flips, images)
         except OSError as cause:  # the bundle is complete without the plot
-            notify(f"Cannot write the plot of changed labels: {cause}", 0, 0)
+            LOGGER.warning("Cannot write the plot of changed labels: %s", cause)

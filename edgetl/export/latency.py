@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from edgetl.core.artifacts.bench_rows import BenchRow, round_ratios
 from edgetl.core.artifacts.bundle import LatencyRecord, SpeedVerdict
 from edgetl.core.config.bench import BenchConfig
+from edgetl.core.progress import ProgressCallback
 from edgetl.core.statistics import paired_speedup, sign_test
 from edgetl.device.bench.correctness_gate import run_gates
 from edgetl.device.bench.inputs import prepare_bench_inputs
@@ -25,7 +25,7 @@ _SIGNIFICANCE_LEVEL = 0.05
 
 
 def measure_variant_latencies(
-    bundle: Path, notify: Callable[[str, int, int], None], protocol: BenchProtocol | None = None
+    bundle: Path, notify: ProgressCallback, protocol: BenchProtocol | None = None
 ) -> dict[str, LatencyRecord]:
     """Measure the variants of a bundle; return the latency of each variant by name.
 
@@ -35,7 +35,7 @@ def measure_variant_latencies(
 
     Args:
         bundle: directory with all variants and a manifest.
-        notify: called with (step, done, total).
+        notify: called before each block.
         protocol: lengths of blocks and warm-up; None for the default protocol.
     """
     threads = available_cores()
@@ -50,7 +50,7 @@ def measure_variant_latencies(
             inputs,
             protocol or BenchProtocol(),
             folder,
-            lambda text: notify("Timing variants", 0, 0),
+            lambda step, done, total: notify("Timing variants", 0, 0),
         )
         runner = RoundRunner()
         runner.measure(
@@ -58,7 +58,7 @@ def measure_variant_latencies(
             _ROUNDS,
             0,
             folder,
-            lambda done, total, text: notify("Timing variants", done, total),
+            lambda step, done, total: notify("Timing variants", done, total),
         )
     rows = {}
     failures = {}

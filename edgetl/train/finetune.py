@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -16,9 +17,14 @@ from edgetl.core.artifacts.run_config import RunConfiguration, read_run_configur
 from edgetl.core.config.finetune import Device, FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, DecodeError, RunError
 from edgetl.core.paths import RunDirectory, StrPath
+from edgetl.core.progress import NullProgress, TrainingProgress
 from edgetl.device.hardware.info import collect_device_info
-from edgetl.train.common.distributed import ignore_sigterm, init_distributed, is_peer_failure
-from edgetl.train.common.progress import NullProgress, Progress
+from edgetl.train.common.distributed import (
+    Processes,
+    ignore_sigterm,
+    init_distributed,
+    is_peer_failure,
+)
 from edgetl.train.common.run_choices import use_recorded_threads
 from edgetl.train.data.loader import ImageDataset, ImageLoader
 from edgetl.train.engine.checkpoint import Checkpoint
@@ -36,7 +42,7 @@ from edgetl.train.model.freezing import set_trainable
 from edgetl.train.output_directory import OutputDirectory, choose_output_directory
 from edgetl.train.results import package_versions, write_choices, write_results, write_run_config
 from edgetl.train.setup import RunSetup, prepare_run
-from edgetl.train.tracking import track_progress
+from edgetl.train.tracking import Tracker, open_trackers
 
 
 def read_unfinished_run(run: RunDirectory) -> RunConfiguration:
@@ -92,7 +98,9 @@ _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
 def finetune(
-    config: FinetuneConfig, progress: Progress | None = None, choices: AutoChoices | None = None
+    config: FinetuneConfig,
+    progress: TrainingProgress | None = None,
+    choices: AutoChoices | None = None,
 ) -> RunDirectory:
     """Fine-tune a pretrained classifier on a folder of images and write the run directory.
 
@@ -116,13 +124,13 @@ def finetune(
         KeyboardInterrupt: interrupted; the message says what was saved.
         SystemExit: another of several processes has reported the error.
     """
-    progress = progress or NullProgress()
     start = time.perf_counter()
     with (
         init_distributed(config.device) as processes,
         deterministic_algorithms(config.deterministic),
         use_recorded_threads(choices),
     ):
+        progress = _select_progress(progress, processes)
         run = processes.run_on_main(
             lambda: choose_output_directory(config.output, config.data, config.model, config.force)
         )
@@ -141,7 +149,7 @@ def finetune(
         )
 
 
-def resume(run: StrPath, progress: Progress | None = None) -> RunDirectory:
+def resume(run: StrPath, progress: TrainingProgress | None = None) -> RunDirectory:
     """Resume a run from its last checkpoint, or from the start if it has none.
 
     On a CPU the final weights are bit-identical to those of an uninterrupted run.
@@ -158,10 +166,10 @@ def resume(run: StrPath, progress: Progress | None = None) -> RunDirectory:
 
     All other errors of `finetune` are raised as well.
     """
-    progress = progress or NullProgress()
     start = time.perf_counter()
     directory = RunDirectory(run)
     with init_distributed(_recorded_device(directory)) as processes:
+        progress = _select_progress(progress, processes)
         recorded = processes.run_on_main(lambda: read_unfinished_run(directory))
         assert recorded.requested_config is not None
         config = recorded.requested_config
@@ -193,6 +201,13 @@ def resume(run: StrPath, progress: Progress | None = None) -> RunDirectory:
             )
 
 
+def _select_progress(progress: TrainingProgress | None, processes: Processes) -> TrainingProgress:
+    """Return the progress of this process: only the main process reports."""
+    if not processes.is_main:
+        return NullProgress()
+    return progress or TrainingProgress()
+
+
 def _read_checkpoint_if_exists(run: RunDirectory) -> Checkpoint | None:
     return read_training_checkpoint(run.checkpoint) if run.checkpoint.exists() else None
 
@@ -207,7 +222,10 @@ def _recorded_device(run: RunDirectory) -> Device:
 
 
 def _report_resume(
-    setup: RunSetup, recorded: RunConfiguration, checkpoint: Checkpoint | None, progress: Progress
+    setup: RunSetup,
+    recorded: RunConfiguration,
+    checkpoint: Checkpoint | None,
+    progress: TrainingProgress,
 ) -> None:
     check_inputs_unchanged(setup, recorded)
     if checkpoint is None:
@@ -222,7 +240,7 @@ def _report_resume(
 def _run_training(
     setup: RunSetup,
     output: OutputDirectory | None,
-    progress: Progress,
+    progress: TrainingProgress,
     start: float,
     reading_s: float,
     checkpoint: Checkpoint | None,
@@ -239,13 +257,13 @@ def _run_training(
             setup.choices.on_change = partial(write_choices, run)
         finished_epochs = len(checkpoint.metadata["records"]) if checkpoint else 0
         with (
-            track_progress(setup.config, run, progress, finished_epochs)
+            open_trackers(setup.config, run, progress, finished_epochs)
             if processes.is_main
-            else nullcontext(progress) as tracked_progress
+            else nullcontext(()) as trackers
         ):
-            trainer = _build_trainer(setup, tracked_progress, start, deadline)
+            trainer = _build_trainer(setup, progress, trackers, start, deadline)
             trainer.seconds["reading"] = reading_s
-            builder = _build_phase_builder(setup, tracked_progress, deadline, checkpoint)
+            builder = _build_phase_builder(setup, progress, deadline, checkpoint)
             last_phase = _train_phases(setup, trainer, builder, checkpoint)
             write_results(setup, trainer, last_phase, builder.report, start)
     except BaseException as cause:
@@ -289,7 +307,7 @@ def _resume_hint(run: RunDirectory) -> str:
     return "No checkpoint was saved yet: run the same command again."
 
 
-def estimate_seconds(config: FinetuneConfig, progress: Progress | None = None) -> float:
+def estimate_seconds(config: FinetuneConfig, progress: TrainingProgress | None = None) -> float:
     """Estimate the duration of `finetune` in seconds by timing steps on the user's images.
 
     Nothing is trained or written.
@@ -297,7 +315,7 @@ def estimate_seconds(config: FinetuneConfig, progress: Progress | None = None) -
     Raises:
         EdgetlError: a problem with data, weights or options, as in `finetune`.
     """
-    progress = progress or NullProgress()
+    progress = progress or TrainingProgress()
     start = time.perf_counter()
     run = choose_output_directory(config.output, config.data, config.model, config.force)
     setup = prepare_run(config, run, progress)
@@ -306,7 +324,11 @@ def estimate_seconds(config: FinetuneConfig, progress: Progress | None = None) -
 
 
 def _build_trainer(
-    setup: RunSetup, progress: Progress, start: float, deadline: float | None
+    setup: RunSetup,
+    progress: TrainingProgress,
+    trackers: Sequence[Tracker],
+    start: float,
+    deadline: float | None,
 ) -> Trainer:
     config = setup.config
     data = setup.data
@@ -319,6 +341,7 @@ def _build_trainer(
         images_per_epoch=len(labels),
         has_validation=bool(data.entries_in("val")),
         progress=progress,
+        trackers=trackers,
         started_at=start,
         deadline=deadline,
         processes=setup.processes,
@@ -327,7 +350,10 @@ def _build_trainer(
 
 
 def _build_phase_builder(
-    setup: RunSetup, progress: Progress, deadline: float | None, checkpoint: Checkpoint | None
+    setup: RunSetup,
+    progress: TrainingProgress,
+    deadline: float | None,
+    checkpoint: Checkpoint | None,
 ) -> PhaseBuilder:
     config = setup.config
     entries = setup.data.entries

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.errors import DecodeError
 from edgetl.core.paths import RunDirectory
 from edgetl.device.runtime.images import load_image
 from edgetl.report.plots.contact_sheet import MAX_TILES, Mistake, save_mistakes_sheet
 from edgetl.report.plots.run_plots import save_confusion_matrix, save_training_curves
-from edgetl.train.common.progress import EpochRecord
 from edgetl.train.data.splits import SplitEntry
 from edgetl.train.engine.evaluation import Evaluation
 
@@ -40,7 +40,7 @@ def draw_plots(
     run.plots.mkdir(exist_ok=True)
     save_training_curves(
         run.plots / "curves.png",
-        [record.to_json() for record in records],
+        records,
         best.epoch if best else None,
     )
     save_confusion_matrix(

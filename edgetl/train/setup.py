@@ -12,11 +12,11 @@ from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.core.paths import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.progress import TrainingProgress
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.hardware.memory import free_memory_bytes, keep_freed_memory
 from edgetl.train.common.distributed import SINGLE_PROCESS, Processes
 from edgetl.train.common.precision import ComputeConfig, choose_compute_config
-from edgetl.train.common.progress import Progress
 from edgetl.train.common.run_choices import RunChoices, choice_unavailable_error
 from edgetl.train.data.augmentation import Augmentation
 from edgetl.train.data.dataset import SplitDataset, read_dataset
@@ -71,7 +71,7 @@ class RunSetup:
 def prepare_run(
     config: FinetuneConfig,
     run: RunDirectory,
-    progress: Progress,
+    progress: TrainingProgress,
     processes: Processes = SINGLE_PROCESS,
     choices: AutoChoices | None = None,
 ) -> RunSetup:
@@ -152,7 +152,7 @@ def _read_data(
     config: FinetuneConfig,
     budget_bytes: int,
     preprocessing: Preprocessing,
-    progress: Progress,
+    progress: TrainingProgress,
     processes: Processes,
 ) -> tuple[SplitDataset, DecodedImageCache]:
     decoded_cache = DecodedImageCache(
@@ -164,7 +164,7 @@ def _read_data(
             Path(config.data),
             config.val_split,
             config.resolved_split_seed,
-            progress.on_files_checked,
+            progress.on_progress,
             decoded_cache,
             config.allow_leaks,
         )
@@ -297,7 +297,7 @@ def _check_images_per_process(images: int, processes: Processes) -> None:
         )
 
 
-def _report_setup(data: SplitDataset, config: FinetuneConfig, progress: Progress) -> None:
+def _report_setup(data: SplitDataset, config: FinetuneConfig, progress: TrainingProgress) -> None:
     for warning in data.warnings:
         progress.warn(warning)
     train_images = len(data.entries_in("train"))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, RunError
 from edgetl.core.files import read_json, write_json
 from edgetl.core.paths import RunDirectory
-from edgetl.train.common.progress import EpochRecord, Progress, StepProgress
+from edgetl.core.progress import TrainingProgress
 
 _EXPERIMENT = "edgetl"
 _MLFLOW_TIMEOUTS = {
@@ -26,68 +27,38 @@ _MLFLOW_TIMEOUTS = {
 class Tracker(Protocol):
     """Receiver of metrics."""
 
-    def log_metrics(self, epoch: int, metrics: Mapping[str, float]) -> None:
+    def log_epoch(self, record: EpochRecord) -> None:
         """Log the metrics of an epoch."""
 
     def close(self, finished: bool) -> None:
         """End tracking; `finished` if the run has finished without an error."""
 
 
-class TrackedProgress:
-    """Progress that forwards all reports and logs every epoch's metrics to trackers."""
-
-    def __init__(self, progress: Progress, trackers: list[Tracker]) -> None:
-        self._progress = progress
-        self._trackers = trackers
-
-    def note(self, text: str) -> None:
-        """Forward the report."""
-        self._progress.note(text)
-
-    def warn(self, text: str) -> None:
-        """Forward the report."""
-        self._progress.warn(text)
-
-    def on_files_checked(self, done: int, total: int) -> None:
-        """Forward the report."""
-        self._progress.on_files_checked(done, total)
-
-    def on_features_computed(self, done: int, total: int) -> None:
-        """Forward the report."""
-        self._progress.on_features_computed(done, total)
-
-    def on_step_end(self, step: StepProgress) -> None:
-        """Forward the report."""
-        self._progress.on_step_end(step)
-
-    def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
-        """Forward the report and log the metrics."""
-        self._progress.on_epoch_end(record, best)
-        metrics = {
-            "train/loss": record.train_loss,
-            "train/accuracy": record.train_accuracy,
-            "val/loss": record.val_loss,
-            "val/accuracy": record.val_accuracy,
-            "lr": record.lr,
-            "images_per_second": record.images_per_second,
-        }
-        available = {name: value for name, value in metrics.items() if value is not None}
-        for tracker in self._trackers:
-            tracker.log_metrics(record.epoch, available)
+def _tracked_metrics(record: EpochRecord) -> dict[str, float]:
+    """Return the metrics of an epoch by their names in the trackers."""
+    metrics = {
+        "train/loss": record.train_loss,
+        "train/accuracy": record.train_accuracy,
+        "val/loss": record.val_loss,
+        "val/accuracy": record.val_accuracy,
+        "lr": record.lr,
+        "images_per_second": record.images_per_second,
+    }
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 @contextmanager
-def track_progress(
-    config: FinetuneConfig, run: RunDirectory, progress: Progress, epochs: int = 0
-) -> Iterator[Progress]:
-    """Yield `progress` with the trackers of the configuration attached.
+def open_trackers(
+    config: FinetuneConfig, run: RunDirectory, progress: TrainingProgress, epochs: int = 0
+) -> Iterator[Sequence[Tracker]]:
+    """Yield the trackers of the configuration.
 
     A server that does not respond only causes a warning.
 
     Args:
         config: configuration of the run.
         run: the run directory.
-        progress: receiver of progress reports.
+        progress: receiver of warnings.
         epochs: epochs finished earlier; records of later ones in a tracker are discarded or
             overwritten.
 
@@ -110,7 +81,7 @@ def track_progress(
             )
     finished = False
     try:
-        yield TrackedProgress(progress, trackers) if trackers else progress
+        yield trackers
         finished = True
     finally:
         for tracker in trackers:
@@ -125,9 +96,9 @@ class _TensorBoardTracker:
             str(run.tensorboard), purge_step=epochs + 1 if epochs else None
         )
 
-    def log_metrics(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, epoch)
+    def log_epoch(self, record: EpochRecord) -> None:
+        for name, value in _tracked_metrics(record).items():
+            self._writer.add_scalar(name, value, record.epoch)
         self._writer.flush()
 
     def close(self, finished: bool) -> None:
@@ -136,7 +107,7 @@ class _TensorBoardTracker:
 
 class _MlflowTracker:
     def __init__(
-        self, config: FinetuneConfig, run: RunDirectory, store: str, progress: Progress
+        self, config: FinetuneConfig, run: RunDirectory, store: str, progress: TrainingProgress
     ) -> None:
         for name, value in _MLFLOW_TIMEOUTS.items():
             os.environ.setdefault(name, value)
@@ -183,12 +154,12 @@ class _MlflowTracker:
         write_json(run.mlflow, {"store": store, "run_id": run_id})
         return run_id
 
-    def log_metrics(self, epoch: int, metrics: Mapping[str, float]) -> None:
+    def log_epoch(self, record: EpochRecord) -> None:
         if self._is_unreachable:
             return
         try:
-            for name, value in metrics.items():
-                self._client.log_metric(self._run_id, name, value, step=epoch)
+            for name, value in _tracked_metrics(record).items():
+                self._client.log_metric(self._run_id, name, value, step=record.epoch)
         except self._error_type as cause:
             self._is_unreachable = True
             self._progress.warn(

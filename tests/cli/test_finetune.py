@@ -23,6 +23,7 @@ from edgetl.cli.finetune_progress import (
     open_training_progress,
 )
 from edgetl.core.artifacts.measured_choices import AutoChoices
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.config.finetune import (
     AugmentationStrength,
     BatchNorm,
@@ -37,7 +38,7 @@ from edgetl.core.config.finetune import (
 from edgetl.core.config.presets import get_presets
 from edgetl.core.errors import RunError
 from edgetl.core.files import write_json
-from edgetl.train.common.progress import EpochRecord, StepProgress
+from edgetl.core.progress import StepProgress
 
 MakeImages = Callable[..., Path]
 Program = Callable[..., subprocess.CompletedProcess[str]]
@@ -537,8 +538,8 @@ def test_terminal_shows_loss_accuracy_speed_and_time_left() -> None:
     console = Console(force_terminal=True, width=120, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
     with open_training_progress(console) as progress:
         assert isinstance(progress, LiveTrainingProgress)
-        progress.on_files_checked(1, 2)
-        progress.on_files_checked(2, 2)
+        progress.on_progress("checking images", 1, 2)
+        progress.on_progress("checking images", 2, 2)
         progress.on_step_end(STEP)
         progress._bar.refresh()
         console.print(progress._bar.get_renderable())
@@ -559,7 +560,7 @@ def test_log_has_one_line_per_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(force_terminal=False, stderr=True, width=200)
     with open_training_progress(console) as progress:
         assert type(progress) is PlainTrainingProgress
-        progress.on_files_checked(1, 2)
+        progress.on_progress("checking images", 1, 2)
         progress.on_step_end(STEP)
         progress.on_epoch_end(RECORD, best=True)
         progress.warn("look [here]")

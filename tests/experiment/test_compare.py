@@ -38,6 +38,7 @@ from edgetl.experiment import plan as plan_module
 from edgetl.experiment.compare import compare, plan_experiment
 from edgetl.experiment.matrix import PlannedRun
 from edgetl.experiment.plan import to_screened_networks, write_plan
+from edgetl.experiment.progress import ExperimentProgress
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
 from tests.helpers import forkserver
 from tests.helpers.candidates import candidate, result_of
@@ -56,7 +57,7 @@ def not_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-class RecordingProgress:
+class RecordingProgress(ExperimentProgress):
     """Progress callbacks that record their calls."""
 
     def __init__(self) -> None:
@@ -67,9 +68,6 @@ class RecordingProgress:
 
     def note(self, text: str) -> None:
         self.notes.append(text)
-
-    def on_bench_progress(self, done: int, total: int, text: str) -> None:
-        pass
 
     def on_plan(
         self, runs: Sequence[PlannedRun], finished: Sequence[str], seconds: Mapping[str, float]

@@ -42,7 +42,7 @@ def forbidden(*_: Any, **__: Any) -> Any:
 
 
 def test_candidates_are_timed_or_failed_with_reason(tmp_path: Path) -> None:
-    steps: list[tuple[int, int, str]] = []
+    steps: list[tuple[str, int, int]] = []
     config = CandidatesConfig(
         (ARCHITECTURE, "inception_v3", "shufflenet_v2_x0_5", ARCHITECTURE),
         3,
@@ -82,11 +82,11 @@ def test_candidates_are_timed_or_failed_with_reason(tmp_path: Path) -> None:
     assert first.file_bytes is not None
     assert abs(first.file_bytes - 4 * first.parameters) < 0.15 * first.file_bytes
 
-    assert (0, 0) in [step[:2] for step in steps], "a note with the duration"
-    assert next(text for done, total, text in steps if total == 0).startswith(
+    assert (0, 0) in [step[1:] for step in steps], "a note with the duration"
+    assert next(step for step, _, total in steps if total == 0).startswith(
         "Timing 2 candidates in 2 rounds takes about"
     )
-    assert steps[-1] == (4, 4, "measured")
+    assert steps[-1] == ("measured", 4, 4)
     assert result.path is not None
     assert json.loads(result.path.read_text()) == json.loads(json.dumps(result.to_json()))
     assert result.path.parent.resolve() == (tmp_path / "bench").resolve()
@@ -95,8 +95,8 @@ def test_candidates_are_timed_or_failed_with_reason(tmp_path: Path) -> None:
 def test_interrupt_writes_complete_rounds_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(done: int, total: int, text: str) -> None:
-        if text.startswith("round 3"):
+    def stop(step: str, done: int, total: int) -> None:
+        if step.startswith("round 3"):
             raise KeyboardInterrupt
 
     output = tmp_path / "here/result.json"

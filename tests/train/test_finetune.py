@@ -17,16 +17,16 @@ import pytest
 import torch
 from PIL import Image
 
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, RunError, WeightsError
 from edgetl.core.files import sha256_file, write_json
 from edgetl.core.paths import RunDirectory
+from edgetl.core.progress import StepProgress, TrainingProgress
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.train.common.precision import ComputeConfig
-from edgetl.train.common.progress import EpochRecord, NullProgress, StepProgress
 from edgetl.train.data.splits import read_split
-from edgetl.train.engine.trainer import is_better
 from edgetl.train.finetune import finetune
 from edgetl.train.model.factory import load_run_model
 from edgetl.train.output_directory import OutputDirectory, choose_output_directory
@@ -89,7 +89,7 @@ def config(make_images: MakeImages, random_weights: Path, tmp_path: Path) -> Fin
     )
 
 
-class RecordingProgress(NullProgress):
+class RecordingProgress(TrainingProgress):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.warnings: list[str] = []
@@ -240,7 +240,8 @@ def test_phase_2_starts_from_best_epoch_of_phase_1(
 ) -> None:
     # Epoch 2 of 4 is made the best one; a second phase with no learning rate shows its start.
     monkeypatch.setattr(
-        "edgetl.train.engine.trainer.is_better", lambda record, best: record.epoch <= 2
+        "edgetl.core.artifacts.run.EpochRecord.is_better_than",
+        lambda record, best: record.epoch <= 2,
     )
     run = finetune(replace(config, epochs=4, finetune_epochs=1, finetune_lr=1e-12))
     losses = [line["val_loss"] for line in history_of(run)]
@@ -496,19 +497,6 @@ def test_infinite_loss_fails_and_keeps_the_best_weights(config: FinetuneConfig) 
     assert load_run_model(RunDirectory.open(config.output)).labels == ["blue", "green", "red"]
 
 
-def record(accuracy: float | None, loss: float | None) -> EpochRecord:
-    return EpochRecord(1, 1, 1.0, 0.5, loss, accuracy, 1e-3, 1.0, 1.0, 1.0)
-
-
-def test_is_better_compares_accuracy_then_loss() -> None:
-    assert is_better(record(0.5, 1.0), None)
-    assert is_better(record(0.6, 2.0), record(0.5, 1.0))
-    assert not is_better(record(0.5, 0.1), record(0.6, 2.0))
-    assert is_better(record(0.5, 0.9), record(0.5, 1.0))
-    assert not is_better(record(0.5, 1.0), record(0.5, 1.0)), "a tie keeps the earlier epoch"
-    assert is_better(record(None, None), record(None, None))
-
-
 def test_choose_output_directory_finds_a_free_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -749,7 +737,7 @@ def _wait(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None
 
 
 def test_ctrl_c_before_the_first_epoch_leaves_no_files(config: FinetuneConfig) -> None:
-    class InterruptingProgress(NullProgress):
+    class InterruptingProgress(TrainingProgress):
         def on_step_end(self, step: StepProgress) -> None:
             raise KeyboardInterrupt
 

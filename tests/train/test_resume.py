@@ -51,8 +51,8 @@ def _kill(*_: object) -> None:
 
 def _train(config: dict[str, Any], resumed: bool, kill: tuple[str, float] | None) -> None:
     # Runs in a separate process: train, save after every batch, and kill the process at `kill`.
+    from edgetl.core.progress import TrainingProgress
     from edgetl.train import finetune, results
-    from edgetl.train.common import progress
     from edgetl.train.engine import checkpoint, trainer
 
     saves = 0
@@ -73,13 +73,9 @@ def _train(config: dict[str, Any], resumed: bool, kill: tuple[str, float] | None
             os.truncate(path, path.stat().st_size // 2)
             _kill()
 
-    class KillingProgress(progress.NullProgress):
-        def on_features_computed(self, done: int, total: int) -> None:
-            if kind == "prepared" and done >= moment:
-                _kill()
-
-        def on_files_checked(self, done: int, total: int) -> None:
-            if kind == "files" and done >= moment:
+    class KillingProgress(TrainingProgress):
+        def on_progress(self, step: str, done: int, total: int) -> None:
+            if kind == step and done >= moment:
                 _kill()
 
     validations = 0
@@ -183,8 +179,8 @@ def test_resume_after_repeated_kills_is_bit_identical(
         folder.rename(tmp_path / folder.name)
     run = RunDirectory(tmp_path / "run")
     chosen_kills: list[tuple[str, float]] = [
-        ("prepared", 20),
-        ("files", 1),
+        ("running frozen blocks", 20),
+        ("checking images", 1),
         ("half", 1),
         ("saved", 2),
         ("half", 3),

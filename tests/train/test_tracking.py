@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.core.paths import RunDirectory
-from edgetl.train.common.progress import EpochRecord, NullProgress
+from edgetl.core.progress import TrainingProgress
 from edgetl.train.engine import trainer
 from edgetl.train.finetune import finetune, resume
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 
 
-class InterruptingProgress(NullProgress):
+class InterruptingProgress(TrainingProgress):
     """Progress that interrupts after the second epoch."""
 
     def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
@@ -132,7 +133,7 @@ def test_missing_tracker_package_names_the_extra(
     assert 'pip install "edgetl[mlflow]"' in str(convert_import_error(raised.value))
 
 
-class WarningProgress(NullProgress):
+class WarningProgress(TrainingProgress):
     def __init__(self) -> None:
         self.warnings: list[str] = []
 

@@ -31,6 +31,7 @@ from edgetl.core.files import read_json
 from edgetl.core.formatting import format_duration, format_percent
 from edgetl.core.paired_tests import AccuracyDifference, compute_accuracy_difference
 from edgetl.experiment.matrix import PlannedRun
+from edgetl.experiment.progress import ExperimentProgress
 
 STRATEGY_NAMES = {
     "scratch": "everything, from nothing",
@@ -80,8 +81,8 @@ class Line:
     """Gain over random weights; None for random weights themselves."""
 
 
-class _Progress:
-    """Mixin for `edgetl.experiment.progress.ExperimentProgress` that prints a line per run."""
+class _Progress(ExperimentProgress):
+    """Progress that prints a line per run."""
 
     def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
         """Print the accuracy and the time of a run, or its error, on stderr."""
@@ -117,10 +118,6 @@ def measure(
         EdgetlError: see `edgetl compare`; also if a run failed.
     """
     from edgetl.experiment import compare as compare_command
-    from edgetl.experiment.progress import NullExperimentProgress
-
-    class RunEndProgress(_Progress, NullExperimentProgress):
-        pass
 
     def compare(
         folder: str, architecture: str, strategies: tuple[str, ...], weights: str, seconds: float
@@ -135,7 +132,7 @@ def measure(
             bench=False,
         )
         recipe = FinetuneConfig(data.absolute(), weights=weights, device=device)  # type: ignore[arg-type]
-        experiment = compare_command.compare(settings, recipe, RunEndProgress())
+        experiment = compare_command.compare(settings, recipe, _Progress())
         _raise_if_run_failed(experiment)
         return experiment
 

@@ -22,19 +22,43 @@ _MAX_REASON_LENGTH = 200
 
 
 @dataclass(frozen=True)
-class HistoryEpoch:
+class EpochRecord:
     """Metrics of one epoch: a line of history.jsonl."""
 
     phase: int
+    """1 trains the new head, 2 the head and the last blocks."""
     epoch: int
+    """Epoch, counted from 1 over both phases."""
     train_loss: float
+    """Mean loss over the epoch, on augmented images, while the weights change."""
     train_accuracy: float
+    """Training accuracy over the epoch, on augmented images."""
     val_loss: float | None
+    """Validation loss after the epoch; None without validation images."""
     val_accuracy: float | None
+    """Validation accuracy after the epoch; None without validation images."""
     lr: float
     seconds: float
+    """Time of training and validation."""
+    images_per_second: float
+    """Training throughput, without validation."""
     elapsed: float | None = None
-    """Seconds since the start of the run; None in runs of older versions."""
+    """Seconds from the start of the run to the end of this epoch, with reading and caching.
+
+    None in runs of older versions.
+    """
+
+    def is_better_than(self, best: EpochRecord | None) -> bool:
+        """Return whether this epoch is better than the best one before it.
+
+        Higher validation accuracy is better, then lower validation loss; without validation images,
+        the later epoch.
+        """
+        if best is None or self.val_accuracy is None or best.val_accuracy is None:
+            return True
+        if self.val_accuracy != best.val_accuracy:
+            return self.val_accuracy > best.val_accuracy
+        return (self.val_loss or 0.0) < (best.val_loss or 0.0)
 
 
 @dataclass(frozen=True)
@@ -102,7 +126,7 @@ class RunRecord:
     weights: Mapping[str, Any]
     """Source and SHA-256 of the pretrained weights."""
     metrics: RunMetrics | None
-    history: tuple[HistoryEpoch, ...]
+    history: tuple[EpochRecord, ...]
     predictions: tuple[PredictionRecord, ...] | None
     rejected_files: tuple[tuple[str, str], ...]
     """Path and reason."""
@@ -113,18 +137,17 @@ class RunRecord:
         return str(self.config["model"])
 
     @property
-    def best_epoch(self) -> HistoryEpoch | None:
+    def best_epoch(self) -> EpochRecord | None:
         """The epoch with the best weights; the best so far if the run has not finished."""
         if self.metrics is not None:
             return next(
                 (epoch for epoch in self.history if epoch.epoch == self.metrics.best_epoch), None
             )
-        validated = [epoch for epoch in self.history if epoch.val_accuracy is not None]
-        if not validated:
-            return self.history[-1] if self.history else None
-        return min(
-            validated, key=lambda epoch: (-(epoch.val_accuracy or 0.0), epoch.val_loss or 0.0)
-        )
+        best = None
+        for epoch in self.history:
+            if epoch.is_better_than(best):
+                best = epoch
+        return best
 
     @property
     def mistakes(self) -> list[PredictionRecord]:
@@ -257,7 +280,7 @@ def _to_validation_metrics(val: _ValMetrics) -> ValidationMetrics:
     )
 
 
-def _read_history(run: RunDirectory) -> tuple[HistoryEpoch, ...]:
+def _read_history(run: RunDirectory) -> tuple[EpochRecord, ...]:
     try:
         if not run.history.exists():
             return ()
@@ -265,7 +288,7 @@ def _read_history(run: RunDirectory) -> tuple[HistoryEpoch, ...]:
         # The last line may be incomplete while the run is training.
         lines = [line for line in text.splitlines() if line.strip().endswith("}")]
         return tuple(
-            parse_as(HistoryEpoch, parse_json(line), f"line {number}", extra="ignore")
+            parse_as(EpochRecord, parse_json(line), f"line {number}", extra="ignore")
             for number, line in enumerate(lines, 1)
         )
     except (OSError, ValueError) as cause:

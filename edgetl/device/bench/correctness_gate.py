@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import BenchError, EdgetlError
+from edgetl.core.progress import ProgressCallback
 from edgetl.device.bench.inputs import BenchInputs, InputSpec
 from edgetl.device.bench.job import GateReply, WorkerJob, Workload
 from edgetl.device.bench.protocol import BenchProtocol
@@ -46,7 +47,7 @@ def run_gates(
     inputs: BenchInputs | None,
     protocol: BenchProtocol,
     folder: Path,
-    progress: Callable[[str], None],
+    progress: ProgressCallback,
     rates: Sequence[float] = (),
 ) -> tuple[list[GatedCase], list[str]]:
     """Run the gate of every case in a process of its own.
@@ -71,7 +72,7 @@ def run_gates(
     references: _References = {}
     has_alternatives = sum(case.runtime != "pytorch" for case in cases) > 1
     for case in cases:
-        progress(f"gate: {case.name}")
+        progress(f"gate: {case.name}", 0, 0)
         job = _make_gate_job(case, inputs, protocol, rates)
         try:
             reply = run_job(job, folder, GateReply)

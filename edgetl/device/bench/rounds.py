@@ -16,6 +16,7 @@ from edgetl.core.artifacts.bench_rows import BlockResult, relative_spread
 from edgetl.core.artifacts.device import DeviceInfo, DeviceState
 from edgetl.core.artifacts.noise import NoiseReport
 from edgetl.core.errors import BenchError, EdgetlError
+from edgetl.core.progress import ProgressCallback
 from edgetl.device.bench.correctness_gate import GatedCase
 from edgetl.device.bench.job import Workload
 from edgetl.device.bench.worker_process import Worker
@@ -23,8 +24,6 @@ from edgetl.device.hardware.memory import free_memory_bytes
 from edgetl.device.hardware.noise import assess_noise
 from edgetl.device.hardware.state import read_device_state
 
-BenchProgress = Callable[[int, int, str], None]
-"""Callback with (blocks done, blocks in total, the next step)."""
 _MAX_LIVE_PROCESSES = 8
 _MAX_MEMORY_SHARE = 0.7
 _DEFAULT_PROCESS_MEMORY_BYTES = 2**30
@@ -57,7 +56,7 @@ class RoundRunner:
         count: int,
         seed: int,
         folder: Path,
-        progress: BenchProgress,
+        progress: ProgressCallback,
     ) -> None:
         """Measure `count` rounds and record the device's state around them.
 
@@ -81,7 +80,7 @@ class RoundRunner:
         count: int,
         seed: int,
         folder: Path,
-        progress: BenchProgress,
+        progress: ProgressCallback,
     ) -> None:
         generator = random.Random(seed)
         groups = group_cases(gated_cases)
@@ -93,13 +92,13 @@ class RoundRunner:
                 running = self._without_failures(group)
                 for index, gated_case in enumerate(running):
                     text = f"round {round_index + 1} of {count}: {gated_case.case.name}"
-                    progress(done + index, total, text)
+                    progress(text, done + index, total)
                 self._measure_group(running, generator, folder)
                 done += len(group)
             remaining = self._without_failures(gated_cases)
             if all(item.case.runtime == "pytorch" for item in remaining):
                 raise BenchError("\n".join(dict.fromkeys(map(str, self.failures.values()))))
-        progress(total, total, "measured")
+        progress("measured", total, total)
 
     def _without_failures(self, gated_cases: Sequence[GatedCase]) -> list[GatedCase]:
         return [item for item in gated_cases if item.case.name not in self.failures]

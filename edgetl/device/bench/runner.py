@@ -22,11 +22,12 @@ from edgetl.core.artifacts.storage import check_output_path, store_result
 from edgetl.core.artifacts.sustained import SustainedResult
 from edgetl.core.artifacts.variant_agreement import describe_disagreements
 from edgetl.core.config.bench import BenchConfig
+from edgetl.core.progress import ProgressCallback, log_progress
 from edgetl.device.bench.baseline import match_rows, read_baseline
 from edgetl.device.bench.correctness_gate import GatedCase, run_gates
 from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.rounds import BenchProgress, RoundRunner
+from edgetl.device.bench.rounds import RoundRunner
 from edgetl.device.bench.sustained import run_sustained_job
 from edgetl.device.bench.target import BenchTarget, find_target, torch_device
 from edgetl.device.bench.worker_process import run_job
@@ -47,7 +48,7 @@ class _ExtraMeasurements:
 
 def bench(
     config: BenchConfig,
-    progress: BenchProgress | None = None,
+    progress: ProgressCallback | None = None,
     protocol: BenchProtocol | None = None,
 ) -> BenchResult:
     """Benchmark the target of `config`, write the result and return it with its path.
@@ -56,7 +57,7 @@ def bench(
 
     Args:
         config: the target and the options.
-        progress: called before each block.
+        progress: called with the next step before each block.
         protocol: durations and counts; None means the default protocol.
 
     Raises:
@@ -65,7 +66,7 @@ def bench(
         KeyboardInterrupt: interrupted; the message says where the completed rounds were written.
     """
     protocol = protocol or BenchProtocol()
-    report = progress or (lambda done, total, text: None)
+    report = progress or log_progress
     threads = resolve_intra_op_threads(config.threads, config.force)
     for provider in config.providers:
         check_provider(provider)
@@ -139,7 +140,7 @@ def _check_cases(
     config: BenchConfig,
     protocol: BenchProtocol,
     folder: Path,
-    report: BenchProgress,
+    report: ProgressCallback,
 ) -> tuple[list[GatedCase], list[str]]:
     """Run the gates of all cases, see `run_gates`."""
     inputs = None
@@ -151,7 +152,7 @@ def _check_cases(
         inputs,
         protocol,
         folder,
-        lambda text: report(0, 0, text),
+        report,
         tuple(dict.fromkeys(config.rates)),
     )
 
@@ -167,14 +168,14 @@ def _profile_and_sustain(
     runner: RoundRunner,
     extras: _ExtraMeasurements,
     folder: Path,
-    report: BenchProgress,
+    report: ProgressCallback,
 ) -> None:
     measured_cases = [
         gated_case for gated_case in gated_cases if gated_case.case.name not in runner.failures
     ]
     if config.profile:
         for gated_case in measured_cases:
-            report(0, 0, f"profile: {gated_case.case.name}")
+            report(f"profile: {gated_case.case.name}", 0, 0)
             profile = run_job(replace(gated_case.job, task="profile"), folder, OperatorProfile)
             extras.profiles[gated_case.rows[0].id] = profile
     onnx_cases = [item for item in measured_cases if item.case.runtime != "pytorch"]
@@ -189,7 +190,7 @@ def _profile_and_sustain(
             for row in gated_case.rows
             if row.id == row_id
         )
-        report(0, 0, f"sustained, {config.sustained_s:.0f} s: {gated_case.case.name}")
+        report(f"sustained, {config.sustained_s:.0f} s: {gated_case.case.name}", 0, 0)
         run_sustained_job(
             gated_case.job,
             row_id,

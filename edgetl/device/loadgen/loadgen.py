@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -28,12 +27,13 @@ from edgetl.core.artifacts.storage import check_output_path, store_result
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.config.loadgen import LoadgenConfig
 from edgetl.core.errors import BenchError
+from edgetl.core.progress import ProgressCallback, log_progress
 from edgetl.core.registry import convert_import_error
 from edgetl.device.bench.correctness_gate import GatedCase, run_gates
 from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.job import WorkerJob
 from edgetl.device.bench.protocol import BenchProtocol
-from edgetl.device.bench.rounds import BenchProgress, read_process_cpu_s
+from edgetl.device.bench.rounds import read_process_cpu_s
 from edgetl.device.bench.target import BenchTarget, find_target
 from edgetl.device.bench.worker_process import run_job
 from edgetl.device.hardware.cpu import resolve_intra_op_threads
@@ -57,7 +57,7 @@ _MAX_LOOP_S = 5.0
 
 def loadgen(
     config: LoadgenConfig,
-    progress: BenchProgress | None = None,
+    progress: ProgressCallback | None = None,
     protocol: BenchProtocol | None = None,
 ) -> LoadgenResult:
     """Run LoadGen on the bundle at `config.target`, write the result and return it with its path.
@@ -74,7 +74,7 @@ def loadgen(
         KeyboardInterrupt: interrupted; no result is written.
     """
     protocol = protocol or BenchProtocol()
-    report = progress or (lambda done, total, text: None)
+    report = progress or log_progress
     version = installed_version(LOADGEN_PACKAGE)
     if version is None:
         raise convert_import_error(ModuleNotFoundError(name=LOADGEN_MODULE))
@@ -89,7 +89,7 @@ def loadgen(
     created = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="edgetl-loadgen-") as name:
         folder = Path(name)
-        gated_case = _run_gate(bundle, target, protocol, folder, lambda text: report(0, 0, text))
+        gated_case = _run_gate(bundle, target, protocol, folder, report)
         resident = count_resident_samples(
             samples.files, config.scope, variant.input, bundle.preprocessing
         )
@@ -97,14 +97,14 @@ def loadgen(
         cpu_s_before = read_process_cpu_s()
         accuracy = None
         if "accuracy" in config.modes:
-            report(0, 0, f"LoadGen {config.scenario}, accuracy: {len(samples.files)} samples")
+            report(f"LoadGen {config.scenario}, accuracy: {len(samples.files)} samples", 0, 0)
             accuracy = _run_accuracy(
                 config, gated_case.job, samples, bundle, variant, resident, folder
             )
         performance = None
         if "performance" in config.modes:
             duration = f"{config.min_duration_s:g} s or more"
-            report(0, 0, f"LoadGen {config.scenario}, performance: {duration}")
+            report(f"LoadGen {config.scenario}, performance: {duration}", 0, 0)
             performance = _run_performance(
                 config, gated_case.job, samples, resident, folder, protocol
             )
@@ -184,7 +184,7 @@ def _run_gate(
     target: BenchTarget,
     protocol: BenchProtocol,
     folder: Path,
-    report: Callable[[str], None],
+    report: ProgressCallback,
 ) -> GatedCase:
     """Return the only case of the target after its gate.
 

@@ -10,7 +10,7 @@ The proof has two parts:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -27,6 +27,7 @@ from edgetl.core.artifacts.bundle import ImageSource, NetworkParity, ParityRecor
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import ParityError
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.progress import ProgressCallback, log_progress
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import normalize, resize_and_crop, resize_to
 from edgetl.device.runtime.session import create_session
@@ -131,13 +132,17 @@ class ParityProof:
         self._largest = _Differences()
 
     def prove(
-        self, images: Sequence[Path], progress: Callable[[int, int], None] | None = None
+        self,
+        images: Sequence[Path],
+        step: str = "Proving",
+        progress: ProgressCallback = log_progress,
     ) -> Parity:
         """Run both parts on `images`.
 
         Args:
             images: files of the proof images.
-            progress: called with (done, total) after each batch.
+            step: name of the proof, for `progress`.
+            progress: called after each batch.
 
         Raises:
             ParityError: a difference exceeds its tolerance; the message names the part, the image
@@ -157,8 +162,7 @@ class ParityProof:
                     self._check_end_to_end(image[None], crops[row], reference[row], batch[row])
                 )
             self._images += len(batch)
-            if progress:
-                progress(self._images, len(images))
+            progress(step, self._images, len(images))
         if self._size is None:
             self._check_other_sizes(images)
         return Parity(

@@ -10,6 +10,7 @@ import onnx
 
 from edgetl.core.artifacts.bundle import Float16Record, SearchRecord
 from edgetl.core.config.export import ExportConfig, SearchMode
+from edgetl.core.progress import ProgressCallback
 from edgetl.export.quantize.images import QuantizationImages
 
 
@@ -24,8 +25,7 @@ class QuantizationTask:
     load_images: Callable[[], QuantizationImages]
     max_accuracy_drop: float
     """Largest allowed loss of top-1 in percentage points."""
-    notify: Callable[[str, int, int], None]
-    """Called with (step, done, total)."""
+    notify: ProgressCallback
     search: SearchMode = ExportConfig.search
     """Extent of the search for int8."""
 

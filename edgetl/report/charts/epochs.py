@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from markupsafe import Markup
 
-from edgetl.core.artifacts.run import HistoryEpoch
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.formatting import format_duration, format_percent
 from edgetl.report.charts.svg import (
     GRID_GRAY,
@@ -45,12 +45,12 @@ class TrainingCurve:
     """The epochs of one run."""
 
     name: str
-    history: tuple[HistoryEpoch, ...]
+    history: tuple[EpochRecord, ...]
     best_epoch: int | None
     """The epoch whose weights are saved."""
 
     @property
-    def second_phase_start(self) -> HistoryEpoch | None:
+    def second_phase_start(self) -> EpochRecord | None:
         """First epoch of phase 2, if there was a phase 1."""
         if not self.history or self.history[0].phase != 1:
             return None

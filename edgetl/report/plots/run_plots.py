@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.report.plots.style import (
     BLUE,
     GRAY,
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
 
 
 def save_training_curves(
-    path: Path, history: Sequence[Mapping[str, Any]], best_epoch: int | None
+    path: Path, history: Sequence[EpochRecord], best_epoch: int | None
 ) -> None:
     """Draw training and validation loss and accuracy over the epochs.
 
     Args:
         path: the PNG file to write.
-        history: the records of history.jsonl.
+        history: records of all epochs.
         best_epoch: the epoch to mark, whose weights are saved.
     """
     figure = new_figure(9.6, 4.2)
@@ -48,29 +49,34 @@ def save_training_curves(
 
 
 def _plot_metric(
-    axes: Axes, history: Sequence[Mapping[str, Any]], metric: str, best_epoch: int | None
+    axes: Axes,
+    history: Sequence[EpochRecord],
+    metric: Literal["accuracy", "loss"],
+    best_epoch: int | None,
 ) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    epochs = [record["epoch"] for record in history]
+    epochs = [record.epoch for record in history]
+    train = [getattr(record, f"train_{metric}") for record in history]
+    val = [getattr(record, f"val_{metric}") for record in history]
     axes.plot(
         epochs,
-        [record[f"train_{metric}"] for record in history],
+        train,
         "o--",
         color=ORANGE,
         markersize=4,
         label="training (augmented)",
     )
-    if any(record[f"val_{metric}"] is not None for record in history):
+    if any(value is not None for value in val):
         axes.plot(
             epochs,
-            [record[f"val_{metric}"] for record in history],
+            val,
             "s-",
             color=BLUE,
             markersize=4.5,
             label="validation",
         )
-        best = [record[f"val_{metric}"] for record in history if record["epoch"] == best_epoch]
+        best = [value for epoch, value in zip(epochs, val, strict=True) if epoch == best_epoch]
         if best_epoch is not None and best:
             axes.plot(
                 [float(best_epoch)],
@@ -82,7 +88,7 @@ def _plot_metric(
                 markeredgewidth=1.4,
                 label=f"best: epoch {best_epoch}",
             )
-    second_phase = [record["epoch"] for record in history if record["phase"] == 2]
+    second_phase = [record.epoch for record in history if record.phase == 2]
     if second_phase and len(second_phase) < len(history):
         axes.axvline(
             second_phase[0] - 0.5,

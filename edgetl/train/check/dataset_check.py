@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from edgetl.core.paths import StrPath
+from edgetl.core.progress import ProgressCallback, log_progress
 from edgetl.train.check.findings import SEVERITIES, Finding, Severity, find_problems
 from edgetl.train.check.inspect_files import inspect_files
 from edgetl.train.data.folders import find_files
@@ -91,7 +92,7 @@ class DatasetReport:
 
 def check(
     data: StrPath,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: ProgressCallback | None = None,
     sheet: StrPath | None = None,
     quarantine: StrPath | None = None,
 ) -> DatasetReport:
@@ -99,7 +100,7 @@ def check(
 
     Args:
         data: folder with train/ and val/ folders of classes, or with one folder for each class.
-        progress: called with (step, files done, files in total).
+        progress: called after each file.
         sheet: PNG file to write: a contact sheet of the worst files.
         quarantine: folder to copy the files with errors or warnings to, with a list.csv of reasons;
             it must not exist or be empty.
@@ -108,7 +109,7 @@ def check(
         DataError: the data folder does not exist or has no class folders, or the quarantine folder
             cannot be used.
     """
-    report = _inspect(Path(data), progress or (lambda step, done, total: None))
+    report = _inspect(Path(data), progress or log_progress)
     # Imported here because they load matplotlib.
     if sheet is not None:
         from edgetl.train.check.review import draw_worst_files
@@ -121,14 +122,12 @@ def check(
     return report
 
 
-def _inspect(data: Path, progress: Callable[[str, int, int], None]) -> DatasetReport:
+def _inspect(data: Path, progress: ProgressCallback) -> DatasetReport:
     folder = data.expanduser().absolute()
     problems: list[str] = []
     dataset_files = find_files(folder, problems)
     labels = dataset_files.labels
-    images, unreadable = inspect_files(
-        dataset_files.files, lambda done, total: progress("Decoding images", done, total)
-    )
+    images, unreadable = inspect_files(dataset_files.files, progress)
     rejected = sorted([*dataset_files.rejected, *unreadable], key=lambda entry: entry.path)
     counts: dict[str, dict[str, int]] = {}
     for image in images:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from edgetl.core.errors import DecodeError
+from edgetl.core.progress import ProgressCallback
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.images import load_image, open_image
 from edgetl.train.data.folders import LabeledFile, RejectedFile
@@ -46,13 +47,13 @@ class InspectedFile:
 
 
 def inspect_files(
-    files: Sequence[LabeledFile], report: Callable[[int, int], None]
+    files: Sequence[LabeledFile], progress: ProgressCallback
 ) -> tuple[list[InspectedFile], list[RejectedFile]]:
     """Decode all files on all cores.
 
     Args:
         files: the files.
-        report: called with (files done, files in total).
+        progress: called after each file.
 
     Returns:
         The readable images, and the other files with the reason.
@@ -67,7 +68,7 @@ def inspect_files(
                 rejected.append(result)
             else:
                 images.append(result)
-            report(done, len(files))
+            progress("Decoding images", done, len(files))
     return images, rejected
 
 

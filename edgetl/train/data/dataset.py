@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import DataError
+from edgetl.core.progress import ProgressCallback, log_progress
 from edgetl.train.data.decoded_cache import DecodedImageCache
 from edgetl.train.data.folders import DatasetFiles, RejectedFile, SplitName, find_files
 from edgetl.train.data.scan import ScannedFile, scan_files
@@ -57,7 +57,7 @@ def read_dataset(
     data: Path,
     val_split: float,
     seed: int,
-    report: Callable[[int, int], None],
+    progress: ProgressCallback = log_progress,
     decoded_cache: DecodedImageCache | None = None,
     allow_leaks: bool = False,
 ) -> SplitDataset:
@@ -67,7 +67,7 @@ def read_dataset(
         data: the data folder.
         val_split: share of each class for validation, unless the folder has its own val folder.
         seed: seed of the split.
-        report: called with (files done, files in total).
+        progress: called after each file.
         decoded_cache: receives the images that are decoded on the way.
         allow_leaks: warn about images that are in both splits instead of raising an error.
 
@@ -82,7 +82,7 @@ def read_dataset(
         train_files = [file for file in dataset_files.files if file.split == "train"]
         dataset_files = replace(dataset_files, files=train_files)
     cache = decoded_cache or DecodedImageCache(0, 1)
-    images, unreadable = scan_files(dataset_files.files, report, cache)
+    images, unreadable = scan_files(dataset_files.files, progress, cache)
     rejected = sorted([*dataset_files.rejected, *unreadable], key=lambda entry: entry.path)
     _check_classes(dataset_files, images, unreadable)
     splits = (

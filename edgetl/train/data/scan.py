@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.cache import get_cache_folder, read_cache_entry, write_cache_entry
 from edgetl.core.errors import DecodeError
+from edgetl.core.progress import ProgressCallback
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.images import load_image, read_image_file
 from edgetl.train.data.decoded_cache import DecodedImageCache
@@ -37,7 +37,7 @@ class ScannedFile:
 
 
 def scan_files(
-    files: list[LabeledFile], report: Callable[[int, int], None], decoded_cache: DecodedImageCache
+    files: list[LabeledFile], progress: ProgressCallback, decoded_cache: DecodedImageCache
 ) -> tuple[list[ScannedFile], list[RejectedFile]]:
     """Decode all files on all cores (Pillow releases the GIL).
 
@@ -45,7 +45,7 @@ def scan_files(
 
     Args:
         files: the files.
-        report: called with (files done, files in total).
+        progress: called after each file.
         decoded_cache: receives the decoded images.
 
     Returns:
@@ -65,7 +65,7 @@ def scan_files(
                 rejected.append(result)
             else:
                 images.append(result)
-            report(done, len(files))
+            progress("checking images", done, len(files))
     cache.save(images)
     return images, rejected
 

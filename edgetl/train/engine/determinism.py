@@ -13,8 +13,8 @@ import torch
 
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
+from edgetl.core.progress import TrainingProgress
 from edgetl.train.common.precision import measure_step_ms
-from edgetl.train.common.progress import Progress
 from edgetl.train.engine.phase_builder import TrainablePhase
 from edgetl.train.model.factory import AdaptedModel
 from edgetl.train.model.freezing import set_trainable
@@ -46,7 +46,7 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
 
 
 def report_determinism_cost(
-    trainable: TrainablePhase, adapted: AdaptedModel, progress: Progress
+    trainable: TrainablePhase, adapted: AdaptedModel, progress: TrainingProgress
 ) -> None:
     """Report how much slower a training step is with deterministic algorithms.
 

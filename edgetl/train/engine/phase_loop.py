@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import RunError
+from edgetl.core.progress import StepProgress
 from edgetl.train.common.precision import cudnn_autotuning
-from edgetl.train.common.progress import EpochRecord, StepProgress
 from edgetl.train.common.run_choices import choice_unavailable_error
 from edgetl.train.engine.checkpoint import Checkpoint, CheckpointPart
 from edgetl.train.engine.cuda_graphs import (

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from types import FrameType
@@ -15,12 +15,13 @@ from types import FrameType
 import torch
 from torch import Tensor
 
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import RunError
 from edgetl.core.files import write_text
 from edgetl.core.paths import RunDirectory
+from edgetl.core.progress import TrainingProgress
 from edgetl.train.common.distributed import SINGLE_PROCESS, Processes
-from edgetl.train.common.progress import EpochRecord, Progress
 from edgetl.train.common.run_choices import RunChoices
 from edgetl.train.engine.budget import FINALIZATION_S
 from edgetl.train.engine.checkpoint import (
@@ -38,6 +39,7 @@ from edgetl.train.engine.phases import Phase
 from edgetl.train.model.factory import AdaptedModel
 from edgetl.train.model.freezing import set_trainable
 from edgetl.train.model.weights import PretrainedWeights, load_weights
+from edgetl.train.tracking import Tracker
 
 
 class InterruptHandler:
@@ -89,7 +91,8 @@ class Trainer:
     """Training images per epoch, over all processes."""
     has_validation: bool
     """Whether there are validation images."""
-    progress: Progress
+    progress: TrainingProgress
+    trackers: Sequence[Tracker] = ()
     processes: Processes = SINGLE_PROCESS
     started_at: float = field(default_factory=time.perf_counter)
     """Start of the run, on the clock of time.perf_counter."""
@@ -219,7 +222,7 @@ class Trainer:
             "stage": self.phase_index,
             "phase": asdict(self.phase) if self.phase else None,
             "epochs": loop.checkpoint_metadata() if loop else None,
-            "records": [record.to_json() for record in self.records],
+            "records": [asdict(record) for record in self.records],
             "best": self.best.epoch if self.best else None,
             "seconds": self.seconds,
             "elapsed": started - self.started_at,
@@ -278,7 +281,7 @@ class Trainer:
         if self.processes.is_main:
             write_text(
                 self.run.history,
-                "".join(json.dumps(record.to_json()) + "\n" for record in self.records),
+                "".join(json.dumps(asdict(record)) + "\n" for record in self.records),
             )
         generators = checkpoint.part_tensors(f"generator/{self.processes.rank}")
         torch.set_rng_state(generators["cpu"])
@@ -323,7 +326,7 @@ class Trainer:
                 "Lower {lr} and {finetune_lr}, or use {precision} fp32.",
                 FinetuneConfig,
             )
-        is_best = is_better(record, self.best)
+        is_best = record.is_better_than(self.best)
         if is_best:
             # safetensors stores row-major tensors only; the model's are channels last.
             state = self.adapted_model.model.state_dict()
@@ -338,8 +341,10 @@ class Trainer:
         self.records.append(record)
         if self.processes.is_main:
             with self.run.history.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(record.to_json()) + "\n")
+                stream.write(json.dumps(asdict(record)) + "\n")
         self.progress.on_epoch_end(record, is_best)
+        for tracker in self.trackers:
+            tracker.log_epoch(record)
         return is_best
 
     def evaluate(self, trainable: TrainablePhase) -> Evaluation | None:
@@ -353,14 +358,3 @@ class Trainer:
             return None
         batches = trainable.batch_source.iter_val_batches()
         return evaluate(trainable.forward, batches, self.processes)
-
-
-def is_better(record: EpochRecord, best: EpochRecord | None) -> bool:
-    """Return whether an epoch is better than the best so far.
-
-    Higher validation accuracy is better, then lower validation loss; without validation images, the
-    later epoch.
-    """
-    if best is None or record.val_accuracy is None or best.val_accuracy is None:
-        return True
-    return (-record.val_accuracy, record.val_loss) < (-best.val_accuracy, best.val_loss)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.config.finetune import MAX_EPOCHS
 from edgetl.core.errors import RunError
 from edgetl.core.typed_json import parse_as
-from edgetl.train.common.progress import EpochRecord
 from edgetl.train.engine.checkpoint import Checkpoint, read_checkpoint
 from edgetl.train.engine.cuda_graphs import StepReport
 from edgetl.train.engine.phases import Phase

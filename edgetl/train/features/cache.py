@@ -10,9 +10,9 @@ from typing import Any
 from edgetl.core.cache import get_cache_folder
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.progress import TrainingProgress
 from edgetl.train.common.distributed import SINGLE_PROCESS, DistributedGroup, Processes
 from edgetl.train.common.precision import ComputeConfig, TensorFunction, Tensors
-from edgetl.train.common.progress import Progress
 from edgetl.train.common.run_choices import RunChoices
 from edgetl.train.data.loader import ImageLoader
 from edgetl.train.features.extractor import ExtractorChoice, FeatureExtractor
@@ -51,7 +51,7 @@ class RunContext:
     """Size limit of the feature cache."""
     deadline: float | None
     """End of the time budget, on the clock of time.perf_counter."""
-    progress: Progress
+    progress: TrainingProgress
     processes: Processes = SINGLE_PROCESS
     choices: RunChoices = field(default_factory=RunChoices)
 
@@ -226,7 +226,7 @@ def _extract_from_images(
         inputs = context.compute_config.to_model_input(pixels, context.preprocessing)
         _write_batch(extractor(inputs), targets, start)
         done += len(pixels)
-        context.progress.on_features_computed(done, total)
+        context.progress.on_progress("running frozen blocks", done, total)
 
 
 def _write_batch(values: Tensors, targets: Tensors, start: int) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edgetl.core.artifacts.run import read_run_record
+from edgetl.core.artifacts.run import EpochRecord, read_run_record
 from edgetl.core.errors import RunError
 from tests.helpers.runs import CLASSES, CONFUSION, write_run
 
@@ -48,6 +48,19 @@ def test_best_epoch_is_last_without_validation(tmp_path: Path) -> None:
     run = read_run_record(write_run(tmp_path / "run", finished=False, validated=False).path)
     assert run.best_epoch is not None
     assert run.best_epoch.epoch == 7
+
+
+def record(accuracy: float | None, loss: float | None) -> EpochRecord:
+    return EpochRecord(1, 1, 1.0, 0.5, loss, accuracy, 1e-3, 1.0, 1.0)
+
+
+def test_better_epoch_has_higher_accuracy_then_lower_loss() -> None:
+    assert record(0.5, 1.0).is_better_than(None)
+    assert record(0.6, 2.0).is_better_than(record(0.5, 1.0))
+    assert not record(0.5, 0.1).is_better_than(record(0.6, 2.0))
+    assert record(0.5, 0.9).is_better_than(record(0.5, 1.0))
+    assert not record(0.5, 1.0).is_better_than(record(0.5, 1.0)), "a tie keeps the earlier epoch"
+    assert record(None, None).is_better_than(record(None, None))
 
 
 @pytest.mark.parametrize(

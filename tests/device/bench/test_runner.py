@@ -21,6 +21,7 @@ from edgetl.core.artifacts.storage import store_result
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError, BundleError, ConfigError, ProviderError
 from edgetl.core.files import sha256_file
+from edgetl.core.progress import ProgressCallback
 from edgetl.device.bench import rounds, worker_process
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
@@ -316,9 +317,9 @@ def test_rounds_start_fresh_processes_that_take_turns(
 def test_interrupt_keeps_complete_rounds(
     make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
 ) -> None:
-    def interrupt_in(block: int) -> Callable[[int, int, str], None]:
-        def progress(completed: int, total: int, text: str) -> None:
-            if text.startswith("round") and completed == block:
+    def interrupt_in(block: int) -> ProgressCallback:
+        def progress(step: str, completed: int, total: int) -> None:
+            if step.startswith("round") and completed == block:
                 raise KeyboardInterrupt
 
         return progress

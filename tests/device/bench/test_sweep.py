@@ -274,8 +274,8 @@ def test_little_memory_reduces_live_processes(
 def test_interrupted_sweep_keeps_complete_rows(
     make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path
 ) -> None:
-    def progress(completed: int, total: int, text: str) -> None:
-        if text.startswith("round 1") and completed == 1:
+    def progress(step: str, completed: int, total: int) -> None:
+        if step.startswith("round 1") and completed == 1:
             raise KeyboardInterrupt
 
     config = BenchConfig(

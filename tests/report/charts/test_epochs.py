@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from edgetl.core.artifacts.run import HistoryEpoch
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.report.charts.confusion import draw_confusion_matrix, rank_confused_pairs
 from edgetl.report.charts.epochs import (
     TrainingCurve,
@@ -11,9 +11,9 @@ from edgetl.report.charts.epochs import (
 )
 
 
-def epochs(count: int, phase: int = 1, first: int = 1) -> tuple[HistoryEpoch, ...]:
+def epochs(count: int, phase: int = 1, first: int = 1) -> tuple[EpochRecord, ...]:
     return tuple(
-        HistoryEpoch(
+        EpochRecord(
             phase,
             number,
             1 / number,
@@ -22,6 +22,7 @@ def epochs(count: int, phase: int = 1, first: int = 1) -> tuple[HistoryEpoch, ..
             0.1 * (number % 9),
             1e-3,
             2.0,
+            60.0,
             100.0 * number,
         )
         for number in range(first, first + count)

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.report.plots.contact_sheet import MAX_TILES, Mistake, save_mistakes_sheet
 from edgetl.report.plots.run_plots import save_confusion_matrix, save_training_curves
 from edgetl.report.plots.style import shorten_middle
@@ -18,15 +18,8 @@ def ink_share(path: Path) -> float:
         return float((np.asarray(image.convert("L")) < 250).mean())
 
 
-def epoch(number: int, phase: int = 1, val: float | None = 0.5) -> dict[str, Any]:
-    return {
-        "phase": phase,
-        "epoch": number,
-        "train_loss": 1 / number,
-        "train_accuracy": 0.5,
-        "val_loss": val,
-        "val_accuracy": val,
-    }
+def epoch(number: int, phase: int = 1, val: float | None = 0.5) -> EpochRecord:
+    return EpochRecord(phase, number, 1 / number, 0.5, val, val, 1e-3, 1.0, 100.0)
 
 
 def mistake(true: str = "cat", predicted: str = "dog") -> Mistake:
@@ -43,7 +36,7 @@ def mistake(true: str = "cat", predicted: str = "dog") -> Mistake:
     ],
 )
 def test_training_curves_of_each_kind_of_run(
-    tmp_path: Path, history: list[dict[str, Any]], best_epoch: int | None
+    tmp_path: Path, history: list[EpochRecord], best_epoch: int | None
 ) -> None:
     save_training_curves(tmp_path / "curves.png", history, best_epoch)
     assert ink_share(tmp_path / "curves.png") > 0.01

@@ -22,10 +22,10 @@ from edgetl.core.artifacts.measured_choices import (
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, MissingPackageError
 from edgetl.core.paths import RunDirectory
+from edgetl.core.progress import TrainingProgress
 from edgetl.core.typed_json import FieldError
 from edgetl.train import setup
 from edgetl.train.common import precision
-from edgetl.train.common.progress import NullProgress
 from edgetl.train.common.run_choices import RunChoices
 from edgetl.train.engine import phase_builder, phase_loop, trainer
 from edgetl.train.engine.batch_size import BatchSizeResult
@@ -40,12 +40,12 @@ ONNX_RUNTIME = {"fast": "onnxruntime-fp32", "exact": "onnxruntime-fp32", "millis
 CachedMeasurement = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
 
 
-class CachingProgress(NullProgress):
+class CachingProgress(TrainingProgress):
     def __init__(self) -> None:
         self.passes = 0
 
-    def on_features_computed(self, done: int, total: int) -> None:
-        self.passes += done == total
+    def on_progress(self, step: str, done: int, total: int) -> None:
+        self.passes += step == "running frozen blocks" and done == total
 
 
 @pytest.fixture

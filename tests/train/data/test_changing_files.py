@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import DataError
 from edgetl.core.paths import RunDirectory
-from edgetl.train.common.progress import EpochRecord, NullProgress
+from edgetl.core.progress import TrainingProgress
 from edgetl.train.engine import trainer
 from edgetl.train.finetune import finetune, resume
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
@@ -20,7 +21,7 @@ from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 PHOTO = "train/good/good_0000.jpg"
 
 
-class AfterFirstEpoch(NullProgress):
+class AfterFirstEpoch(TrainingProgress):
     """Progress that calls a function after the first epoch."""
 
     def __init__(self, function: Callable[[], object]) -> None:

@@ -24,7 +24,7 @@ MakeImages = Callable[..., Path]
 def read(
     data: Path, val_split: float = 0.2, seed: int = 0, allow_leaks: bool = False
 ) -> SplitDataset:
-    return read_dataset(data, val_split, seed, lambda done, total: None, allow_leaks=allow_leaks)
+    return read_dataset(data, val_split, seed, allow_leaks=allow_leaks)
 
 
 def splits_by_path(data: SplitDataset) -> dict[str, str]:

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
+from edgetl.core.progress import TrainingProgress
 from edgetl.train import setup
 from edgetl.train.common.precision import ComputeConfig
-from edgetl.train.common.progress import EpochRecord, NullProgress
 from edgetl.train.engine import trainer
 from edgetl.train.engine.batch_size import (
     MIN_STEPS_PER_EPOCH,
@@ -159,7 +160,7 @@ def config(parts: Path, random_weights: Path, tmp_path: Path) -> FinetuneConfig:
 
 
 def test_auto_on_cpu_trains_with_default_size(config: FinetuneConfig, tmp_path: Path) -> None:
-    class Notes(NullProgress):
+    class Notes(TrainingProgress):
         text = ""
 
         def note(self, text: str) -> None:
@@ -184,7 +185,7 @@ def test_auto_on_cpu_trains_with_default_size(config: FinetuneConfig, tmp_path: 
 def test_resume_keeps_the_batch_size(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Interrupted(NullProgress):
+    class Interrupted(TrainingProgress):
         def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
             if record.epoch == 2:
                 raise KeyboardInterrupt

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
+from edgetl.core.progress import TrainingProgress
 from edgetl.train.common.precision import ComputeConfig
-from edgetl.train.common.progress import NullProgress
 from edgetl.train.engine import cuda_graphs, phase_loop
 from edgetl.train.engine.cuda_graphs import (
     CUDA_GRAPH,
@@ -194,7 +194,7 @@ def test_failed_capture_falls_back_to_eager() -> None:
     assert all(map(torch.equal, model.buffers(), before))
 
 
-class RecordingProgress(NullProgress):
+class RecordingProgress(TrainingProgress):
     """Progress that records notes."""
 
     def __init__(self) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
+from edgetl.core.progress import TrainingProgress
 from edgetl.train.common.precision import cudnn_autotuning
-from edgetl.train.common.progress import NullProgress
 from edgetl.train.engine.determinism import deterministic_algorithms, measure_slowdown
 from edgetl.train.finetune import finetune
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
@@ -80,7 +80,7 @@ def test_operator_without_algorithm_raises_config_error() -> None:
 def test_deterministic_runs_are_equal_on_cpu(
     parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Notes(NullProgress):
+    class Notes(TrainingProgress):
         text = ""
 
         def note(self, text: str) -> None:

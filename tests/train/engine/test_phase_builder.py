@@ -16,7 +16,7 @@ from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ExportError
 from edgetl.core.files import sha256_file
 from edgetl.core.paths import RunDirectory
-from edgetl.train.common.progress import NullProgress
+from edgetl.core.progress import TrainingProgress
 from edgetl.train.engine.phase_builder import PhaseBuilder
 from edgetl.train.features.batches import (
     Batch,
@@ -32,7 +32,7 @@ from edgetl.train.model.factory import load_run_model
 MakeImages = Callable[..., Path]
 
 
-class RecordingProgress(NullProgress):
+class RecordingProgress(TrainingProgress):
     def __init__(self) -> None:
         self.notes: list[str] = []
         self.feature_passes = 0
@@ -40,8 +40,8 @@ class RecordingProgress(NullProgress):
     def note(self, text: str) -> None:
         self.notes.append(text)
 
-    def on_features_computed(self, done: int, total: int) -> None:
-        self.feature_passes += done == total
+    def on_progress(self, step: str, done: int, total: int) -> None:
+        self.feature_passes += step == "running frozen blocks" and done == total
 
 
 @pytest.fixture

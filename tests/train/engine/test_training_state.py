@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.errors import RunError
-from edgetl.train.common.progress import EpochRecord
 from edgetl.train.engine.checkpoint import write_checkpoint
 from edgetl.train.engine.phases import Phase
 from edgetl.train.engine.training_state import check_phases, read_training_checkpoint

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edgetl.train.common.progress import EpochRecord
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.train.engine.checkpoint import write_checkpoint
 from edgetl.train.engine.phases import Phase
 from edgetl.train.engine.training_state import check_phases, read_training_checkpoint

@@ -11,9 +11,9 @@ import torch
 
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
+from edgetl.core.progress import TrainingProgress
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.train.common.precision import ComputeConfig, choose_compute_config
-from edgetl.train.common.progress import NullProgress
 from edgetl.train.data.augmentation import Augmentation
 from edgetl.train.data.decoded_cache import DecodedImageCache
 from edgetl.train.data.gpu_images import DeviceImageCache
@@ -166,7 +166,7 @@ def make_phase_loop(
     run.path.mkdir(exist_ok=True)
     loss = Loss(config, torch.zeros(4, dtype=torch.int64), 4, device)
     trainer = Trainer(
-        config, run, adapted, loss, images, has_validation=False, progress=NullProgress()
+        config, run, adapted, loss, images, has_validation=False, progress=TrainingProgress()
     )
     phase = Phase(1, 1, 1e-3, "all", freeze_statistics=False)
     trainable_phase = TrainablePhase(phase, batch_source, adapted.model, compute_config)
