@@ -12,11 +12,9 @@ import typer
 from edgetl.cli.config_options import config_options
 from edgetl.cli.console import err, heavy_imports, out
 from edgetl.cli.interruption import interrupted_exit_status
-from edgetl.core.artifacts.measured_choices import (
-    RecordedRun,
-    find_changed_choice_inputs,
-    read_recorded_run,
-)
+from edgetl.core.artifacts.measured_choices import find_changed_choice_inputs
+from edgetl.core.artifacts.run_config import RecordedRun, read_recorded_run
+from edgetl.core.artifacts.run_metrics import ValidationMetrics, read_metrics
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.config.options import get_flags
 from edgetl.core.config.presets import resolve_config
@@ -167,32 +165,27 @@ def _prepare_resume(
 
 
 def _print_summary(run: RunDirectory) -> None:
-    from edgetl.core.errors import RunError
-    from edgetl.core.files import read_json
-
-    metrics = read_json(run.metrics, RunError, "The run's metrics")
+    metrics = read_metrics(run)
     path = relative_to_cwd(run.path)
     out.print(
-        f"\n{metrics['model']}, {len(metrics['classes'])} classes, "
-        f"best epoch {metrics['best_epoch']}",
+        f"\n{metrics.model}, {len(metrics.classes)} classes, best epoch {metrics.best_epoch}",
         markup=False,
     )
-    out.print(_describe_accuracy(metrics["val"]), style="bold", markup=False, soft_wrap=True)
+    out.print(_describe_accuracy(metrics.val), style="bold", markup=False, soft_wrap=True)
     out.print(
-        f"Time: {metrics['seconds']['total']:.0f} s "
-        f"on {metrics['device']} ({metrics['precision']})",
+        f"Time: {metrics.seconds['total']:.0f} s on {metrics.device} ({metrics.precision})",
         markup=False,
     )
     out.print(f"Run: {path}  (plots in {path / 'plots'})", markup=False, soft_wrap=True)
     out.print(f"Next: edgetl export {path}", markup=False, soft_wrap=True)
 
 
-def _describe_accuracy(val: dict[str, Any] | None) -> str:
+def _describe_accuracy(val: ValidationMetrics | None) -> str:
     if val is None:
         return "Validation accuracy: not measured, no validation images."
-    low, high = val["accuracy_ci95"]
+    low, high = val.interval
     return (
-        f"Validation accuracy: {val['accuracy']:.1%} of {val['images']} images "
+        f"Validation accuracy: {val.accuracy:.1%} of {val.images} images "
         f"(95% interval {low:.1%} to {high:.1%})"
     )
 

@@ -14,8 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import edgetl
-from edgetl.core.artifacts.experiment import DeployedModel, Experiment, read_experiment
+from edgetl.core.artifacts.experiment import (
+    DeployedModel,
+    Experiment,
+    ExperimentData,
+    read_experiment,
+)
 from edgetl.core.artifacts.experiment_runs import StrategyRun
+from edgetl.core.artifacts.run_config import DatasetInfo
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
@@ -31,7 +37,7 @@ from edgetl.experiment.plan import (
     make_plan,
     read_strategy_run,
     request_json,
-    run_identity,
+    start_strategy_run,
     to_screened_networks,
     write_plan,
 )
@@ -95,7 +101,7 @@ def compare(
             if run.name not in plan.finished_runs:
                 failure = _train(run, plan.runs, folder, progress)
                 if failure is not None:
-                    failed[run.name] = StrategyRun(**run_identity(run), failed=failure)
+                    failed[run.name] = replace(start_strategy_run(run), failed=failure)
                 experiment = build(failed)
                 result = next(result for result in experiment.runs if result.name == run.name)
                 progress.on_run_end(run, result)
@@ -165,20 +171,20 @@ def _build_experiment(
 ) -> Experiment:
     """Build the experiment from the finished run directories and the failed runs."""
     results: list[StrategyRun] = []
-    data: dict[str, Any] = {}
+    data: DatasetInfo | None = None
     classes: tuple[str, ...] = ()
     for run in plan.runs:
         if run.name in failed:
             results.append(failed[run.name])
         elif is_finished(run):
-            result, run_config = read_strategy_run(run)
-            if data and run_config["data"]["fingerprint"] != data["fingerprint"]:
+            result, configuration = read_strategy_run(run)
+            if data is not None and configuration.data.fingerprint != data.fingerprint:
                 raise DataError(
                     f"The images changed: those of {run.name} do not match those of {results[0].name}. "
                     f"Restore the images and remove {folder.runs / run.name} to train it again, "
                     "or choose another -o."
                 )
-            data, classes = run_config["data"], tuple(run_config["classes"])
+            data, classes = configuration.data, configuration.classes
             results.append(result)
     names = {result.name for result in results}
     return Experiment(
@@ -187,7 +193,7 @@ def _build_experiment(
         device=collect_device_info(),
         config=request_json(config, recipe),
         classes=classes,
-        data={**data, "folder": Path(recipe.data).name},
+        data=ExperimentData.of(Path(recipe.data).name, data),
         planned=tuple(run.name for run in plan.runs),
         runs=tuple(results),
         deployed_models=tuple(model for model in deployed_models if model.run in names),

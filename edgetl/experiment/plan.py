@@ -12,18 +12,13 @@ from typing import Any
 from edgetl.core.artifacts.candidates import CandidatesResult, read_candidates
 from edgetl.core.artifacts.experiment import ScreenedNetwork
 from edgetl.core.artifacts.experiment_runs import StrategyRun
+from edgetl.core.artifacts.run import read_run_record
+from edgetl.core.artifacts.run_config import RunConfiguration
 from edgetl.core.config.candidates import CandidatesConfig
 from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ArchitectureError, BenchError, ConfigError, DataError, RunError
-from edgetl.core.files import (
-    MAX_JSON_BYTES,
-    parse_json,
-    read_csv,
-    read_json,
-    read_regular_file,
-    write_json,
-)
+from edgetl.core.files import read_json, write_json
 from edgetl.core.paths import ExperimentDirectory, RunDirectory
 from edgetl.core.typed_json import FieldError, parse_as
 from edgetl.device.hardware.info import collect_device_info
@@ -156,72 +151,39 @@ def is_finished(planned: PlannedRun) -> bool:
     return output is not None and RunDirectory(output).metrics.is_file()
 
 
-def read_strategy_run(planned: PlannedRun) -> tuple[StrategyRun, dict[str, Any]]:
-    """Return the results of a finished run and the contents of its config.json.
+def read_strategy_run(planned: PlannedRun) -> tuple[StrategyRun, RunConfiguration]:
+    """Return the results and the configuration of a finished run.
 
     Raises:
         RunError: a file is missing or broken.
         DataError: the run had no validation images.
     """
     assert planned.config.output is not None
-    run = RunDirectory(planned.config.output)
-    metrics = read_json(run.metrics, RunError, "The run's metrics")
-    config = read_json(run.config, RunError, "The run's configuration")
-    if metrics.get("val") is None:
-        raise DataError(
-            "No validation images found: strategies are compared on them. "
-            "Add images, or a val/ folder."
-        )
+    path = planned.config.output
     try:
-        content = {**run_identity(planned), **_run_results(run, metrics)}
-        return parse_as(StrategyRun, content, "its results"), config
-    except (OSError, KeyError, IndexError, TypeError, ValueError) as cause:
-        raise RunError(
-            f"The run {run.path} is broken: {cause!r}. Remove it, and `edgetl compare` trains it again."
-        ) from cause
+        record = read_run_record(path)
+        if record.metrics is not None and record.metrics.val is None:
+            raise DataError(
+                "No validation images found: strategies are compared on them. "
+                "Add images, or a val/ folder."
+            )
+        return start_strategy_run(planned).with_results(record), record.configuration
+    except (RunError, ValueError) as cause:
+        reason = str(cause) if isinstance(cause, RunError) else f"It is broken: {cause}."
+        raise RunError(f"{reason} Remove {path}, and `edgetl compare` trains it again.") from cause
 
 
-def _run_results(run: RunDirectory, metrics: dict[str, Any]) -> dict[str, Any]:
-    history = read_regular_file(run.history, MAX_JSON_BYTES).splitlines()
-    epochs = [parse_json(line) for line in history]
-    predictions = [(row["label"], row["predicted"]) for row in read_csv(run.predictions)]
-    if not predictions or not epochs:
-        raise ValueError("no epochs, or no predictions")
-    class_index = {label: index for index, label in enumerate(metrics["classes"])}
-    confusion = [[0] * len(class_index) for _ in class_index]
-    for label, predicted in predictions:
-        confusion[class_index[label]][class_index[predicted]] += 1
-    epoch_fields = ("phase", "elapsed", "train_accuracy", "val_accuracy")
-    return {
-        "seconds": metrics["seconds"]["total"],
-        "train_images": metrics["train"]["images"],
-        "train_accuracy": metrics["train"]["accuracy"],
-        "macro_f1": metrics["val"]["macro_f1"],
-        "best_epoch": metrics["best_epoch"],
-        "trainable": metrics["parameters"]["trainable"],
-        "parameters": metrics["parameters"]["total"],
-        "peak_memory_bytes": metrics["peak_memory_bytes"],
-        "peak_gpu_memory_bytes": metrics["peak_gpu_memory_bytes"],
-        "device": metrics["device"],
-        "precision": metrics["precision"],
-        "weights": metrics["weights"]["source"],
-        "epochs": [{name: epoch[name] for name in epoch_fields} for epoch in epochs],
-        "correct": "".join("1" if label == predicted else "0" for label, predicted in predictions),
-        "confusion": confusion,
-    }
-
-
-def run_identity(planned: PlannedRun) -> dict[str, Any]:
-    """Return the fields of a `StrategyRun` that are known before the run."""
-    return {
-        "name": planned.name,
-        "row": planned.row,
-        "architecture": planned.network.architecture,
-        "image_size": planned.network.image_size,
-        "strategy": planned.strategy,
-        "seed": planned.seed,
-        "folder": f"runs/{planned.name}",
-    }
+def start_strategy_run(planned: PlannedRun) -> StrategyRun:
+    """Return the entry of a run that has no results yet."""
+    return StrategyRun(
+        name=planned.name,
+        row=planned.row,
+        architecture=planned.network.architecture,
+        image_size=planned.network.image_size,
+        strategy=planned.strategy,
+        seed=planned.seed,
+        folder=f"runs/{planned.name}",
+    )
 
 
 def _check_output_folder(folder: ExperimentDirectory, recipe: FinetuneConfig) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from edgetl.core.artifacts.measured_choices import AutoChoices
+from edgetl.core.artifacts.measured_choices import AutoChoices, BatchSizeResult
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.core.paths import RunDirectory
@@ -23,7 +23,7 @@ from edgetl.train.data.dataset import SplitDataset, read_dataset
 from edgetl.train.data.decoded_cache import DecodedImageCache
 from edgetl.train.data.folders import find_files
 from edgetl.train.data.loader import default_workers
-from edgetl.train.engine.batch_size import BatchSizeResult, autotune_batch_size, describe_batch_size
+from edgetl.train.engine.batch_size import autotune_batch_size, describe_batch_size
 from edgetl.train.engine.phases import Phase, default_batch_size, plan_phases
 from edgetl.train.model.factory import AdaptedModel, build_adapted_model
 from edgetl.train.model.freezing import resolve_unfreeze
@@ -127,7 +127,7 @@ def prepare_run(
         device=resolved.device,
         threads=torch.get_num_threads(),
         cache_budget=cache_budget,
-        batch=batch_fit.to_json() if batch_fit else None,
+        batch=batch_fit,
     )
     return RunSetup(
         requested_config=config,
@@ -254,7 +254,7 @@ def _resolve_batch_fit(
     processes: Processes,
 ) -> BatchSizeResult:
     if run_choices.recorded.batch is not None:
-        return BatchSizeResult.from_json(run_choices.recorded.batch)
+        return run_choices.recorded.batch
     if run_choices.uses_fixed_rules:
         return BatchSizeResult(default, default)
     return _fit_batch_size(

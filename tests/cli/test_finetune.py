@@ -24,6 +24,7 @@ from edgetl.cli.finetune_progress import (
 )
 from edgetl.core.artifacts.measured_choices import AutoChoices
 from edgetl.core.artifacts.run import EpochRecord
+from edgetl.core.artifacts.run_config import DatasetInfo, RunConfiguration, WeightsInfo
 from edgetl.core.config.finetune import (
     AugmentationStrength,
     BatchNorm,
@@ -38,6 +39,8 @@ from edgetl.core.config.finetune import (
 from edgetl.core.config.presets import get_presets
 from edgetl.core.errors import RunError
 from edgetl.core.files import write_json
+from edgetl.core.paths import RunDirectory
+from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.progress import StepProgress
 
 MakeImages = Callable[..., Path]
@@ -593,14 +596,18 @@ def test_help_imports_no_heavy_package(command: str) -> None:
 def recorded_run(tmp_path: Path) -> Path:
     """Write the config.json of a run on a folder `photos`, with choices."""
     config = FinetuneConfig(Path("photos"), seed=3, epochs=4)
-    content = {
-        "asked": config.to_json(),
-        "config": {**config.to_json(), "workers": 2},
-        "choices": {"threads": 2, "precision": {"1": "bf16"}},
-    }
-    path = tmp_path / "config.json"
-    write_json(path, content)
-    return path
+    run = RunDirectory(tmp_path)
+    RunConfiguration(
+        config=replace(config, workers=2),
+        requested_config=config,
+        classes=("a", "b"),
+        preprocessing=Preprocessing.for_image_size(64),
+        versions={},
+        data=DatasetInfo("0" * 64, {}),
+        weights=WeightsInfo("none", None),
+        choices=AutoChoices(threads=2, precision={"1": "bf16"}),
+    ).write(run)
+    return run.config
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgetl.core.artifacts.device import DeviceInfo
-from edgetl.core.artifacts.experiment import DeployedModel, Experiment
+from edgetl.core.artifacts.experiment import DeployedModel, Experiment, ExperimentData
 from edgetl.core.artifacts.experiment_runs import StrategyEpoch, StrategyRun
 
 IMAGES = 200
@@ -106,11 +106,11 @@ def made_experiment(
         device=DeviceInfo(cpu="Test CPU", host="here"),
         config={**CONFIG, "compare": {**CONFIG["compare"], "seeds": seeds}},
         classes=("cat", "dog"),
-        data={
-            "folder": "pets",
-            "fingerprint": "0" * 64,
-            "counts": {"train": {"cat": 150, "dog": 150}, "val": {"cat": 100, "dog": 100}},
-        },
+        data=ExperimentData(
+            fingerprint="0" * 64,
+            counts={"train": {"cat": 150, "dog": 150}, "val": {"cat": 100, "dog": 100}},
+            folder="pets",
+        ),
         planned=tuple(run.name for run in (*runs, *more)),
         runs=(*runs, *more),
         deployed_models=deployed,

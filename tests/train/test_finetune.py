@@ -23,6 +23,7 @@ from edgetl.core.errors import ConfigError, DataError, RunError, WeightsError
 from edgetl.core.files import sha256_file, write_json
 from edgetl.core.paths import RunDirectory
 from edgetl.core.progress import StepProgress, TrainingProgress
+from edgetl.core.typed_json import to_json
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.train.common.precision import ComputeConfig
@@ -131,7 +132,7 @@ def test_run_is_complete_and_metrics_are_reproducible(config: FinetuneConfig) ->
     assert [line["epoch"] for line in history] == [1, 2, 3, 4, 5, 6]
     assert [line["lr"] for line in history] == [1e-3] * 4 + [1e-4] * 2
     assert history[0].keys() == HISTORY_KEYS
-    assert [record.to_json() for record, _ in progress.epochs] == history
+    assert [to_json(record) for record, _ in progress.epochs] == history
     elapsed = [line["elapsed"] for line in history]
     assert sorted(elapsed) == elapsed
     assert sum(line["seconds"] for line in history) < elapsed[-1] < metrics["seconds"]["total"]

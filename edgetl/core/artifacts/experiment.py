@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from edgetl.core.artifacts.device import DeviceInfo
 from edgetl.core.artifacts.experiment_runs import StrategyResult, StrategyRun
+from edgetl.core.artifacts.run_config import DatasetInfo
 from edgetl.core.config.compare import EQUAL_TIME, STRATEGY_DESCRIPTIONS
 from edgetl.core.errors import RunError
 from edgetl.core.files import read_json, write_json
@@ -19,7 +20,7 @@ from edgetl.core.paired_tests import (
     apply_holm_correction,
     compute_accuracy_difference,
 )
-from edgetl.core.typed_json import FieldError, parse_as, to_json
+from edgetl.core.typed_json import FieldError, in_json, parse_as, to_json
 
 _MAX_TIME_RATIO = 1.1
 AccuracyVerdict = Literal["more accurate", "less accurate", "no difference shown"]
@@ -71,6 +72,25 @@ class ScreenedNetwork:
 
 
 @dataclass(frozen=True)
+class ExperimentData:
+    """Images of an experiment; unknown until a run has finished, except for the folder."""
+
+    fingerprint: str = field(default="", metadata=in_json(omit_default=True))
+    counts: Mapping[str, Mapping[str, int]] = field(
+        default_factory=dict, metadata=in_json(omit_default=True)
+    )
+    rejected: int | None = field(default=None, metadata=in_json(omit_default=True))
+    warnings: tuple[str, ...] | None = field(default=None, metadata=in_json(omit_default=True))
+    folder: str = ""
+    """Name of the data folder."""
+
+    @classmethod
+    def of(cls, folder: str, data: DatasetInfo | None) -> ExperimentData:
+        """Return the entry for a data folder, with the data of its runs if one has finished."""
+        return cls(folder=folder) if data is None else cls(**vars(data), folder=folder)
+
+
+@dataclass(frozen=True)
 class Experiment:
     """Content of compare.json, the result of `edgetl compare`.
 
@@ -83,8 +103,7 @@ class Experiment:
     config: Mapping[str, Any]
     """Configuration in the sections `compare` and `recipe`."""
     classes: tuple[str, ...]
-    data: Mapping[str, Any]
-    """Fingerprint and counts of the images."""
+    data: ExperimentData
     planned: tuple[str, ...]
     """Names of all planned runs."""
     runs: tuple[StrategyRun, ...]
@@ -212,11 +231,10 @@ class Experiment:
         """
         return {
             "kind": "compare",
-            **{
-                name: getattr(self, name)
-                for name in ("created", "edgetl", "config", "classes", "data", "planned")
-            },
+            **{name: getattr(self, name) for name in ("created", "edgetl", "config", "classes")},
             "device": to_json(self.device),
+            "data": to_json(self.data),
+            "planned": self.planned,
             "unfinished": self.unfinished_run_names,
             "rows": [self._row_to_json(row) for row in self.rows],
             "pairs": [{**asdict(pair), "verdict": pair.verdict} for pair in self.comparisons],
@@ -275,7 +293,7 @@ def read_experiment(path: Path) -> Experiment:
         # The raw content, because the typed sections hold only some of its fields.
         config=content["config"],
         classes=stored.classes,
-        data=content["data"],
+        data=stored.data,
         planned=stored.planned,
         runs=stored.runs,
         deployed_models=stored.deployed,
@@ -306,13 +324,6 @@ class _ConfigSection:
 
 
 @dataclass(frozen=True)
-class _DataSection:
-    folder: str = ""
-    fingerprint: str = ""
-    counts: dict[str, dict[str, int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class _StoredExperiment:
     """Fields of compare.json that are not recomputed."""
 
@@ -321,7 +332,7 @@ class _StoredExperiment:
     device: DeviceInfo
     config: _ConfigSection
     classes: tuple[str, ...]
-    data: _DataSection
+    data: ExperimentData
     planned: tuple[str, ...]
     runs: tuple[StrategyRun, ...]
     deployed: tuple[DeployedModel, ...]

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean, median
 
+from edgetl.core.artifacts.run import EpochRecord, RunRecord
 from edgetl.core.statistics import wilson_interval
 
 
 @dataclass(frozen=True)
 class StrategyEpoch:
-    """Metrics of one epoch."""
+    """Time and accuracies of one epoch, from its `EpochRecord`."""
 
     phase: int
     elapsed: float
-    """Seconds since the start of the run, everything included."""
     train_accuracy: float
-    """Training accuracy over the epoch, on augmented images."""
     val_accuracy: float
 
 
@@ -60,6 +59,36 @@ class StrategyRun:
     confusion: tuple[tuple[int, ...], ...] = ()
     """Confusion matrix: counts of validation images [true][predicted]."""
 
+    def with_results(self, record: RunRecord) -> StrategyRun:
+        """Return this run with the results of its run directory.
+
+        Raises:
+            ValueError: The run has not finished, or lacks validation, predictions or times.
+        """
+        metrics, confusion = record.metrics, record.confusion
+        if metrics is None or metrics.val is None or confusion is None or not record.history:
+            raise ValueError("metrics, epochs or predictions are missing")
+        return replace(
+            self,
+            seconds=metrics.seconds["total"],
+            train_images=metrics.train.images,
+            train_accuracy=metrics.train.accuracy,
+            macro_f1=metrics.val.macro_f1,
+            best_epoch=metrics.best_epoch,
+            trainable=metrics.parameters.trainable,
+            parameters=metrics.parameters.total,
+            peak_memory_bytes=metrics.peak_memory_bytes,
+            peak_gpu_memory_bytes=metrics.peak_gpu_memory_bytes,
+            device=metrics.device,
+            precision=metrics.precision,
+            weights=metrics.weights.source,
+            epochs=tuple(_summarize_epoch(epoch) for epoch in record.history),
+            correct="".join(
+                "1" if item.label == item.predicted else "0" for item in record.predictions or ()
+            ),
+            confusion=tuple(map(tuple, confusion)),
+        )
+
     @cached_property
     def correct_mask(self) -> list[bool]:
         """Whether each validation image was classified correctly."""
@@ -86,6 +115,12 @@ class StrategyRun:
         return max(
             (epoch.val_accuracy for epoch in self.epochs if epoch.elapsed <= seconds), default=None
         )
+
+
+def _summarize_epoch(epoch: EpochRecord) -> StrategyEpoch:
+    if epoch.elapsed is None or epoch.val_accuracy is None:
+        raise ValueError(f"epoch {epoch.epoch} has no time or no validation accuracy")
+    return StrategyEpoch(epoch.phase, epoch.elapsed, epoch.train_accuracy, epoch.val_accuracy)
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,49 @@ They are stored in the run's config.json and reused by `--resume` and by reruns 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgetl.core.config.finetune import MAX_EPOCHS, MAX_VIEWS, FinetuneConfig
 from edgetl.core.config.options import get_option_fields
-from edgetl.core.errors import ConfigError
-from edgetl.core.files import read_json
-from edgetl.core.typed_json import FieldError, parse_as
+from edgetl.core.typed_json import FieldError, computed, parse_as
 
 _MAX_THREADS = 4096
+
+
+SearchStopReason = Literal["memory", "rate", "steps", "not searched"]
+StepRunner = Literal["eager", "cuda-graph"]
+
+
+@dataclass(frozen=True)
+class BatchSizeResult:
+    """Batch size that `--batch-size auto` chose."""
+
+    batch_size: int
+    """Images per step, over all processes."""
+    usual: int
+    """Default batch size, for which the learning rates are meant."""
+    images_per_second: Mapping[str, float] = field(default_factory=dict)
+    """Throughput of the main process, by batch size; empty if nothing was tried."""
+    ended: SearchStopReason = "not searched"
+    """Why no larger batch was chosen: memory, throughput, or too few steps per epoch."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.usual) < 1:
+            raise FieldError(
+                f"batch_size and usual must be >= 1, got {self.batch_size} and {self.usual}"
+            )
+
+    @computed
+    def lr_scale(self) -> float:
+        """Factor on learning rates: the square root of the ratio of batch sizes.
+
+        Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms" (2022).
+        Their rule also changes Adam's betas and epsilon, which are kept here.
+        """
+        return math.sqrt(self.batch_size / self.usual)
 
 
 @dataclass(frozen=True)
@@ -42,8 +73,8 @@ class AutoChoices:
     """PyTorch's CPU threads; sums are split among them, so their number changes the last bits."""
     cache_budget: int | None = None
     """Size limit of the feature cache, bytes."""
-    batch: Mapping[str, Any] | None = None
-    """Result of `--batch-size auto`; see `edgetl.train.engine.batch_size.BatchFit`."""
+    batch: BatchSizeResult | None = None
+    """Result of `--batch-size auto`."""
     frozen_blocks: Mapping[str, FrozenBlockRuntimes] = field(default_factory=dict)
     """Runtimes for the frozen blocks, by the name of the cut after them."""
     cached: bool | None = None
@@ -58,73 +89,36 @@ class AutoChoices:
     """Device that decodes and augments streamed training images; None if there is no choice."""
     precision: Mapping[str, Literal["fp32", "bf16", "fp16"]] = field(default_factory=dict)
     """Precision of training steps, by phase number."""
-    steps: Mapping[str, Literal["eager", "cuda-graph"]] = field(default_factory=dict)
+    steps: Mapping[str, StepRunner] = field(default_factory=dict)
     """Execution mode of training steps, by phase number."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the section `choices` of config.json."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class RecordedRun:
-    """Content of a run's config.json that a rerun needs."""
-
-    path: Path
-    config: FinetuneConfig
-    """Configuration as requested by the user."""
-    choices: AutoChoices
-
-
-def parse_choices(content: Mapping[str, Any]) -> AutoChoices:
-    """Parse the section `choices` of config.json; empty if the run ended before any choice.
-
-    Raises:
-        FieldError: A field is unknown, has the wrong type, or is out of range.
-    """
-    choices = parse_as(AutoChoices, content.get("choices") or {}, "choices")
-    ranges = {
-        "threads": (choices.threads, 1, _MAX_THREADS),
-        "cache_budget": (choices.cache_budget, 0, 2**62),
-        "views": (choices.views, 0, MAX_VIEWS),
-        **{
-            f"epochs[{index}]": (count, 0, MAX_EPOCHS)
-            for index, count in enumerate(choices.epochs or ())
-        },
-        **{
-            f"ended_after.{phase}": (count, 0, MAX_EPOCHS)
-            for phase, count in choices.ended_after.items()
-        },
-    }
-    for name, (value, minimum, maximum) in ranges.items():
-        if value is not None and not minimum <= value <= maximum:
-            raise FieldError(f"choices.{name} must be {minimum} to {maximum}, got {value}")
-    return choices
-
-
-def read_recorded_run(path: Path) -> RecordedRun:
-    """Read the config.json of a run, for `--config`.
-
-    Raises:
-        ConfigError: The file cannot be read or is not a run's config.json.
-    """
-    content = read_json(path, ConfigError, "The run's config.json")
-    try:
-        # The default number of workers depends on the machine, so the resolved number is used.
-        settings = {
-            **dict(content["asked"]),
-            "workers": content["config"]["workers"],
-            "output": None,
-            "force": False,
+    def __post_init__(self) -> None:
+        ranges = {
+            "threads": (self.threads, 1, _MAX_THREADS),
+            "cache_budget": (self.cache_budget, 0, 2**62),
+            "views": (self.views, 0, MAX_VIEWS),
+            **{
+                f"epochs[{index}]": (count, 0, MAX_EPOCHS)
+                for index, count in enumerate(self.epochs or ())
+            },
+            **{
+                f"ended_after.{phase}": (count, 0, MAX_EPOCHS)
+                for phase, count in self.ended_after.items()
+            },
         }
-        config = parse_as(FinetuneConfig, settings, "asked", extra="ignore")
-        choices = parse_choices(content)
-    except (KeyError, TypeError, ValueError) as cause:
-        raise ConfigError(
-            f"{path} is not the config.json of a run ({cause}). "
-            "Give a TOML file or RUN/config.json."
-        ) from cause
-    return RecordedRun(path, config, choices)
+        for name, (value, minimum, maximum) in ranges.items():
+            if value is not None and not minimum <= value <= maximum:
+                raise FieldError(f"{name} must be {minimum} to {maximum}, got {value}")
+
+    @classmethod
+    def from_json(cls, content: Any) -> AutoChoices:
+        """Parse the section `choices` of config.json.
+
+        Raises:
+            FieldError: A field is unknown, because an unknown choice cannot be repeated, has the
+                wrong type, or is out of range.
+        """
+        return parse_as(cls, content, "choices")
 
 
 def find_changed_choice_inputs(recorded: FinetuneConfig, config: FinetuneConfig) -> list[str]:

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
-from edgetl.core.artifacts.run_config import read_run_configuration
-from edgetl.core.errors import RunError
-from edgetl.core.files import MAX_JSON_BYTES, parse_json, read_csv, read_json, read_regular_file
+from edgetl.core.artifacts.run_config import (
+    RunConfiguration,
+    broken_file_error,
+    read_run_configuration,
+)
+from edgetl.core.artifacts.run_metrics import RunMetrics, read_metrics
+from edgetl.core.files import (
+    MAX_JSON_BYTES,
+    SCHEMA,
+    parse_json,
+    read_csv,
+    read_regular_file,
+    write_csv,
+    write_text,
+)
 from edgetl.core.paths import RunDirectory
-from edgetl.core.statistics import ClassScore
-from edgetl.core.typed_json import parse_as
+from edgetl.core.typed_json import JsonObject, parse_as, to_json
 
 _PARSE_ERRORS = (KeyError, ValueError)
-_MAX_REASON_LENGTH = 200
-"""Maximum characters of a reason in a message, since a broken cell may contain the whole file."""
 
 
 @dataclass(frozen=True)
@@ -73,59 +82,13 @@ class PredictionRecord:
 
 
 @dataclass(frozen=True)
-class ValidationMetrics:
-    """Metrics of the best weights on the validation images."""
-
-    images: int
-    accuracy: float
-    accuracy_interval: tuple[float, float]
-    top5_accuracy: float | None
-    calibration_error: float | None
-    macro_f1: float
-    per_class: Mapping[str, ClassScore]
-
-
-@dataclass(frozen=True)
-class RunMetrics:
-    """Content of metrics.json, which exists once a run has finished."""
-
-    train_images: int
-    train_accuracy: float
-    validation: ValidationMetrics | None
-    seconds: Mapping[str, float]
-    """Duration `total` and its parts."""
-    total_parameters: int
-    trainable_parameters: int
-    """Trainable parameters in the last phase."""
-    device: str
-    precision: str
-    best_epoch: int
-    stop_reason: str | None
-    peak_memory_bytes: int | None
-    peak_gpu_memory_bytes: int | None
-    content: Mapping[str, Any]
-    """Raw content of the file."""
-
-    @property
-    def gap(self) -> float | None:
-        """Generalization gap: training minus validation accuracy."""
-        return None if self.validation is None else self.train_accuracy - self.validation.accuracy
-
-
-@dataclass(frozen=True)
 class RunRecord:
     """Content of a run directory; missing parts are None or empty."""
 
     directory: RunDirectory
-    config: Mapping[str, Any]
-    classes: list[str]
-    preprocessing: Mapping[str, Any]
-    versions: Mapping[str, Any]
-    data: Mapping[str, Any]
-    """Counts, fingerprint and warnings of the data set."""
-    weights: Mapping[str, Any]
-    """Source and SHA-256 of the pretrained weights."""
+    configuration: RunConfiguration
     metrics: RunMetrics | None
+    """None if the run has not finished."""
     history: tuple[EpochRecord, ...]
     predictions: tuple[PredictionRecord, ...] | None
     rejected_files: tuple[tuple[str, str], ...]
@@ -134,7 +97,12 @@ class RunRecord:
     @property
     def model(self) -> str:
         """Name of the architecture."""
-        return str(self.config["model"])
+        return self.configuration.config.model
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the logits."""
+        return self.configuration.classes
 
     @property
     def best_epoch(self) -> EpochRecord | None:
@@ -163,18 +131,19 @@ class RunRecord:
         counts = Counter((record.label, record.predicted) for record in self.predictions)
         return [[counts[true, predicted] for predicted in self.classes] for true in self.classes]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Return configuration, epochs and metrics; predictions stay in predictions.csv."""
+        configuration, metrics = self.configuration, self.metrics
         return {
             "path": str(self.directory.path),
-            "finished": self.metrics is not None,
-            "config": self.config,
-            "classes": self.classes,
-            "data": self.data,
+            "finished": metrics is not None,
+            "config": configuration.config.to_json(),
+            "classes": list(configuration.classes),
+            "data": to_json(configuration.data),
             "kept_epoch": None if self.best_epoch is None else self.best_epoch.epoch,
-            "epochs": [asdict(epoch) for epoch in self.history],
-            "metrics": None if self.metrics is None else self.metrics.content,
-            "gap": None if self.metrics is None else self.metrics.gap,
+            "epochs": [to_json(epoch) for epoch in self.history],
+            "metrics": None if metrics is None else {"schema": SCHEMA, **to_json(metrics)},
+            "gap": None if metrics is None else metrics.gap,
         }
 
 
@@ -186,101 +155,25 @@ def read_run_record(path: Path) -> RunRecord:
     """
     run = RunDirectory(path)
     configuration = read_run_configuration(run)
-    content = configuration.content
+    metrics = read_metrics(run) if run.metrics.exists() else None
+    if metrics is not None and set(metrics.classes) != set(configuration.classes):
+        raise broken_file_error(run.metrics, ValueError("classes do not match config.json"))
     return RunRecord(
         directory=run,
-        config=content["config"],
-        classes=list(configuration.classes),
-        preprocessing=content["preprocessing"],
-        versions=configuration.versions,
-        data={**content["data"], **asdict(configuration.data)},
-        weights=content["weights"],
-        metrics=_read_metrics(run, configuration.classes),
-        history=_read_history(run),
-        predictions=_read_predictions(run),
+        configuration=configuration,
+        metrics=metrics,
+        history=read_history(run),
+        predictions=_read_predictions(run, configuration.classes),
         rejected_files=_read_rejected_files(run.rejected_files),
     )
 
 
-@dataclass(frozen=True)
-class _TrainMetrics:
-    images: int
-    accuracy: float
+def read_history(run: RunDirectory) -> tuple[EpochRecord, ...]:
+    """Read history.jsonl; empty before the first epoch has ended.
 
-
-@dataclass(frozen=True)
-class _ValMetrics:
-    images: int
-    accuracy: float
-    accuracy_ci95: tuple[float, float]
-    macro_f1: float
-    per_class: dict[str, ClassScore]
-    top5_accuracy: float | None = None
-    calibration_error: float | None = None
-
-
-@dataclass(frozen=True)
-class _ParameterCounts:
-    total: int
-    trainable: int
-
-
-@dataclass(frozen=True)
-class _MetricsFile:
-    train: _TrainMetrics
-    val: _ValMetrics | None
-    seconds: dict[str, float]
-    parameters: _ParameterCounts
-    device: str
-    precision: str
-    best_epoch: int
-    ended: str | None = None
-    peak_memory_bytes: int | None = None
-    peak_gpu_memory_bytes: int | None = None
-
-
-def _read_metrics(run: RunDirectory, classes: Sequence[str]) -> RunMetrics | None:
-    if not run.metrics.exists():
-        return None
-    content = read_json(run.metrics, RunError, "The run's metrics")
-    try:
-        file = parse_as(_MetricsFile, content, "metrics", extra="ignore")
-        if "total" not in file.seconds:
-            raise ValueError("metrics.seconds has no field 'total'")
-        if file.val is not None and file.val.per_class.keys() != set(classes):
-            raise ValueError("metrics.val.per_class does not match the classes of config.json")
-    except ValueError as cause:
-        raise _broken_file_error(run.metrics, cause) from cause
-    return RunMetrics(
-        train_images=file.train.images,
-        train_accuracy=file.train.accuracy,
-        validation=None if file.val is None else _to_validation_metrics(file.val),
-        seconds=file.seconds,
-        total_parameters=file.parameters.total,
-        trainable_parameters=file.parameters.trainable,
-        device=file.device,
-        precision=file.precision,
-        best_epoch=file.best_epoch,
-        stop_reason=file.ended,
-        peak_memory_bytes=file.peak_memory_bytes,
-        peak_gpu_memory_bytes=file.peak_gpu_memory_bytes,
-        content=content,
-    )
-
-
-def _to_validation_metrics(val: _ValMetrics) -> ValidationMetrics:
-    return ValidationMetrics(
-        images=val.images,
-        accuracy=val.accuracy,
-        accuracy_interval=val.accuracy_ci95,
-        top5_accuracy=val.top5_accuracy,
-        calibration_error=val.calibration_error,
-        macro_f1=val.macro_f1,
-        per_class=val.per_class,
-    )
-
-
-def _read_history(run: RunDirectory) -> tuple[EpochRecord, ...]:
+    Raises:
+        RunError: The file is broken.
+    """
     try:
         if not run.history.exists():
             return ()
@@ -292,14 +185,46 @@ def _read_history(run: RunDirectory) -> tuple[EpochRecord, ...]:
             for number, line in enumerate(lines, 1)
         )
     except (OSError, ValueError) as cause:
-        raise _broken_file_error(run.history, cause) from cause
+        raise broken_file_error(run.history, cause) from cause
 
 
-def _read_predictions(run: RunDirectory) -> tuple[PredictionRecord, ...] | None:
+def append_epoch(run: RunDirectory, record: EpochRecord) -> None:
+    """Append a line to history.jsonl."""
+    with run.history.open("a", encoding="utf-8") as stream:
+        stream.write(_to_line(record))
+
+
+def write_history(run: RunDirectory, records: Sequence[EpochRecord]) -> None:
+    """Write history.jsonl anew."""
+    write_text(run.history, "".join(map(_to_line, records)))
+
+
+def _to_line(record: EpochRecord) -> str:
+    return json.dumps(to_json(record)) + "\n"
+
+
+def write_predictions(run: RunDirectory, predictions: Sequence[PredictionRecord]) -> None:
+    """Write predictions.csv, in the order of split.csv."""
+    rows = [
+        (
+            record.path,
+            record.label,
+            record.predicted,
+            f"{record.probability:.6f}",
+            f"{record.label_probability:.6f}",
+        )
+        for record in predictions
+    ]
+    write_csv(run.predictions, [field.name for field in fields(PredictionRecord)], rows)
+
+
+def _read_predictions(
+    run: RunDirectory, classes: Sequence[str]
+) -> tuple[PredictionRecord, ...] | None:
     if not run.predictions.exists():
         return None
     try:
-        return tuple(
+        predictions = tuple(
             PredictionRecord(
                 row["path"],
                 row["label"],
@@ -309,8 +234,12 @@ def _read_predictions(run: RunDirectory) -> tuple[PredictionRecord, ...] | None:
             )
             for row in read_csv(run.predictions)
         )
+        labels = {label for record in predictions for label in (record.label, record.predicted)}
+        if unknown := sorted(labels - set(classes)):
+            raise ValueError(f"the class {unknown[0]} is not listed in config.json")
     except (OSError, *_PARSE_ERRORS) as cause:
-        raise _broken_file_error(run.predictions, cause) from cause
+        raise broken_file_error(run.predictions, cause) from cause
+    return predictions
 
 
 def _read_rejected_files(path: Path) -> tuple[tuple[str, str], ...]:
@@ -319,25 +248,11 @@ def _read_rejected_files(path: Path) -> tuple[tuple[str, str], ...]:
             return ()
         return tuple((row["path"], row["reason"]) for row in read_csv(path))
     except (OSError, *_PARSE_ERRORS) as cause:
-        raise _broken_file_error(path, cause) from cause
+        raise broken_file_error(path, cause) from cause
 
 
-def _parse_finite(value: Any) -> float:
+def _parse_finite(value: str) -> float:
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{value} is not a finite number")
     return number
-
-
-def _broken_file_error(path: Path, cause: BaseException) -> RunError:
-    return RunError(
-        f"{path} is broken: {_short_reason(cause)}. "
-        "Restore the file, or train again with `edgetl finetune`."
-    )
-
-
-def _short_reason(cause: BaseException) -> str:
-    reason = f"it has no column {cause}" if isinstance(cause, KeyError) else str(cause)
-    if len(reason) <= _MAX_REASON_LENGTH:
-        return reason
-    return f"{reason[:_MAX_REASON_LENGTH]}..."

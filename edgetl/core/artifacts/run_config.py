@@ -1,24 +1,28 @@
-"""Reader for a run's config.json: its configuration, data, weights and automatic choices."""
+"""A run's config.json: its configuration, data, weights and automatic choices."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
 
-from edgetl.core.artifacts.measured_choices import AutoChoices, parse_choices
+from edgetl.core.artifacts.measured_choices import AutoChoices, BatchSizeResult
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, RunError
-from edgetl.core.files import read_json
+from edgetl.core.files import read_json, write_json
 from edgetl.core.paths import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.core.typed_json import parse_as
+from edgetl.core.typed_json import FieldError, in_json, parse_as, to_json
 
+T = TypeVar("T")
 MAX_CLASSES = 2**16
 """Maximum number of classes, so that a broken file cannot request a head of gigabytes.
 
 ImageNet-21k has 21,841 classes.
 """
+_MAX_REASON_LENGTH = 200
+"""Maximum characters of a reason in a message, since a broken cell may contain the whole file."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,16 @@ class DatasetInfo:
 
     fingerprint: str
     """SHA-256 over the paths, labels, splits and pixels of all images."""
-    counts: dict[str, dict[str, int]]
+    counts: Mapping[str, Mapping[str, int]]
     """Number of images by split and class."""
     rejected: int = 0
     """Number of rejected files."""
     warnings: tuple[str, ...] = ()
     """Problems detected before training."""
+
+    def __post_init__(self) -> None:
+        if any(count < 0 for labels in self.counts.values() for count in labels.values()):
+            raise FieldError("counts holds a negative number")
 
 
 @dataclass(frozen=True)
@@ -45,36 +53,39 @@ class WeightsInfo:
     """SHA-256 of the file's bytes; None without weights."""
 
 
-@dataclass(frozen=True)
-class BatchSizeInfo:
-    """Result of `--batch-size auto`."""
-
-    batch_size: int
-    usual: int
-    images_per_second: dict[str, float]
-    ended: Literal["memory", "rate", "steps", "not searched"]
-    lr_scale: float
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfiguration:
     """Content of config.json."""
 
     config: FinetuneConfig
     """Resolved configuration, with the values that depend on the machine and the data."""
+    requested_config: FinetuneConfig | None = field(default=None, metadata=in_json(key="asked"))
+    """Configuration as requested by the user; None in runs of versions that could not resume."""
     classes: tuple[str, ...]
     """Class names in the order of the logits."""
     preprocessing: Preprocessing
-    versions: dict[str, str | None]
+    versions: Mapping[str, str | None]
+    """Version of each package, None if it is missing."""
     data: DatasetInfo
     weights: WeightsInfo
-    requested_config: FinetuneConfig | None
-    """Configuration as requested by the user; None in runs of versions that could not resume."""
-    batch: BatchSizeInfo | None
-    choices: AutoChoices
+    batch: BatchSizeResult | None = None
+    """Result of `--batch-size auto`."""
+    choices: AutoChoices = field(default_factory=AutoChoices)
     """Choices by timing or free memory; empty if the run ended before any choice."""
-    content: Mapping[str, Any] = field(repr=False)
-    """Raw content of the file."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.classes) <= MAX_CLASSES or len(set(self.classes)) < len(self.classes):
+            raise FieldError(
+                f"classes must be 1 to {MAX_CLASSES:,} different names, got {len(self.classes):,}"
+            )
+
+    def write(self, run: RunDirectory) -> None:
+        """Write config.json.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        write_json(run.config, to_json(self))
 
 
 def read_run_configuration(run: RunDirectory) -> RunConfiguration:
@@ -84,53 +95,65 @@ def read_run_configuration(run: RunDirectory) -> RunConfiguration:
         RunError: The file is missing or broken, or a value has the wrong type or is out of range;
             the message names the first such value.
     """
-    content = read_json(run.config, RunError, "The run's configuration")
+    return read_run_file(RunConfiguration, run.config, "The run's configuration")
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """Configuration and choices of a run to repeat."""
+
+    path: Path
+    config: FinetuneConfig
+    """Configuration as requested by the user."""
+    choices: AutoChoices
+
+
+def read_recorded_run(path: Path) -> RecordedRun:
+    """Read the config.json of a run, for `--config`.
+
+    Raises:
+        ConfigError: The file cannot be read or is not a run's config.json.
+    """
     try:
-        configuration = RunConfiguration(
-            config=_parse_finetune_config(content, "config"),
-            classes=parse_as(tuple[str, ...], content["classes"], "classes"),
-            preprocessing=Preprocessing.from_json(
-                parse_as(dict[str, Any], content["preprocessing"], "preprocessing")
-            ),
-            versions=parse_as(dict[str, str | None], content["versions"], "versions"),
-            data=parse_as(DatasetInfo, content["data"], "data", extra="ignore"),
-            weights=parse_as(WeightsInfo, content["weights"], "weights", extra="ignore"),
-            requested_config=_parse_requested_config(content),
-            batch=parse_as(BatchSizeInfo | None, content.get("batch"), "batch"),  # type: ignore[arg-type]
-            choices=parse_choices(content),
-            content=content,
-        )
-        _check(configuration)
-    except (KeyError, ValueError, ConfigError) as cause:
-        reason = str(cause).rstrip(".").replace("\n", " ")
-        if isinstance(cause, KeyError):
-            reason = f"it has no field {cause}"
-        raise RunError(
-            f"{run.config} is broken: {reason}. "
-            "Restore the file, or train again with `edgetl finetune`."
+        run = read_run_file(RunConfiguration, path, "The run's config.json")
+        if run.requested_config is None:
+            raise RunError("It was written by a version that cannot repeat runs.")
+    except RunError as cause:
+        raise ConfigError(
+            f"{path} is not the config.json of a run ({cause}) "
+            "Give a TOML file or RUN/config.json."
         ) from cause
-    return configuration
+    # The default number of workers depends on the machine, so the resolved number is used.
+    config = replace(run.requested_config, workers=run.config.workers, output=None, force=False)
+    return RecordedRun(path, config, run.choices)
 
 
-def _parse_requested_config(content: Mapping[str, Any]) -> FinetuneConfig | None:
-    return _parse_finetune_config(content, "asked") if "asked" in content else None
+def read_run_file(kind: type[T], path: Path, what: str) -> T:
+    """Read a JSON file of a run directory.
+
+    Fields of other versions are ignored: their effect is in the weights.
+
+    Args:
+        kind: Dataclass of the file's content.
+        path: File to read.
+        what: Name of the file in messages.
+
+    Raises:
+        RunError: The file is missing or broken; the message names the first invalid field.
+    """
+    content = read_json(path, RunError, what)
+    try:
+        return parse_as(kind, content, path.name, extra="ignore")
+    except (FieldError, ConfigError) as cause:
+        raise broken_file_error(path, cause) from cause
 
 
-def _parse_finetune_config(content: Mapping[str, Any], name: str) -> FinetuneConfig:
-    # Fields of other versions are ignored: their effect is in the weights.
-    return parse_as(FinetuneConfig, content[name], name, extra="ignore")
-
-
-def _check(configuration: RunConfiguration) -> None:
-    classes, batch = configuration.classes, configuration.batch
-    if not 1 <= len(classes) <= MAX_CLASSES or len(set(classes)) < len(classes):
-        raise ValueError(
-            f"classes must be 1 to {MAX_CLASSES:,} different names, got {len(classes):,}"
-        )
-    if any(count < 0 for labels in configuration.data.counts.values() for count in labels.values()):
-        raise ValueError("data.counts holds a negative number")
-    if batch is not None and min(batch.batch_size, batch.usual) < 1:
-        raise ValueError(
-            "batch.batch_size and batch.usual must be >= 1, "
-            f"got {batch.batch_size} and {batch.usual}"
-        )
+def broken_file_error(path: Path, cause: BaseException) -> RunError:
+    """Return the error for a file of a run directory that cannot be used."""
+    reason = f"it has no column {cause}" if isinstance(cause, KeyError) else str(cause)
+    reason = reason.rstrip(".").replace("\n", " ")
+    if len(reason) > _MAX_REASON_LENGTH:
+        reason = f"{reason[:_MAX_REASON_LENGTH]}..."
+    return RunError(
+        f"{path} is broken: {reason}. Restore the file, or train again with `edgetl finetune`."
+    )

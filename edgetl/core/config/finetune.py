@@ -502,10 +502,10 @@ class FinetuneConfig:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> FinetuneConfig:
-        """Parse the output of `to_json`.
+        """Parse the output of `to_json`; fields of other versions are ignored.
 
         Raises:
             ConfigError: Values are out of range or contradict each other.
-            FieldError: A field is unknown, or a value has the wrong type.
+            FieldError: A value has the wrong type.
         """
-        return parse_as(cls, content, "config")
+        return parse_as(cls, content, "config", extra="ignore")

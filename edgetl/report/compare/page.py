@@ -94,9 +94,9 @@ _MAX_LISTED_IMAGES = 12
 
 def render_compare_report(experiment: Experiment) -> str:
     """Render one self-contained HTML page. The output is deterministic."""
-    counts = experiment.data.get("counts", {})
+    counts = experiment.data.counts
     images = " and ".join(f"{sum(classes.values())} {split}" for split, classes in counts.items())
-    folder = experiment.data.get("folder")
+    folder = experiment.data.folder
     classes = pluralize(len(experiment.classes), "class", "classes")
     lead = f"{folder}: {classes}, {images} images; {experiment.device.description}."
     return render_page(f"Transfer learning on {folder}", lead, _sections(experiment))
@@ -282,7 +282,7 @@ def _method_section(experiment: Experiment) -> Section:
     if budget_s is not None:
         epochs = f"as many as fit into {format_duration(budget_s)}"
     weights = str(recipe["weights"]).replace("\\", "/").rstrip("/").rpartition("/")[2]
-    fingerprint = str(experiment.data.get("fingerprint", ""))[:16]
+    fingerprint = experiment.data.fingerprint[:16]
     facts = [
         ("runs", Cell(f"{completed}; each in its own process with a new cache")),
         ("epochs", Cell(epochs)),

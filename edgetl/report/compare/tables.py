@@ -373,11 +373,11 @@ def format_peak_memory(row: StrategyResult) -> str:
 
 def render_compare_markdown(experiment: Experiment) -> str:
     """Render the contents of compare.md."""
-    counts = experiment.data.get("counts", {})
+    counts = experiment.data.counts
     images = ", ".join(
         f"{sum(classes.values())} {split} images" for split, classes in counts.items()
     )
-    folder, device = experiment.data.get("folder", ""), experiment.device.cpu
+    folder, device = experiment.data.folder, experiment.device.cpu
     lead = (
         f"{folder}: {len(experiment.classes)} classes, {images}. "
         f"{device or 'unknown CPU'}; {experiment.created}."

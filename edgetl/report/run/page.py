@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import PurePath
+from pathlib import Path
 
 from markupsafe import Markup
 
@@ -67,7 +67,7 @@ def render_run_report(run: RunRecord, results: Sequence[BenchResult]) -> str:
     Raises:
         BundleError: the run's bundle is broken.
     """
-    data = PurePath(str(run.config.get("data", ""))).name
+    data = Path(run.configuration.config.data).name
     lead = f"{run.directory.path.resolve().name}: fine-tuned on {data}." if data else ""
     sections = [
         *run_sections(run),
@@ -117,15 +117,15 @@ def _key_facts(run: RunRecord) -> list[tuple[str, Cell]]:
         accuracy = Cell(format_percent(best.val_accuracy), small=f"epoch {best.epoch}")
         return [("validation accuracy so far", accuracy)]
     facts = []
-    val = metrics.validation
+    val = metrics.val
     if val is not None:
-        low, high = val.accuracy_interval
+        low, high = val.interval
         interval = f"[{format_percent(low)}, {format_percent(high)}]"
         facts.append(("validation accuracy", Cell(format_percent(val.accuracy), small=interval)))
     gap = "" if metrics.gap is None else format_points(metrics.gap)
     time = format_duration(metrics.seconds["total"])
     facts += [
-        ("training accuracy", Cell(format_percent(metrics.train_accuracy), small=gap)),
+        ("training accuracy", Cell(format_percent(metrics.train.accuracy), small=gap)),
         ("time", Cell(time, small=f"{metrics.device}, {metrics.precision}")),
     ]
     return facts
@@ -135,7 +135,7 @@ def _metrics_blocks(run: RunRecord) -> list[Markup]:
     metrics = run.metrics
     if metrics is None:
         return []
-    val = metrics.validation
+    val = metrics.val
     pairs: list[tuple[str, Cell]] = []
     if val is not None:
         if val.top5_accuracy is not None:
@@ -210,7 +210,7 @@ def _epochs_table(run: RunRecord, best_epoch: int | None) -> Markup:
 
 
 def _classes_section(run: RunRecord) -> Section:
-    val = None if run.metrics is None else run.metrics.validation
+    val = None if run.metrics is None else run.metrics.val
     if val is None:
         return Section("classes", "Classes", ())
     title = f"Validation images by class; macro-F1 {val.macro_f1:.3f}"
@@ -263,7 +263,7 @@ def _confusion_section(run: RunRecord) -> Section:
 
 def _confusion_plot_blocks(run: RunRecord) -> tuple[Markup, ...]:
     """Return the plot written after training, for a run without predictions."""
-    if run.metrics is None or not run.metrics.validation:
+    if run.metrics is None or not run.metrics.val:
         return ()
     plot = plot_uri(run.directory.plots / "confusion_matrix.png")
     if plot is None:
@@ -295,7 +295,7 @@ def _confused_pairs_table(pairs: Sequence[ConfusedPair], max_pairs: int) -> Mark
 
 
 def _mistakes_section(run: RunRecord) -> Section:
-    if run.metrics is None or run.metrics.validation is None:
+    if run.metrics is None or run.metrics.val is None:
         return Section("mistakes", "Mistakes", ())
     if run.predictions is not None and not run.mistakes:
         text = f"All {len(run.predictions)} validation images were classified correctly."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import fields
 from typing import Any
@@ -36,18 +35,19 @@ _PER_RUN_OPTIONS = ("data", "output", "model", "weights", "preset", "force")
 
 def data_section(run: RunRecord) -> Section:
     """Build the section with image counts by class, rejected files with reasons, and warnings."""
-    counts = run.data["counts"]
+    data = run.configuration.data
+    counts = data.counts
     totals = {split: sum(labels.values()) for split, labels in counts.items()}
     fingerprint = Cell(
-        str(run.data.get("fingerprint") or MISSING_VALUE),
+        data.fingerprint or MISSING_VALUE,
         tooltip="SHA-256 of all paths, labels, splits and pixels",
     )
     pairs = [
-        ("folder", value_cell(run.config.get("data"))),
+        ("folder", value_cell(str(run.configuration.config.data))),
         ("training images", Cell(f"{totals.get('train', 0):,}")),
         ("validation images", Cell(f"{totals.get('val', 0):,}")),
         ("classes", Cell(str(len(run.classes)))),
-        ("rejected files", value_cell(run.data.get("rejected", len(run.rejected_files)))),
+        ("rejected files", value_cell(data.rejected)),
         ("fingerprint", fingerprint),
     ]
     columns = [Column("class"), Column("training", "number"), Column("validation", "number")]
@@ -59,8 +59,8 @@ def data_section(run: RunRecord) -> Section:
     if len(rows) > _MAX_VISIBLE_CLASSES:
         class_table = details("Images by class", [class_table])
     blocks = [definition_list(pairs), class_table]
-    if run.data["warnings"]:
-        blocks += [paragraph("Warnings before training:"), bullets(run.data["warnings"])]
+    if data.warnings:
+        blocks += [paragraph("Warnings before training:"), bullets(data.warnings)]
     if run.rejected_files:
         blocks.append(_rejected_files_table(run))
     return Section("data", "Data", tuple(blocks))
@@ -75,41 +75,41 @@ def _rejected_files_table(run: RunRecord) -> Markup:
     return table(title, [Column("file"), Column("reason")], rows)
 
 
-def find_preset_differences(config: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+def find_preset_differences(config: FinetuneConfig) -> dict[str, tuple[Any, Any]]:
     """Return the settings that differ from the run's preset, as (value of the run, of the preset).
 
     A preset's value is None if it is chosen automatically.
     """
     presets = get_presets()
-    preset = presets.get(str(config.get("preset")), presets["default"])
+    preset = presets.get(config.preset, presets["default"])
     usual = {
         field.name: field.default
         for field in fields(FinetuneConfig)
         if field.default is not NO_DEFAULT
     }
     usual.update({name: preset[name] for name in RECIPE_FIELDS})
+    settings = config.to_json()
     return {
-        name: (config[name], usual[name])
-        for name in usual
-        if name in config
-        and name not in _PER_RUN_OPTIONS
-        and config[name] != usual[name]
-        and str(config[name]) != str(usual[name])
+        name: (settings[name], value)
+        for name, value in usual.items()
+        if name not in _PER_RUN_OPTIONS
+        and settings[name] != value
+        and str(settings[name]) != str(value)
     }
 
 
 def recipe_section(run: RunRecord) -> Section:
     """Build the section with the preset, the settings that differ from it, and all settings."""
-    preset = str(run.config.get("preset", "default"))
+    config, weights = run.configuration.config, run.configuration.weights
     pairs = [
-        ("preset", Cell(preset)),
+        ("preset", Cell(config.preset)),
         ("architecture", Cell(run.model)),
-        ("weights", value_cell(run.weights.get("source"))),
-        ("SHA-256 of the weights", value_cell(run.weights.get("sha256"))),
-        ("preprocessing", Cell(format_value(run.preprocessing))),
+        ("weights", value_cell(weights.source)),
+        ("SHA-256 of the weights", value_cell(weights.sha256)),
+        ("preprocessing", Cell(format_value(run.configuration.preprocessing.to_json()))),
     ]
     blocks: list[Markup] = [definition_list(pairs)]
-    differences = find_preset_differences(run.config)
+    differences = find_preset_differences(config)
     if differences:
         rows = [
             TableRow(
@@ -124,14 +124,14 @@ def recipe_section(run: RunRecord) -> Section:
         columns = [
             Column("setting"),
             Column("this run"),
-            Column(f"preset {preset}", tooltip="auto: chosen from the data or the machine"),
+            Column(f"preset {config.preset}", tooltip="auto: chosen from the data or the machine"),
         ]
         blocks.append(table("Differences from the preset", columns, rows))
     else:
         blocks.append(paragraph("All settings are those of the preset."))
     settings = [
         (_option_name(str(name)), Cell(_format_setting(value)))
-        for name, value in run.config.items()
+        for name, value in config.to_json().items()
     ]
     blocks.append(details("All settings", [definition_list(settings)]))
     return Section("recipe", "Recipe", tuple(blocks))
@@ -139,7 +139,7 @@ def recipe_section(run: RunRecord) -> Section:
 
 def versions_section(run: RunRecord) -> Section:
     """Build the section with the versions of the software used for training."""
-    pairs = [(str(name), value_cell(value)) for name, value in run.versions.items()]
+    pairs = [(str(name), value_cell(value)) for name, value in run.configuration.versions.items()]
     return Section("versions", "Versions", (definition_list(pairs),))
 
 

@@ -23,7 +23,7 @@ def format_points(value: float) -> str:
 
 def weights_source_name(run: RunRecord) -> str:
     """Return the source of the pretrained weights; of a path only the file name."""
-    return PurePath(str(run.weights.get("source"))).name or MISSING_VALUE
+    return PurePath(run.configuration.weights.source).name or MISSING_VALUE
 
 
 def run_sentences(run: RunRecord) -> list[str]:
@@ -56,10 +56,10 @@ def _unfinished_sentences(run: RunRecord) -> list[str]:
 
 def _accuracy_sentence(run: RunRecord) -> str:
     assert run.metrics is not None
-    val = run.metrics.validation
+    val = run.metrics.val
     if val is None:
         return "Validation accuracy: unknown, there were no validation images."
-    low, high = val.accuracy_interval
+    low, high = val.interval
     return (
         f"Validation accuracy: {format_percent(val.accuracy)} of {val.images} images "
         f"(95% interval {format_percent(low)} to {format_percent(high)})."
@@ -70,8 +70,8 @@ def _training_sentences(run: RunRecord) -> list[str]:
     metrics = run.metrics
     assert metrics is not None
     text = (
-        f"Training accuracy: {format_percent(metrics.train_accuracy)} "
-        f"of {metrics.train_images} images"
+        f"Training accuracy: {format_percent(metrics.train.accuracy)} "
+        f"of {metrics.train.images} images"
     )
     if metrics.gap is not None:
         text += f", {format_points(metrics.gap)} against validation (overfitting gap)"
@@ -94,7 +94,7 @@ def _time_sentence(run: RunRecord) -> str:
 def _parameters_sentence(run: RunRecord) -> str:
     metrics = run.metrics
     assert metrics is not None
-    trainable, total = metrics.trainable_parameters, metrics.total_parameters
+    trainable, total = metrics.parameters.trainable, metrics.parameters.total
     share = trainable / max(1, total)
     decimals = 0 if share >= 0.01 else 1
     text = f"Trained: {trainable:,} of {total:,} parameters ({share:.{decimals}%})"

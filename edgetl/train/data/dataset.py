@@ -6,8 +6,8 @@ import hashlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
+from edgetl.core.artifacts.run_config import DatasetInfo
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import DataError
 from edgetl.core.progress import ProgressCallback, log_progress
@@ -39,18 +39,13 @@ class SplitDataset:
         """Return the images of a split."""
         return [entry for entry in self.entries if entry.split == split]
 
-    def to_json(self) -> dict[str, Any]:
+    def summarize(self) -> DatasetInfo:
         """Return the entry `data` of config.json."""
-        counts = {
+        counts: dict[str, dict[str, int]] = {
             split: dict(Counter(entry.label for entry in self.entries_in(split)))
             for split in SPLITS
         }
-        return {
-            "fingerprint": self.fingerprint,
-            "counts": counts,
-            "rejected": len(self.rejected),
-            "warnings": self.warnings,
-        }
+        return DatasetInfo(self.fingerprint, counts, len(self.rejected), tuple(self.warnings))
 
 
 def read_dataset(

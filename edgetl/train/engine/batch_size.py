@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 
+from edgetl.core.artifacts.measured_choices import BatchSizeResult, SearchStopReason
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.train.common.precision import ComputeConfig, cudnn_autotuning, preserve_model_state
 from edgetl.train.engine.optim import make_optimizer
 from edgetl.train.engine.phases import Phase
 from edgetl.train.model.factory import AdaptedModel
 from edgetl.train.model.freezing import set_trainable
-
-SearchStopReason = Literal["memory", "rate", "steps", "not searched"]
 
 MIN_STEPS_PER_EPOCH = 16
 """Minimum steps per epoch with a larger batch: half of what the default batch size aims at."""
@@ -30,38 +27,6 @@ _MEMORY_SHARE = 0.5
 
 Cached features and resident images need up to a third each, later.
 """
-
-
-@dataclass(frozen=True)
-class BatchSizeResult:
-    """Batch size that `--batch-size auto` chose."""
-
-    batch_size: int
-    """Images per step, over all processes."""
-    usual: int
-    """Default batch size, for which the learning rates are meant."""
-    images_per_second: dict[str, float] = field(default_factory=dict)
-    """Throughput of the main process, by batch size; empty if nothing was tried."""
-    ended: SearchStopReason = "not searched"
-    """Why no larger batch was chosen: memory, throughput, or too few steps per epoch."""
-
-    @property
-    def lr_scale(self) -> float:
-        """Factor on learning rates: the square root of the ratio of batch sizes.
-
-        Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms" (2022).
-        Their rule also changes Adam's betas and epsilon, which are kept here.
-        """
-        return math.sqrt(self.batch_size / self.usual)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields and `lr_scale`, for config.json and metrics.json."""
-        return {**asdict(self), "lr_scale": self.lr_scale}
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> BatchSizeResult:
-        """Create a result from the output of `to_json`."""
-        return cls(**{name: value for name, value in content.items() if name != "lr_scale"})
 
 
 def largest_batch_size(images: int, default: int) -> int:

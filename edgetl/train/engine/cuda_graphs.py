@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from statistics import median
 from typing import Any, Final, cast
 
@@ -17,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edgetl.core.artifacts.measured_choices import StepRunner
+from edgetl.core.artifacts.run_metrics import StepReport
 from edgetl.train.common.autotune import cached_measurement
 from edgetl.train.common.precision import (
     ComputeConfig,
@@ -37,22 +38,6 @@ MIN_STEPS_FOR_CAPTURE = 200
 _MIN_SPEEDUP = 1.03
 """Minimum speed-up for which a graph is used; smaller ones are within noise."""
 _ROUNDS, _REPEATS = 5, 10
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """Runner of a phase's steps, for metrics.json."""
-
-    runner: str
-    """`eager` or `cuda-graph`."""
-    milliseconds: dict[str, float]
-    """Time of a forward and backward pass by runner; empty if nothing was timed."""
-    reason: str
-    """Reason why this runner was chosen."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the fields."""
-        return {"runner": self.runner, "milliseconds": self.milliseconds, "reason": self.reason}
 
 
 class GraphedForward:
@@ -110,7 +95,7 @@ def autotune_forward(
     compute_config: ComputeConfig,
     measurement_key: Mapping[str, Any],
     capture: ForwardCapture | None = None,
-    recorded: str | None = None,
+    recorded: StepRunner | None = None,
 ) -> tuple[ForwardFunction, StepReport]:
     """Capture a training step and use the graph if it is faster than eager launches.
 
@@ -166,7 +151,7 @@ def autotune_forward(
         return eager, StepReport(EAGER, {}, f"capture failed: {reason}")
 
 
-def choose_runner(milliseconds: Mapping[str, float]) -> str:
+def choose_runner(milliseconds: Mapping[str, float]) -> StepRunner:
     """Return `cuda-graph` if it saves more than noise explains, else `eager`."""
     is_faster = milliseconds[CUDA_GRAPH] * _MIN_SPEEDUP <= milliseconds[EAGER]
     return CUDA_GRAPH if is_faster else EAGER

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from edgetl.core.artifacts.run_metrics import InputDeviceReport
 from edgetl.core.config.finetune import InputDevice
+from edgetl.core.typed_json import parse_as
 from edgetl.train.common.autotune import cached_measurement
 from edgetl.train.data.gpu_images import DeviceImageCache
 from edgetl.train.data.gpu_loader import DeviceLoader
@@ -36,7 +38,7 @@ def choose_loader(
     context: RunContext,
     recorded: InputDevice | None = None,
     decoder: BatchDecoder = decode_with_nvjpeg,
-) -> tuple[ImageLoader | DeviceLoader, dict[str, Any]]:
+) -> tuple[ImageLoader | DeviceLoader, InputDeviceReport | None]:
     """Choose the loader of training views; views for evaluation always come from the CPU.
 
     Args:
@@ -45,9 +47,7 @@ def choose_loader(
         decoder: decodes JPEG files on the device.
 
     Returns:
-        The loader, and the choice for the run's report: `device` (cpu or cuda), and the measured
-        `images_per_second` of both or the reason why the GPU was `refused`. The choice is empty if
-        there is nothing to choose.
+        The loader, and the choice; None if there is nothing to choose.
     """
     loader, compute_config = context.loader, context.compute_config
     input_device = recorded or context.config.input_device
@@ -56,24 +56,25 @@ def choose_loader(
         input_device = "cpu"
     is_augmented = loader.images.augmentation.strength not in (None, "none")
     if compute_config.device.type != "cuda" or not is_augmented:
-        return loader, {}
+        return loader, None
     if input_device == "cpu":
-        return loader, {"device": "cpu"}
+        return loader, InputDeviceReport("cpu")
     device_loader, images = _build_device_loader(context, decoder)
     if input_device == "cuda":
         images.on_decoder_failure = context.progress.note
-        return device_loader, {"device": "cuda"}
+        return device_loader, InputDeviceReport("cuda")
     try:
-        measured = cached_measurement(
+        rates = cached_measurement(
             _cache_key(context), lambda: _measure_rates(context, device_loader, images)
         )
+        measured = parse_as(InputDeviceReport, rates)
     except _DeviceUnavailableError as cause:
         # Not cached: memory or a library may be available next time.
-        measured = {"device": "cpu", "refused": str(cause)}
+        measured = InputDeviceReport("cpu", refused=str(cause))
     choice = context.processes.broadcast(measured)
     context.progress.note(_describe(choice))
     images.on_decoder_failure = context.progress.note
-    return (device_loader if choice["device"] == "cuda" else loader), choice
+    return (device_loader if choice.device == "cuda" else loader), choice
 
 
 def _build_device_loader(
@@ -150,11 +151,11 @@ def _measure_rates(
     return {"device": max(rates, key=lambda name: rates[name]), "images_per_second": rates}
 
 
-def _describe(choice: dict[str, Any]) -> str:
-    if "refused" in choice:
-        return f"Training images are prepared on the CPU ({choice['refused']})."
-    rates = choice["images_per_second"]
-    device = "GPU" if choice["device"] == "cuda" else "CPU"
+def _describe(choice: InputDeviceReport) -> str:
+    rates = choice.images_per_second
+    if rates is None:
+        return f"Training images are prepared on the CPU ({choice.refused})."
+    device = "GPU" if choice.device == "cuda" else "CPU"
     return (
         f"Training images are prepared on the {device}: measured {rates['cuda']:.0f} images/s on "
         f"the GPU, {rates['cpu']:.0f} on the CPU (--input-device)."

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from edgetl.core.artifacts.measured_choices import FrozenBlockRuntimes
+from edgetl.core.artifacts.run_metrics import FeatureReport
 from edgetl.core.errors import EdgetlError
 from edgetl.train.common.autotune import cached_measurement
 from edgetl.train.common.precision import (
@@ -102,7 +103,7 @@ class PhaseBuilder:
             config.seed,
             context.processes,
         )
-        self.report: dict[str, Any] = {"cache": "none"}
+        self.report = FeatureReport()
         """The choices that were made, for metrics.json."""
         self._expected_epoch_s: tuple[float, ...] = ()
         if context.compute_config.may_use_bf16:
@@ -211,7 +212,7 @@ class PhaseBuilder:
         if any(self._context.processes.all_reduce_any(is_missing)):
             return {}
         self._context.progress.note("Reusing the frozen blocks' features cached by an earlier run.")
-        self.report |= {"cache": "reused", "views": views}
+        self.report = replace(self.report, cache="reused", views=views)
         return {
             cut: move_if_fits(features, self._context.compute_config.device)
             for cut, features in entries.items()
@@ -238,12 +239,13 @@ class PhaseBuilder:
                 cut, features[backbone.cut], train_extractor, val_extractor
             )
             features[cut] = move_if_fits(later_features, device)
-        self.report |= {
-            "cache": "filled",
-            "views": views,
-            "bytes": sum(entry.total_bytes for entry in features.values()),
-            "fill_seconds": time.perf_counter() - started,
-        }
+        self.report = replace(
+            self.report,
+            cache="filled",
+            views=views,
+            bytes=sum(entry.total_bytes for entry in features.values()),
+            fill_seconds=time.perf_counter() - started,
+        )
         return features
 
     def _build_frozen_backbone(
@@ -297,11 +299,12 @@ class PhaseBuilder:
         self._choices.record_entry(
             "frozen_blocks", cut.name, FrozenBlockRuntimes(choice.fast, choice.exact)
         )
-        self.report |= {
-            "prefix": choice.fast,
-            "exact_prefix": choice.exact,
-            "milliseconds": choice.milliseconds,
-        }
+        self.report = replace(
+            self.report,
+            train_runtime=choice.fast,
+            val_runtime=choice.exact,
+            milliseconds=choice.milliseconds,
+        )
         return choice
 
     def _validate_recorded_choice(self, recorded: FrozenBlockRuntimes) -> ExtractorChoice:
@@ -516,8 +519,8 @@ class PhaseBuilder:
         context = self._context
         loader, choice = choose_loader(context, self._choices.recorded.input_device)
         if choice:
-            self.report["input"] = choice
-            self._choices.record(input_device=choice["device"])
+            self.report = replace(self.report, input=choice)
+            self._choices.record(input_device=choice.device)
         if context.compute_config.device.type != "cuda":
             return loader
         free_bytes, _ = torch.cuda.mem_get_info(context.compute_config.device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from edgetl.core.artifacts.run import EpochRecord
+from edgetl.core.artifacts.run_metrics import StepReport
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import RunError
 from edgetl.core.progress import StepProgress
@@ -20,7 +21,6 @@ from edgetl.train.engine.checkpoint import Checkpoint, CheckpointPart
 from edgetl.train.engine.cuda_graphs import (
     CUDA_GRAPH,
     EAGER,
-    StepReport,
     autotune_forward,
     cuda_graph_skip_reason,
 )

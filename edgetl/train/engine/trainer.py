@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import signal
 import threading
@@ -15,12 +14,13 @@ from types import FrameType
 import torch
 from torch import Tensor
 
-from edgetl.core.artifacts.run import EpochRecord
+from edgetl.core.artifacts.run import EpochRecord, append_epoch, write_history
+from edgetl.core.artifacts.run_metrics import StepReport
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import RunError
-from edgetl.core.files import write_text
 from edgetl.core.paths import RunDirectory
 from edgetl.core.progress import TrainingProgress
+from edgetl.core.typed_json import to_json
 from edgetl.train.common.distributed import SINGLE_PROCESS, Processes
 from edgetl.train.common.run_choices import RunChoices
 from edgetl.train.engine.budget import FINALIZATION_S
@@ -30,7 +30,6 @@ from edgetl.train.engine.checkpoint import (
     write_checkpoint,
     write_tensors,
 )
-from edgetl.train.engine.cuda_graphs import StepReport
 from edgetl.train.engine.evaluation import Evaluation, evaluate
 from edgetl.train.engine.optim import Loss
 from edgetl.train.engine.phase_builder import TrainablePhase
@@ -228,9 +227,7 @@ class Trainer:
             "elapsed": started - self.started_at,
             "trainable": self.trainable_parameters,
             "ended": self.stop_reason,
-            "steps": {
-                str(number): report.to_json() for number, report in self.step_reports.items()
-            },
+            "steps": {str(number): to_json(report) for number, report in self.step_reports.items()},
         }
         local_generators = {"cpu": torch.get_rng_state()}
         if self.loss.device.type == "cuda":
@@ -279,10 +276,7 @@ class Trainer:
         self.write_best()
         # Epochs after the checkpoint are trained again, so their records are dropped.
         if self.processes.is_main:
-            write_text(
-                self.run.history,
-                "".join(json.dumps(asdict(record)) + "\n" for record in self.records),
-            )
+            write_history(self.run, self.records)
         generators = checkpoint.part_tensors(f"generator/{self.processes.rank}")
         torch.set_rng_state(generators["cpu"])
         if "cuda" in generators and self.loss.device.type == "cuda":
@@ -340,8 +334,7 @@ class Trainer:
                 self.write_best()
         self.records.append(record)
         if self.processes.is_main:
-            with self.run.history.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(asdict(record)) + "\n")
+            append_epoch(self.run, record)
         self.progress.on_epoch_end(record, is_best)
         for tracker in self.trackers:
             tracker.log_epoch(record)

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 
 from edgetl.core.artifacts.run import EpochRecord
+from edgetl.core.artifacts.run_metrics import StepReport
 from edgetl.core.config.finetune import MAX_EPOCHS
 from edgetl.core.errors import RunError
 from edgetl.core.typed_json import parse_as
 from edgetl.train.engine.checkpoint import Checkpoint, read_checkpoint
-from edgetl.train.engine.cuda_graphs import StepReport
 from edgetl.train.engine.phases import Phase
 
 _MAX_PHASES = 2

@@ -11,7 +11,12 @@ from edgetl.core.artifacts.bench_json import read_result
 from edgetl.core.artifacts.bundle import read_bundle_record
 from edgetl.core.artifacts.candidates import read_candidates
 from edgetl.core.artifacts.experiment import read_experiment
-from edgetl.core.artifacts.run import read_run_record
+from edgetl.core.artifacts.run import (
+    append_epoch,
+    read_run_record,
+    write_history,
+    write_predictions,
+)
 from edgetl.core.artifacts.run_config import read_run_configuration
 from edgetl.core.paths import ExperimentDirectory, RunDirectory
 from edgetl.core.typed_json import to_json
@@ -21,7 +26,7 @@ RECORDED = Path(__file__).parent / "recorded/before-renaming"
 
 def test_recorded_run_is_read() -> None:
     record = read_run_record(RECORDED / "run")
-    assert record.classes == ["circles", "noise", "stripes"]
+    assert record.classes == ("circles", "noise", "stripes")
     assert record.metrics is not None
     assert len(record.history) == 4
     assert record.predictions is not None
@@ -32,6 +37,27 @@ def test_recorded_run_configuration_is_read() -> None:
     configuration = read_run_configuration(RunDirectory(RECORDED / "run"))
     assert configuration.requested_config.model == "mobilenet_v3_small"
     assert configuration.requested_config.deterministic
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.json"])
+def test_recorded_run_is_written_as_before(name: str) -> None:
+    record = read_run_record(RECORDED / "run")
+    assert record.metrics is not None
+    parts = {"config.json": record.configuration, "metrics.json": record.metrics}
+    recorded = json.loads((RECORDED / "run" / name).read_text())
+    written = {"schema": 1, **to_json(parts[name])}
+    assert json.dumps(written) == json.dumps(recorded)
+
+
+def test_recorded_epochs_and_predictions_are_written_as_before(tmp_path: Path) -> None:
+    record = read_run_record(RECORDED / "run")
+    run = RunDirectory(tmp_path)
+    write_history(run, record.history[:2])
+    for epoch in record.history[2:]:
+        append_epoch(run, epoch)
+    write_predictions(run, record.predictions or ())
+    for name in ("history.jsonl", "predictions.csv"):
+        assert (tmp_path / name).read_bytes() == (RECORDED / "run" / name).read_bytes()
 
 
 def test_recorded_bundle_is_read() -> None:

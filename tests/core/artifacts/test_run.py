@@ -13,8 +13,8 @@ def test_finished_run(tmp_path: Path) -> None:
     run = read_run_record(write_run(tmp_path / "run").path)
     assert run.confusion == [list(row) for row in CONFUSION]
     assert run.metrics is not None
-    assert run.metrics.validation is not None
-    assert run.metrics.validation.per_class[CLASSES[0]].images == 10
+    assert run.metrics.val is not None
+    assert run.metrics.val.per_class[CLASSES[0]].images == 10
     assert run.metrics.gap == pytest.approx(0.975 - 25 / 30)
     assert run.best_epoch is not None
     assert (run.best_epoch.epoch, run.best_epoch.elapsed) == (6, 17.0)
@@ -75,7 +75,7 @@ def test_better_epoch_has_higher_accuracy_then_lower_loss() -> None:
         (
             "metrics.json",
             '{"schema": 1, "train": {"images": true, "accuracy": 1}}',
-            "metrics has no field 'val'",
+            "metrics.json has no field 'model'",
         ),
         ("history.jsonl", '{"phase": 1}\n', "history.jsonl is broken"),
         ("history.jsonl", "[[]}\n", "history.jsonl is broken"),
@@ -85,6 +85,11 @@ def test_better_epoch_has_higher_accuracy_then_lower_loss() -> None:
             "predictions.csv",
             "path,label,predicted,probability,label_probability\na,b,c,nan,0\n",
             "predictions.csv is broken",
+        ),
+        (
+            "predictions.csv",
+            "path,label,predicted,probability,label_probability\na,roses,violets,1,0\n",
+            "the class violets is not listed",
         ),
         ("rejected.csv", "path\na\n", "rejected.csv is broken"),
     ],

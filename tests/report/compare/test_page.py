@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -201,7 +202,7 @@ def test_folder_and_class_names_are_escaped(experiment: Experiment) -> None:
         Experiment(
             **{
                 **fields_of(experiment),
-                "data": {**experiment.data, "folder": folder},
+                "data": replace(experiment.data, folder=folder),
                 "classes": ("<i>cat</i>", "dog"),
             }
         )

@@ -14,11 +14,11 @@ import torch
 
 from edgetl.core.artifacts.measured_choices import (
     AutoChoices,
+    BatchSizeResult,
     FrozenBlockRuntimes,
     find_changed_choice_inputs,
-    parse_choices,
-    read_recorded_run,
 )
+from edgetl.core.artifacts.run_config import read_recorded_run, read_run_configuration
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, MissingPackageError
 from edgetl.core.paths import RunDirectory
@@ -28,7 +28,6 @@ from edgetl.train import setup
 from edgetl.train.common import precision
 from edgetl.train.common.run_choices import RunChoices
 from edgetl.train.engine import phase_builder, phase_loop, trainer
-from edgetl.train.engine.batch_size import BatchSizeResult
 from edgetl.train.engine.cuda_graphs import CUDA_GRAPH, EAGER, autotune_forward
 from edgetl.train.engine.trainer import Trainer
 from edgetl.train.features import extractor
@@ -89,7 +88,7 @@ def refuse(*_: object) -> Any:
 
 
 def recorded_choices(run: RunDirectory) -> AutoChoices:
-    return parse_choices(json.loads(run.config.read_text()))
+    return read_run_configuration(run).choices
 
 
 def test_precision_of_every_phase_is_recorded(
@@ -308,10 +307,10 @@ def test_batch_size_is_fixed_or_reused(
     monkeypatch.setattr(setup, "_fit_batch_size", refuse)
     config = replace(config, batch_size="auto", precision="fp32", epochs=1, finetune_epochs=0)
     fixed = finetune(replace(config, deterministic=True))
-    assert recorded_choices(fixed).batch == BatchSizeResult(16, 16).to_json()
+    assert recorded_choices(fixed).batch == BatchSizeResult(16, 16)
     again = finetune(
         replace(config, output=tmp_path / "again"),
-        choices=AutoChoices(batch=BatchSizeResult(8, 16).to_json()),
+        choices=AutoChoices(batch=BatchSizeResult(8, 16)),
     )
     assert json.loads(again.config.read_text())["config"]["batch_size"] == 8
 
@@ -349,11 +348,12 @@ def test_find_changed_choice_inputs_lists_fields() -> None:
         {"views": 10**9},
         {"epochs": [3, -1]},
         {"threads": 0},
+        {"batch": {"batch_size": 0, "usual": 16}},
     ],
 )
-def test_parse_choices_rejects_damaged_section(section: Any) -> None:
+def test_damaged_choices_are_rejected(section: Any) -> None:
     with pytest.raises(FieldError, match="choices"):
-        parse_choices({"choices": section})
+        AutoChoices.from_json(section)
 
 
 def test_config_rejects_budget_with_deterministic() -> None:

@@ -12,16 +12,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgetl.core.artifacts.measured_choices import BatchSizeResult
 from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
 from edgetl.core.progress import TrainingProgress
+from edgetl.core.typed_json import parse_as, to_json
 from edgetl.train import setup
 from edgetl.train.common.precision import ComputeConfig
 from edgetl.train.engine import trainer
 from edgetl.train.engine.batch_size import (
     MIN_STEPS_PER_EPOCH,
-    BatchSizeResult,
     StepTimer,
     autotune_batch_size,
     describe_batch_size,
@@ -99,8 +100,8 @@ def test_largest_batch_size_leaves_minimum_steps(images: int, default: int) -> N
 def test_lr_scale_is_square_root_of_ratio() -> None:
     result = BatchSizeResult(256, 64, {"64": 1.0}, "rate")
     assert result.lr_scale == 2.0
-    assert BatchSizeResult.from_json(result.to_json()) == result
-    assert result.to_json()["lr_scale"] == 2.0
+    assert to_json(result)["lr_scale"] == 2.0
+    assert parse_as(BatchSizeResult, to_json(result)) == result
     assert math.isclose(BatchSizeResult(128, 64).lr_scale, 2**0.5)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgetl.core.artifacts.run_metrics import InputDeviceReport
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import DecodeError
 from edgetl.core.preprocessing import Preprocessing
@@ -113,10 +114,13 @@ def test_faster_path_is_chosen_and_reported(
     slow_cpu = make_context(paths, 0.3)
     loader, choice = choose_loader(slow_cpu, decoder=decode_on_cpu)
     assert isinstance(loader, DeviceLoader)
-    assert choice["device"] == "cuda"
+    assert choice is not None
+    assert choice.device == "cuda"
+    rates = choice.images_per_second
+    assert rates is not None
     # Four images take 0.3 s or a little more.
-    assert 5 < choice["images_per_second"]["cpu"] < BATCH / 0.3
-    assert choice["images_per_second"]["cuda"] > choice["images_per_second"]["cpu"]
+    assert 5 < rates["cpu"] < BATCH / 0.3
+    assert rates["cuda"] > rates["cpu"]
     [note] = slow_cpu.progress.notes
     assert note.startswith("Training images are prepared on the GPU: measured ")
 
@@ -134,7 +138,8 @@ def test_cpu_is_chosen_when_device_is_slow(
     context = make_context(paths)
     loader, choice = choose_loader(context, decoder=decode_on_cpu)
     assert loader is context.loader
-    assert choice["device"] == "cpu"
+    assert choice is not None
+    assert choice.device == "cpu"
     assert "on the CPU: measured" in context.progress.notes[0]
 
 
@@ -175,8 +180,8 @@ def test_requested_or_recorded_choice_is_not_measured(
     for requested in ("cpu", "cuda"):
         context = make_context(paths, input_device=requested)
         loader, choice = choose_loader(context, recorded, decode_on_cpu)
-        assert choice == {"device": recorded or requested}
-        assert isinstance(loader, DeviceLoader) is (choice["device"] == "cuda")
+        assert choice == InputDeviceReport(recorded or requested)
+        assert isinstance(loader, DeviceLoader) is (choice.device == "cuda")
         assert context.progress.notes == []
 
 
@@ -184,7 +189,8 @@ def test_cpu_is_chosen_when_decoder_fails(paths: list[Path], decoders: list[Batc
     context = make_context(paths, 0.3)
     loader, choice = choose_loader(context, decoder=failing_decoder)
     assert loader is context.loader
-    assert choice["device"] == "cpu"
+    assert choice is not None
+    assert choice.device == "cpu"
     assert context.progress.notes == [
         "Training images are prepared on the CPU "
         "(the GPU cannot decode JPEG files: torchvision not compiled with nvJPEG support)."
@@ -192,8 +198,12 @@ def test_cpu_is_chosen_when_decoder_fails(paths: list[Path], decoders: list[Batc
 
 
 def test_failure_is_not_cached(paths: list[Path], decoders: list[BatchDecoder]) -> None:
-    assert "refused" in choose_loader(make_context(paths, 0.1), decoder=failing_decoder)[1]
-    assert choose_loader(make_context(paths, 0.1), decoder=decode_on_cpu)[1]["device"] == "cuda"
+    _, failed = choose_loader(make_context(paths, 0.1), decoder=failing_decoder)
+    assert failed is not None
+    assert failed.refused
+    _, choice = choose_loader(make_context(paths, 0.1), decoder=decode_on_cpu)
+    assert choice is not None
+    assert choice.device == "cuda"
 
 
 def test_cpu_is_chosen_when_device_fails(
@@ -226,7 +236,7 @@ def test_choice_is_empty_without_gpu_or_augmentation(
         context.compute_config.device = CPU
     loader, choice = choose_loader(context, decoder=failing_decoder)
     assert loader is context.loader
-    assert choice == {}
+    assert choice is None
     assert decoders == []
     assert context.progress.notes == []
 
@@ -246,11 +256,10 @@ def test_training_is_equal_on_both_paths(
         batch_sizes.append(len(encoded))
         return decode_on_cpu(encoded, device)
 
-    def choose(context: Any, recorded: Any) -> tuple[DeviceLoader, dict[str, Any]]:
+    def choose(context: Any, recorded: Any) -> tuple[DeviceLoader, InputDeviceReport]:
         images = DeviceImageCache(context.loader.images.decoded_cache, CPU, 10**9, decoder)
-        return DeviceLoader(context.loader, images, context.preprocessing.crop, CPU), {
-            "device": "cuda"
-        }
+        loader = DeviceLoader(context.loader, images, context.preprocessing.crop, CPU)
+        return loader, InputDeviceReport("cuda")
 
     monkeypatch.setattr(phase_builder, "choose_loader", choose)
     run = finetune(replace(config, output=tmp_path / "device"))
@@ -270,6 +279,5 @@ def test_deterministic_uses_cpu_without_measurement(
     paths: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(input_device, "cached_measurement", lambda *_: pytest.fail("measured"))
-    assert choose_loader(make_context(paths, deterministic=True), decoder=decode_on_cpu)[1] == {
-        "device": "cpu"
-    }
+    _, choice = choose_loader(make_context(paths, deterministic=True), decoder=decode_on_cpu)
+    assert choice == InputDeviceReport("cpu")

@@ -1,0 +1,163 @@
+"""A run's metrics.json, which exists once the run has finished."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from edgetl.core.artifacts.measured_choices import BatchSizeResult, StepRunner
+from edgetl.core.artifacts.run_config import WeightsInfo, read_run_file
+from edgetl.core.files import write_json
+from edgetl.core.paths import RunDirectory
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.statistics import ClassScore
+from edgetl.core.typed_json import FieldError, in_json, to_json
+
+
+@dataclass(frozen=True)
+class TrainMetrics:
+    """Metrics of the best weights on the training images, without augmentation."""
+
+    images: int
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationMetrics:
+    """Metrics of the best weights on the validation images."""
+
+    images: int
+    accuracy: float
+    interval: tuple[float, float] = field(metadata=in_json(key="accuracy_ci95"))
+    """95% interval of the accuracy."""
+    top5_accuracy: float | None = None
+    """None for up to five classes."""
+    loss: float | None = None
+    calibration_error: float | None = None
+    macro_f1: float
+    per_class: Mapping[str, ClassScore]
+
+
+@dataclass(frozen=True)
+class ParameterCounts:
+    """Numbers of parameters of the model."""
+
+    total: int
+    trainable: int
+    """Trainable parameters in the phase that trained the most."""
+
+
+@dataclass(frozen=True)
+class FinalModel:
+    """The model that the metrics belong to, so that exports detect later changes."""
+
+    weights_sha256: str
+    """SHA-256 of weights.safetensors."""
+    classes: tuple[str, ...]
+    preprocessing: Preprocessing
+
+
+@dataclass(frozen=True)
+class InputDeviceReport:
+    """Choice of the device that decodes and augments streamed training images."""
+
+    device: Literal["cpu", "cuda"]
+    images_per_second: Mapping[str, float] | None = field(
+        default=None, metadata=in_json(omit_default=True)
+    )
+    """Throughput by device, if both were measured."""
+    refused: str | None = field(default=None, metadata=in_json(omit_default=True))
+    """Reason why the GPU cannot be used."""
+
+
+@dataclass(frozen=True)
+class FeatureReport:
+    """Computation of the frozen blocks' outputs."""
+
+    cache: Literal["none", "filled", "reused"] = "none"
+    train_runtime: str | None = field(
+        default=None, metadata=in_json(key="prefix", omit_default=True)
+    )
+    """Runtime for training images, such as `onnxruntime-fp32`; None without frozen blocks."""
+    val_runtime: str | None = field(
+        default=None, metadata=in_json(key="exact_prefix", omit_default=True)
+    )
+    """Runtime for validation images, in float32."""
+    milliseconds: Mapping[str, float] | None = field(
+        default=None, metadata=in_json(omit_default=True)
+    )
+    """Time per image of each timed runtime; empty if none was timed."""
+    views: int | None = field(default=None, metadata=in_json(omit_default=True))
+    """Cached views of each training image."""
+    bytes: int | None = field(default=None, metadata=in_json(omit_default=True))
+    """Size of the features that this run computed."""
+    fill_seconds: float | None = field(default=None, metadata=in_json(omit_default=True))
+    input: InputDeviceReport | None = field(default=None, metadata=in_json(omit_default=True))
+    """None if there was nothing to choose."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Execution of a phase's training steps."""
+
+    runner: StepRunner
+    milliseconds: Mapping[str, float]
+    """Time of a forward and backward pass by runner; empty if nothing was timed."""
+    reason: str
+    """Reason why this runner was chosen."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunMetrics:
+    """Content of metrics.json."""
+
+    model: str
+    classes: tuple[str, ...]
+    train: TrainMetrics
+    val: ValidationMetrics | None
+    """None without validation images."""
+    seconds: Mapping[str, float]
+    """Duration `total` and its parts."""
+    parameters: ParameterCounts
+    device: str
+    """Training device: `cpu` or the name of the GPU."""
+    processes: int = 1
+    precision: str
+    """Precision of the last phase's training steps."""
+    weights: WeightsInfo
+    final: FinalModel | None = None
+    """None in runs of older versions."""
+    batch: BatchSizeResult | None = None
+    """Result of `--batch-size auto`."""
+    best_epoch: int
+    stop_reason: str | None = field(default=None, metadata=in_json(key="ended"))
+    frozen_blocks: FeatureReport = FeatureReport()
+    steps: Mapping[str, StepReport] = field(default_factory=dict)
+    """Reports by phase: `phase1`, `phase2`."""
+    peak_memory_bytes: int | None = None
+    peak_gpu_memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if "total" not in self.seconds:
+            raise FieldError("seconds has no field 'total'")
+        if self.val is not None and self.val.per_class.keys() != set(self.classes):
+            raise FieldError("val.per_class does not match the classes")
+
+    @property
+    def gap(self) -> float | None:
+        """Generalization gap: training minus validation accuracy."""
+        return None if self.val is None else self.train.accuracy - self.val.accuracy
+
+    def write(self, run: RunDirectory) -> None:
+        """Write metrics.json."""
+        write_json(run.metrics, to_json(self))
+
+
+def read_metrics(run: RunDirectory) -> RunMetrics:
+    """Read metrics.json of a run.
+
+    Raises:
+        RunError: The file is missing, because the run has not finished, or broken.
+    """
+    return read_run_file(RunMetrics, run.metrics, "The run's metrics")
