@@ -131,14 +131,14 @@ def write_results(
         start: start of the run, on the clock of time.perf_counter.
     """
     evaluation_start = time.perf_counter()
-    model = trainer.adapted_model.model.eval()
+    model, processes = setup.adapted_model.model.eval(), setup.processes
     train = evaluate(
-        last_phase.forward, last_phase.batch_source.iter_train_eval_batches(), trainer.processes
+        last_phase.forward, last_phase.batch_source.iter_train_eval_batches(), processes
     )
-    val = trainer.evaluate(last_phase)
-    if not trainer.processes.is_main:
+    val = trainer.validate(last_phase)
+    if not processes.is_main:
         return
-    trainer.seconds["evaluation"] = time.perf_counter() - evaluation_start
+    trainer.add_seconds("evaluation", time.perf_counter() - evaluation_start)
     assert trainer.best is not None
     entries = setup.data.entries_in("val")
     if val is not None:
@@ -156,7 +156,7 @@ def write_results(
             trainer.trainable_parameters,
         ),
         device=setup.compute_config.device_name,
-        processes=trainer.processes.world_size,
+        processes=processes.world_size,
         precision=last_phase.compute_config.precision,
         weights=_weights_info(setup),
         final=FinalModel(sha256_file(setup.run.weights), classes, setup.preprocessing),

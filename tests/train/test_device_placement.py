@@ -162,20 +162,20 @@ def _patch_files(patch: pytest.MonkeyPatch, log: TrainingLog) -> None:
     def fail(*_: Any) -> Any:
         raise OSError("no space")
 
-    run_phase = trainer.Trainer.run_phase
+    train_phase = trainer.Trainer.train_phase
 
-    def logged_run_phase(self: trainer.Trainer, phase: TrainablePhase, *arguments: Any) -> None:
+    def logged_train_phase(self: trainer.Trainer, phase: TrainablePhase, *arguments: Any) -> None:
         log.batch_sources.append(type(phase.batch_source))
         log.phases.append(phase.phase.number)
         log.trained_on |= {
-            str(parameter.device) for parameter in self.adapted_model.model.parameters()
+            str(parameter.device) for parameter in self.context.adapted_model.model.parameters()
         }
-        run_phase(self, phase, *arguments)
+        train_phase(self, phase, *arguments)
 
     def write_results(
         setup: Any, training: trainer.Trainer, last_phase: TrainablePhase, *_: Any
     ) -> None:
-        model = training.adapted_model.model.eval()
+        model = training.context.adapted_model.model.eval()
         assert not model.training
         train = evaluate(last_phase.forward, last_phase.batch_source.iter_train_eval_batches())
         assert str(train.logits.device) == "cpu"
@@ -187,7 +187,7 @@ def _patch_files(patch: pytest.MonkeyPatch, log: TrainingLog) -> None:
     patch.setattr(checkpoint, "save_file", save_file)
     patch.setattr(FeatureStore, "create", fail)
     patch.setattr(trainer, "CHECKPOINT_INTERVAL_S", 0.0)
-    patch.setattr(trainer.Trainer, "run_phase", logged_run_phase)
+    patch.setattr(trainer.Trainer, "train_phase", logged_train_phase)
     patch.setattr(finetune_module, "write_results", write_results)
 
 

@@ -758,7 +758,7 @@ def test_force_restores_the_old_run_when_the_new_one_fails(
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("edgetl.train.engine.trainer.Trainer.run_phase", explode)
+        patch.setattr("edgetl.train.engine.trainer.Trainer.train_phase", explode)
         with pytest.raises(RuntimeError, match="out of memory"):
             finetune(replace(config, force=True))
     assert {path.name: path.read_bytes() for path in run.path.iterdir() if path.is_file()} == before

@@ -37,7 +37,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 def run_edgetl(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run edgetl with a checkpoint after every batch."""
     code = (
-        "import edgetl.train.engine.trainer as r; r.Trainer.save_if_due = r.Trainer.save; "
+        "import edgetl.train.engine.trainer as r; r.Trainer.save_if_due = r.Trainer.save_checkpoint; "
         "from edgetl.cli.app import main; main()"
     )
     return subprocess.run(
@@ -86,7 +86,7 @@ def test_full_disk_keeps_checkpoint_and_run_can_resume(
     assert f"`edgetl finetune --resume {run.path}`" in result.stderr
     assert "Traceback" not in result.stderr
     checkpoint = read_checkpoint(run.checkpoint)
-    assert checkpoint.metadata["records"]
+    assert checkpoint.facts["records"]
     assert not [path for path in run.path.rglob(".*safetensors*") if path.is_file()], (
         "incomplete files must be removed"
     )

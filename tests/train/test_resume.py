@@ -63,7 +63,7 @@ def _train(config: dict[str, Any], resumed: bool, kill: tuple[str, float] | None
         if kind == "timer" and saves == 0:
             threading.Timer(moment, _kill).start()
         saves += 1
-        self.save(epochs)
+        self.save_checkpoint(epochs)
         if kind == "saved" and saves == moment:
             _kill()
 
@@ -303,12 +303,10 @@ def test_resume_rejects_changed_frozen_tensors(
 
     path = RunDirectory(tmp_path / "run").checkpoint
     checkpoint = read_checkpoint(path)
-    name = "network/features.0.0.weight"
-    checkpoint.tensors[name] = checkpoint.tensors[name] + 1e-3
-    parts = {key.partition("/")[0] for key in checkpoint.tensors}
-    write_checkpoint(
-        path, {part: checkpoint.part_tensors(part) for part in parts}, checkpoint.metadata
-    )
+    names = {key.partition("/")[0] for key in checkpoint.tensors}
+    parts = {name: checkpoint.part(name) for name in names}
+    parts["network"]["features.0.0.weight"] += 1e-3
+    write_checkpoint(path, parts, checkpoint.facts)
     with pytest.raises(RunError, match=re.escape("frozen tensors changed (features.0.0.weight)")):
         resume_run(interrupted_config)
 

@@ -50,7 +50,7 @@ def run(
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "CHECKPOINT_INTERVAL_S", 0.0)
-        patch.setattr(trainer.Trainer, "save_if_due", trainer.Trainer.save)
+        patch.setattr(trainer.Trainer, "save_if_due", trainer.Trainer.save_checkpoint)
         with pytest.raises(KeyboardInterrupt):
             finetune(config, InterruptingProgress())
     return resume(RunDirectory(folder / "run"))

@@ -29,7 +29,13 @@ from edgetl.train.common.precision import (
     keep_slow_kernels_in_float32,
     measure_step_ms,
 )
-from edgetl.train.engine.checkpoint import read_checkpoint, write_checkpoint
+from edgetl.train.engine.checkpoint import (
+    checkpoint_errors,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
 from edgetl.train.model.factory import build_adapted_model
 from edgetl.train.model.torchvision_models import preprocessing_for
 from tools.pretraining.augmentation import random_views
@@ -145,11 +151,6 @@ class _Trainer:
         # beta2 is 0.99: with the usual 0.999, the first steps after a stretch of small gradients
         # are too large.
         self._optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.99), fused=True)
-        self._parts: dict[str, nn.Module | torch.optim.Optimizer] = {
-            "network": self._model,
-            "average": self._average,
-            "optimiser": self._optimizer,
-        }
         self.step = 0
         self.seconds = 0.0
         self._step_started_s = time.monotonic()
@@ -173,14 +174,16 @@ class _Trainer:
         if not path.exists():
             return False
         checkpoint = read_checkpoint(path)
-        metadata = checkpoint.metadata
+        metadata = checkpoint.facts
         if metadata["recipe"] != self._recipe.to_json():
             raise RunError(
                 f"{self._work} contains the training of another recipe. "
                 "Choose another --work folder, or remove it."
             )
-        for name, part in self._parts.items():
-            checkpoint.restore(name, part)
+        with checkpoint_errors(path):
+            self._model.load_state_dict(checkpoint.part("network"))
+            self._average.load_state_dict(checkpoint.part("average"))
+            load_optimizer_tensors(self._optimizer, checkpoint.part("optimiser"))
         self.step = metadata["step"]
         self.seconds = metadata["seconds"]
         self._curve = metadata["curve"]
@@ -208,7 +211,12 @@ class _Trainer:
             "sums": self._sums.tolist(),
             "curve": self._curve,
         }
-        write_checkpoint(self._work / "state.safetensors", self._parts, metadata)
+        parts = {
+            "network": self._model.state_dict(),
+            "average": self._average.state_dict(),
+            "optimiser": optimizer_tensors(self._optimizer),
+        }
+        write_checkpoint(self._work / "state.safetensors", parts, metadata)
 
     def choose_precision(self, pool: ImagePool) -> None:
         """Choose the precision measured fastest here for each side, if bf16 is allowed."""

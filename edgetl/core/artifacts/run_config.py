@@ -120,8 +120,7 @@ def read_recorded_run(path: Path) -> RecordedRun:
             raise RunError("It was written by a version that cannot repeat runs.")
     except RunError as cause:
         raise ConfigError(
-            f"{path} is not the config.json of a run ({cause}) "
-            "Give a TOML file or RUN/config.json."
+            f"{path} is not the config.json of a run ({cause}) Give a TOML file or RUN/config.json."
         ) from cause
     # The default number of workers depends on the machine, so the resolved number is used.
     config = replace(run.requested_config, workers=run.config.workers, output=None, force=False)

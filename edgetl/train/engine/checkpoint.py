@@ -9,7 +9,8 @@ import errno
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgetl.core.errors import RunError
 from edgetl.core.files import atomic_path
 from edgetl.train.model.freezing import tensor_digest
 
-CheckpointPart = nn.Module | torch.optim.Optimizer | Mapping[str, Tensor]
 _OS_ERROR = re.compile(r"os error (\d+)")
 
 
@@ -31,51 +31,34 @@ _OS_ERROR = re.compile(r"os error (\d+)")
 class Checkpoint:
     """Content of a checkpoint file."""
 
-    path: Path
-    metadata: dict[str, Any]
-    tensors: dict[str, Tensor]
+    facts: Any
+    """Numbers, as JSON."""
+    tensors: Mapping[str, Tensor]
+    """Tensors of all parts, by `part/name`."""
 
-    def part_tensors(self, name: str) -> dict[str, Tensor]:
-        """Return the tensors that were saved under a name."""
+    def part(self, name: str) -> dict[str, Tensor]:
+        """Return the tensors of a part by their names within it."""
+        prefix = f"{name}/"
         return {
-            key.removeprefix(f"{name}/"): tensor
+            key.removeprefix(prefix): tensor
             for key, tensor in self.tensors.items()
-            if key.startswith(f"{name}/")
+            if key.startswith(prefix)
         }
-
-    def restore(self, name: str, part: nn.Module | torch.optim.Optimizer) -> None:
-        """Load the state that was saved under a name into a module or an optimizer.
-
-        Raises:
-            RunError: if the state does not match.
-        """
-        try:
-            if isinstance(part, nn.Module):
-                part.load_state_dict(self.part_tensors(name))
-            else:
-                _load_optimizer(part, self.part_tensors(name))
-        except (RuntimeError, ValueError, KeyError, IndexError) as cause:
-            raise _resume_error(self.path, cause) from cause
 
 
 def write_checkpoint(
-    path: Path, parts: Mapping[str, CheckpointPart], facts: Mapping[str, Any]
+    path: Path, parts: Mapping[str, Mapping[str, Tensor]], facts: Mapping[str, Any]
 ) -> None:
-    """Write modules, optimizers and tensors by name, and the facts.
-
-    Args:
-        path: the file.
-        parts: modules, optimizers and mappings of tensors by name.
-        facts: numbers, as JSON.
+    """Write tensors by part and name, and the facts as JSON.
 
     Raises:
         OSError: if the disk is full or not writable; an earlier file is unchanged.
     """
     # Copied to the host once, since tensors are both hashed and written.
     tensors = {
-        f"{name}/{key}": tensor.detach().cpu()
-        for name, part in parts.items()
-        for key, tensor in _tensors_of_part(part).items()
+        f"{part}/{name}": tensor.detach().cpu()
+        for part, tensors in parts.items()
+        for name, tensor in tensors.items()
     }
     content = json.dumps(facts)
     digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
@@ -106,7 +89,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         RunError: if a single bit is damaged, or the file is no checkpoint.
     """
-    try:
+    with checkpoint_errors(path):
         with safe_open(path, "pt") as content:
             # safe_open returns no mapping.
             tensors = {key: content.get_tensor(key) for key in content.keys()}  # noqa: SIM118
@@ -116,10 +99,30 @@ def read_checkpoint(path: Path) -> Checkpoint:
             raise ValueError("it was written by an older edgetl, without SHA-256")
         if metadata["sha256"] != _checkpoint_digest(metadata["facts"], digests):
             raise ValueError("the SHA-256 of its content does not match")
-        facts = json.loads(metadata["facts"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RecursionError) as cause:
-        raise _resume_error(path, cause) from cause
-    return Checkpoint(path, facts, tensors)
+        return Checkpoint(json.loads(metadata["facts"]), tensors)
+
+
+@contextmanager
+def checkpoint_errors(path: Path) -> Iterator[None]:
+    """Report errors inside the block, which uses a checkpoint's content, as damage of the file.
+
+    Raises:
+        RunError: the run cannot be resumed from this checkpoint.
+    """
+    try:
+        yield
+    except (
+        OSError,
+        SafetensorError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+    ) as cause:
+        raise RunError(
+            f"Cannot resume from {path}: {cause}. Start a new run in another folder."
+        ) from cause
 
 
 def _checkpoint_digest(facts: str, digests: Mapping[str, str]) -> str:
@@ -127,23 +130,21 @@ def _checkpoint_digest(facts: str, digests: Mapping[str, str]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _resume_error(path: Path, cause: Exception) -> RunError:
-    return RunError(f"Cannot resume from {path}: {cause}. Start a new run in another folder.")
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the state of an optimizer by `parameter index/name`."""
+    return {
+        f"{index}/{name}": value
+        for index, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    }
 
 
-def _tensors_of_part(part: CheckpointPart) -> dict[str, Tensor]:
-    if isinstance(part, nn.Module):
-        return dict(part.state_dict())
-    if isinstance(part, torch.optim.Optimizer):
-        return {
-            f"{index}/{name}": value
-            for index, state in part.state_dict()["state"].items()
-            for name, value in state.items()
-        }
-    return dict(part)
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Load the output of `optimizer_tensors`; the parameter groups keep their settings.
 
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    Raises:
+        ValueError, IndexError: the tensors belong to other parameters.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():

@@ -283,14 +283,13 @@ def test_early_end_of_budget_is_recorded_and_reused(
     monkeypatch.setattr(
         phase_builder, "cached_measurement", make_cached_measurement(TORCH, "fp32", "fp32")
     )
-    original = phase_loop.PhaseLoop.run_epoch
+    original = phase_loop.PhaseLoop.finish_epoch
 
-    def slow(self: phase_loop.PhaseLoop) -> None:
-        original(self)
-        self.slowest_epoch_s = 1e6  # no further epoch fits
+    def slow(self: phase_loop.PhaseLoop, is_best: bool, seconds: float) -> None:
+        original(self, is_best, 1e6)  # no further epoch fits
 
     with monkeypatch.context() as patch:
-        patch.setattr(phase_loop.PhaseLoop, "run_epoch", slow)
+        patch.setattr(phase_loop.PhaseLoop, "finish_epoch", slow)
         first = finetune(replace(config, budget_s=60.0))
     choices = recorded_choices(first)
     assert choices.ended_after == {"1": 1, "2": 1}

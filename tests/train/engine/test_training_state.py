@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ import torch
 
 from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.errors import RunError
+from edgetl.core.typed_json import FieldError, to_json
 from edgetl.train.engine.checkpoint import write_checkpoint
 from edgetl.train.engine.phases import Phase
-from edgetl.train.engine.training_state import check_phases, read_training_checkpoint
+from edgetl.train.engine.training_state import (
+    read_training_checkpoint,
+    write_training_checkpoint,
+)
 
 RECORD = asdict(EpochRecord(1, 1, 0.5, 0.5, 0.5, 0.5, 1e-3, 1.0, 10.0, 1.0))
 PHASE_STATE = {
@@ -40,10 +45,25 @@ def write(path: Path, facts: Any, generator: torch.Tensor | None = None) -> Path
 
 def test_checkpoint_of_trainer_is_read(tmp_path: Path) -> None:
     state = read_training_checkpoint(write(tmp_path / "state", FACTS))
-    assert state.metadata == {**FACTS, "steps": {}}
-    check_phases(state, 2)
-    with pytest.raises(RunError, match=r"in phase 2 and config\.json has 0"):
-        check_phases(state, 0)
+    assert state.loop is not None
+    assert state.values.best_record == EpochRecord(**RECORD)
+    facts = {**to_json(state.values), "epochs": to_json(state.loop.values)}
+    assert json.loads(json.dumps(facts)) == {**FACTS, "steps": {}}
+    state.check_phases(2)
+    with pytest.raises(FieldError, match=r"in phase 2 and config\.json has 0"):
+        state.check_phases(0)
+
+
+def test_checkpoint_round_trip(tmp_path: Path) -> None:
+    path = write(tmp_path / "state", FACTS)
+    state = read_training_checkpoint(path)
+    write_training_checkpoint(tmp_path / "again", state)
+    again = read_training_checkpoint(tmp_path / "again")
+    assert again.values == state.values
+    assert again.loop is not None
+    assert state.loop is not None
+    assert again.loop.values == state.loop.values
+    assert torch.equal(again.generators["0/cpu"], torch.get_rng_state())
 
 
 @pytest.mark.parametrize("name", sorted(FACTS))
@@ -56,7 +76,7 @@ def test_missing_fact_is_reported(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stage": -1}, "facts.stage must be 0 to 2, got -1"),
+        ({"stage": -1}, "facts: stage must be 0 to 2, got -1"),
         ({"stage": "1"}, "facts.stage must be an integer"),
         ({"records": [{**RECORD, "lr": None}]}, "lr must be a number"),
         ({"best": 7}, "epoch 7 is the best"),

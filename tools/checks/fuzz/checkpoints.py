@@ -14,7 +14,7 @@ import torch
 from edgetl.core.artifacts.run import EpochRecord
 from edgetl.train.engine.checkpoint import write_checkpoint
 from edgetl.train.engine.phases import Phase
-from edgetl.train.engine.training_state import check_phases, read_training_checkpoint
+from edgetl.train.engine.training_state import read_training_checkpoint
 from tools.checks.fuzz.mutation import mutate_json
 from tools.checks.fuzz.target import Target, mutate_file
 
@@ -66,7 +66,7 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
 
 def use(case: Path) -> None:
     """Read the checkpoint."""
-    check_phases(read_training_checkpoint(case / _NAME), 2)
+    read_training_checkpoint(case / _NAME)
 
 
 TARGET = Target(prepare, make_case, use)

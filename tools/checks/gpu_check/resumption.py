@@ -65,7 +65,7 @@ def main() -> None:
 
     def save(self: Trainer, loop: Any) -> None:
         nonlocal saves
-        self.save(loop)
+        self.save_checkpoint(loop)
         saves += loop is not None
         if (moment == WITHIN and saves == 3) or (moment == BETWEEN and loop is None):
             os.kill(os.getpid(), signal.SIGTERM)

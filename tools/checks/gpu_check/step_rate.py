@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from edgetl.core.config.finetune import FinetuneConfig
-from edgetl.core.paths import RunDirectory
-from edgetl.core.progress import TrainingProgress
+from edgetl.core.progress import NullProgress
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.train.common.precision import ComputeConfig, choose_compute_config
 from edgetl.train.data.augmentation import Augmentation
@@ -22,9 +21,8 @@ from edgetl.train.data.loader import ImageDataset, ImageLoader, default_workers
 from edgetl.train.data.splits import SplitEntry
 from edgetl.train.engine.optim import Loss
 from edgetl.train.engine.phase_builder import TrainablePhase
-from edgetl.train.engine.phase_loop import PhaseLoop
+from edgetl.train.engine.phase_loop import PhaseLoop, TrainContext
 from edgetl.train.engine.phases import Phase
-from edgetl.train.engine.trainer import Trainer
 from edgetl.train.features.batches import (
     Batch,
     BatchLoader,
@@ -147,32 +145,24 @@ def train(settings: Settings, batches: Any, batch_size: int, steps: int) -> tupl
     """
     warmup_steps = min(steps // 3, 10)
     batch_source = TimedBatches(batches, batch_size, steps, warmup_steps, settings.device)
-    loop, trainer = make_phase_loop(settings, batch_source, batch_size * steps)
-    loop.run_epoch()
-    report = trainer.step_reports.get(1)
-    return batch_source.times, report.runner if report else "eager"
+    loop = make_phase_loop(settings, batch_source, batch_size * steps)
+    loop.train_epoch(1)
+    return batch_source.times, loop.step_report.runner
 
 
-def make_phase_loop(
-    settings: Settings, batch_source: BatchSource, images: int
-) -> tuple[PhaseLoop, Trainer]:
+def make_phase_loop(settings: Settings, batch_source: BatchSource, images: int) -> PhaseLoop:
     """Build edgetl's training loop over all blocks of MobileNetV2."""
     config = train_config(settings)
     compute_config = choose_compute_config(config.device, config.precision)
     device = compute_config.device
     adapted = build_adapted_model("mobilenet_v2", settings.image_size, 4, 0, 0.2, None)
     adapted.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = RunDirectory(settings.folder / "step-rate")
-    run.path.mkdir(exist_ok=True)
     loss = Loss(config, torch.zeros(4, dtype=torch.int64), 4, device)
-    trainer = Trainer(
-        config, run, adapted, loss, images, has_validation=False, progress=TrainingProgress()
-    )
+    context = TrainContext(config, adapted, loss, images, NullProgress())
     phase = Phase(1, 1, 1e-3, "all", freeze_statistics=False)
     trainable_phase = TrainablePhase(phase, batch_source, adapted.model, compute_config)
     freezing = set_trainable(adapted, "all", freeze_statistics=False)
-    trainer.phase = trainable_phase.phase
-    return PhaseLoop(trainer, trainable_phase, freezing, 1), trainer
+    return PhaseLoop(context, trainable_phase, freezing, 1)
 
 
 def train_config(settings: Settings) -> FinetuneConfig:
