@@ -30,8 +30,9 @@ from edgetl.train.data.loader import ImageDataset, ImageLoader
 from edgetl.train.engine.checkpoint import checkpoint_errors
 from edgetl.train.engine.determinism import deterministic_algorithms, report_determinism_cost
 from edgetl.train.engine.optim import Loss
-from edgetl.train.engine.phase_builder import PhaseBuilder, TrainablePhase
+from edgetl.train.engine.phase_builder import PhaseBuilder
 from edgetl.train.engine.phase_loop import TrainContext
+from edgetl.train.engine.phases import TrainablePhase
 from edgetl.train.engine.trainer import Trainer
 from edgetl.train.engine.training_state import TrainerState, read_training_checkpoint
 from edgetl.train.features.batches import CachedBatches

@@ -28,7 +28,7 @@ from edgetl.core.statistics import class_scores, macro_f1, wilson_interval
 from edgetl.device.hardware.info import peak_memory_bytes
 from edgetl.train.data.splits import SplitEntry, write_rejected, write_split
 from edgetl.train.engine.evaluation import Evaluation, evaluate
-from edgetl.train.engine.phase_builder import TrainablePhase
+from edgetl.train.engine.phases import TrainablePhase
 from edgetl.train.engine.trainer import Trainer
 from edgetl.train.plots import draw_plots
 from edgetl.train.setup import RunSetup

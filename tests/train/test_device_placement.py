@@ -23,7 +23,7 @@ from edgetl.train import setup
 from edgetl.train.common.precision import ComputeConfig
 from edgetl.train.engine import checkpoint, optim, trainer
 from edgetl.train.engine.evaluation import evaluate
-from edgetl.train.engine.phase_builder import TrainablePhase
+from edgetl.train.engine.phases import TrainablePhase
 from edgetl.train.features import batches
 from edgetl.train.features.batches import CachedBatches, StreamingBatches
 from edgetl.train.features.store import FeatureStore

@@ -15,7 +15,7 @@ from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.core.progress import TrainingProgress
 from edgetl.train.common.precision import measure_step_ms
-from edgetl.train.engine.phase_builder import TrainablePhase
+from edgetl.train.engine.phases import TrainablePhase
 from edgetl.train.model.factory import AdaptedModel
 from edgetl.train.model.freezing import set_trainable
 

@@ -31,7 +31,7 @@ from edgetl.train.engine.optim import (
     make_optimizer,
     running_stats,
 )
-from edgetl.train.engine.phase_builder import TrainablePhase
+from edgetl.train.engine.phases import TrainablePhase
 from edgetl.train.engine.training_state import PhaseLoopState, PhaseLoopValues, RankState
 from edgetl.train.features.partition import wrap_channels_last
 from edgetl.train.model.factory import AdaptedModel

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import Tensor, nn
 
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
+from edgetl.train.common.precision import ComputeConfig
+from edgetl.train.features.batches import BatchSource
+from edgetl.train.features.partition import wrap_channels_last
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,26 @@ class Phase:
     """Number of trainable blocks, or `head` or `all`."""
     freeze_statistics: bool
     """Whether BatchNorm statistics of trainable blocks stay fixed."""
+
+
+@dataclass(frozen=True)
+class TrainablePhase:
+    """A phase with its batches and the module to train."""
+
+    phase: Phase
+    batch_source: BatchSource
+    module: nn.Module
+    """(float32 values, ...) to logits; made of the model's own modules."""
+    compute_config: ComputeConfig
+    expected_epoch_s: float = 0.0
+    """Expected seconds per epoch; 0 if not measured."""
+    measurement_key: Mapping[str, Any] = field(default_factory=dict)
+    """Everything that the fastest way to compute a step depends on."""
+
+    @property
+    def forward(self) -> Callable[..., Tensor]:
+        """The module, called with its inputs in channels-last memory format."""
+        return wrap_channels_last(self.module)
 
 
 _TARGET_STEPS_PER_EPOCH = 32

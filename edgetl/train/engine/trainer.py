@@ -24,9 +24,8 @@ from edgetl.train.engine.budget import FINALIZATION_S
 from edgetl.train.engine.checkpoint import checkpoint_errors, write_tensors
 from edgetl.train.engine.domain_shift import batch_norm_shift
 from edgetl.train.engine.evaluation import Evaluation, evaluate
-from edgetl.train.engine.phase_builder import TrainablePhase
 from edgetl.train.engine.phase_loop import PhaseLoop, TrainContext
-from edgetl.train.engine.phases import Phase, resolve_phase
+from edgetl.train.engine.phases import Phase, TrainablePhase, resolve_phase
 from edgetl.train.engine.training_state import (
     PhaseLoopState,
     TrainerState,

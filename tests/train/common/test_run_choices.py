@@ -27,7 +27,7 @@ from edgetl.core.typed_json import FieldError
 from edgetl.train import setup
 from edgetl.train.common import precision
 from edgetl.train.common.run_choices import RunChoices
-from edgetl.train.engine import phase_builder, phase_loop, trainer
+from edgetl.train.engine import phase_loop, split_model, step_precision, trainer
 from edgetl.train.engine.cuda_graphs import CUDA_GRAPH, EAGER, autotune_forward
 from edgetl.train.engine.trainer import Trainer
 from edgetl.train.features import extractor
@@ -87,6 +87,11 @@ def refuse(*_: object) -> Any:
     pytest.fail("a measurement was made")
 
 
+def replace_measurements(monkeypatch: pytest.MonkeyPatch, measurement: CachedMeasurement) -> None:
+    for module in (split_model, step_precision):
+        monkeypatch.setattr(module, "cached_measurement", measurement)
+
+
 def recorded_choices(run: RunDirectory) -> AutoChoices:
     return read_run_configuration(run).choices
 
@@ -95,9 +100,7 @@ def test_precision_of_every_phase_is_recorded(
     config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # metrics.json has only the last phase's precision: runs that differ in the head's look equal.
-    monkeypatch.setattr(
-        phase_builder, "cached_measurement", make_cached_measurement(TORCH, "bf16", "fp32")
-    )
+    replace_measurements(monkeypatch, make_cached_measurement(TORCH, "bf16", "fp32"))
     run = finetune(config)
     choices = recorded_choices(run)
     assert json.loads(run.metrics.read_text())["precision"] == "fp32"
@@ -112,20 +115,16 @@ def test_precision_of_every_phase_is_recorded(
 def test_finetune_reuses_recorded_choices(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        phase_builder, "cached_measurement", make_cached_measurement(ONNX_RUNTIME, "bf16", "bf16")
-    )
+    replace_measurements(monkeypatch, make_cached_measurement(ONNX_RUNTIME, "bf16", "bf16"))
     first = finetune(config)
-    monkeypatch.setattr(
-        phase_builder, "cached_measurement", make_cached_measurement(TORCH, "fp32", "fp32")
-    )
+    replace_measurements(monkeypatch, make_cached_measurement(TORCH, "fp32", "fp32"))
     monkeypatch.setattr(setup, "free_memory_bytes", lambda: 4_000_000)
     assert (
         finetune(replace(config, output=tmp_path / "measured")).weights.read_bytes()
         != first.weights.read_bytes()
     )
 
-    monkeypatch.setattr(phase_builder, "cached_measurement", refuse)
+    replace_measurements(monkeypatch, refuse)
     again = read_recorded_run(first.config)
     run = finetune(replace(again.config, output=tmp_path / "again"), choices=again.choices)
     assert run.weights.read_bytes() == first.weights.read_bytes()
@@ -135,9 +134,7 @@ def test_finetune_reuses_recorded_choices(
 def test_resume_reuses_recorded_choices(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        phase_builder, "cached_measurement", make_cached_measurement(ONNX_RUNTIME, "bf16", "fp32")
-    )
+    replace_measurements(monkeypatch, make_cached_measurement(ONNX_RUNTIME, "bf16", "fp32"))
     monkeypatch.setattr(setup, "free_memory_bytes", lambda: 2**34)
     uninterrupted = finetune(replace(config, output=tmp_path / "uninterrupted"))
 
@@ -149,9 +146,7 @@ def test_resume_reuses_recorded_choices(
         patch.setattr(Trainer, "load_best", interrupt)
         with pytest.raises(KeyboardInterrupt):
             finetune(config)
-    monkeypatch.setattr(
-        phase_builder, "cached_measurement", make_cached_measurement(TORCH, "fp32", "bf16")
-    )
+    replace_measurements(monkeypatch, make_cached_measurement(TORCH, "fp32", "bf16"))
     run = resume(RunDirectory(tmp_path / "run"))
     assert run.weights.read_bytes() == uninterrupted.weights.read_bytes()
     assert recorded_choices(run) == recorded_choices(uninterrupted)
@@ -160,7 +155,7 @@ def test_resume_reuses_recorded_choices(
 def test_deterministic_measures_nothing(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(phase_builder, "cached_measurement", refuse)
+    replace_measurements(monkeypatch, refuse)
     (tmp_path / "cache").write_text("a file where the folder would be")
     weights = []
     for number, free in enumerate((2**34, 4_000_000)):
@@ -178,9 +173,7 @@ def test_deterministic_measures_nothing(
 def test_free_memory_is_recorded_as_cache_budget(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        phase_builder, "cached_measurement", make_cached_measurement(TORCH, "fp32", "fp32")
-    )
+    replace_measurements(monkeypatch, make_cached_measurement(TORCH, "fp32", "fp32"))
     monkeypatch.setattr(setup, "free_memory_bytes", lambda: 10_000)
     first = finetune(config)
     assert recorded_choices(first).cached is False
@@ -256,7 +249,7 @@ def test_finetune_rejects_unavailable_recorded_choices(
             raise MissingPackageError("onnxruntime is not installed.")
         return extractor.make_extractor(name, *arguments)
 
-    monkeypatch.setattr(phase_builder, "make_extractor", make_available_extractor)
+    monkeypatch.setattr(split_model, "make_extractor", make_available_extractor)
     with pytest.raises(ConfigError, match=message):
         finetune(config, choices=choices)
     assert config.output is not None
@@ -280,9 +273,7 @@ def test_autotune_forward_does_not_time_recorded_runner() -> None:
 def test_early_end_of_budget_is_recorded_and_reused(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        phase_builder, "cached_measurement", make_cached_measurement(TORCH, "fp32", "fp32")
-    )
+    replace_measurements(monkeypatch, make_cached_measurement(TORCH, "fp32", "fp32"))
     original = phase_loop.PhaseLoop.finish_epoch
 
     def slow(self: phase_loop.PhaseLoop, is_best: bool, seconds: float) -> None:

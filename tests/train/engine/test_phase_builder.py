@@ -241,7 +241,7 @@ def test_unsupported_subgraph_falls_back_to_pytorch(
             raise ExportError("unsupported operator")
         return make_extractor(name, subgraph, example, compute_config)
 
-    monkeypatch.setattr("edgetl.train.engine.phase_builder.make_extractor", make_or_raise)
+    monkeypatch.setattr("edgetl.train.engine.split_model.make_extractor", make_or_raise)
     assert len(epochs(finetune(config))) == 5
     assert rejected
 

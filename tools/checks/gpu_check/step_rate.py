@@ -20,9 +20,8 @@ from edgetl.train.data.gpu_loader import DeviceLoader
 from edgetl.train.data.loader import ImageDataset, ImageLoader, default_workers
 from edgetl.train.data.splits import SplitEntry
 from edgetl.train.engine.optim import Loss
-from edgetl.train.engine.phase_builder import TrainablePhase
 from edgetl.train.engine.phase_loop import PhaseLoop, TrainContext
-from edgetl.train.engine.phases import Phase
+from edgetl.train.engine.phases import Phase, TrainablePhase
 from edgetl.train.features.batches import (
     Batch,
     BatchLoader,
