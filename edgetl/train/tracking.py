@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from edgetl.core.artifacts.run import EpochRecord
+from edgetl.core.artifacts.run_config import read_run_file
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, RunError
-from edgetl.core.files import read_json, write_json
+from edgetl.core.files import write_json
 from edgetl.core.paths import RunDirectory
 from edgetl.core.progress import TrainingProgress
+from edgetl.core.typed_json import to_json
 
 _EXPERIMENT = "edgetl"
 _MLFLOW_TIMEOUTS = {
@@ -22,6 +25,15 @@ _MLFLOW_TIMEOUTS = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
 }
 """Environment variables of MLflow's client, whose defaults wait silently for minutes."""
+
+
+@dataclass(frozen=True)
+class MlflowRun:
+    """Content of mlflow.json: the run to continue after an interruption."""
+
+    store: str
+    """Address of the server or folder."""
+    run_id: str
 
 
 class Tracker(Protocol):
@@ -134,12 +146,11 @@ class _MlflowTracker:
 
     def _resume_run(self, run: RunDirectory, store: str) -> str | None:
         try:
-            content = read_json(run.mlflow, RunError, "The MLflow run")
-            run_id: str = content["run_id"]
-            if content["store"] == store and self._client.get_run(run_id):
-                self._client.update_run(run_id, "RUNNING")
-                return run_id
-        except (RunError, KeyError):
+            recorded = read_run_file(MlflowRun, run.mlflow, "The MLflow run")
+            if recorded.store == store and self._client.get_run(recorded.run_id):
+                self._client.update_run(recorded.run_id, "RUNNING")
+                return recorded.run_id
+        except RunError:
             pass
         return None
 
@@ -151,7 +162,7 @@ class _MlflowTracker:
         run_id: str = self._client.create_run(experiment_id, run_name=run.path.name).info.run_id
         for name, value in config.to_json().items():
             self._client.log_param(run_id, name, value)
-        write_json(run.mlflow, {"store": store, "run_id": run_id})
+        write_json(run.mlflow, to_json(MlflowRun(store, run_id)))
         return run_id
 
     def log_epoch(self, record: EpochRecord) -> None:
