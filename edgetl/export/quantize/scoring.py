@@ -55,7 +55,7 @@ class CandidateScorer:
             "onnxruntime": onnxruntime.__version__,
         }
         measurement = cached_measurement(
-            key, lambda: {"ms": _measure_latency_ms(session, self._images)}
+            dict[str, float], key, lambda: {"ms": _measure_latency_ms(session, self._images)}
         )
         return QuantizationScore(
             top1, drop, sqnr_db(self._reference, logits), measurement["ms"], len(content)

@@ -5,23 +5,28 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from typing import TypeVar
 
 import torch
 
 from edgetl.core.cache import get_cache_folder, read_cache_entry, write_cache_entry
+from edgetl.core.typed_json import parse_as, to_json
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.hardware.info import collect_device_info
 
+T = TypeVar("T")
 
-def cached_measurement(
-    key: dict[str, Any], measure: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
+
+def cached_measurement(kind: type[T], key: Mapping[str, object], measure: Callable[[], T]) -> T:
     """Return a measurement for `key`, from the cache or by calling `measure`.
 
-    The CPU, its cores and PyTorch's version are added to the key. If the cache is not writable,
-    every call measures.
+    Args:
+        kind: Type of the measurement: a dataclass or a mapping, see `parse_as`.
+        key: Everything that the result depends on, as JSON, except the CPU, its cores and
+            PyTorch's version. If the cache is not writable, every call measures.
+        measure: Makes the measurement.
     """
     machine = {
         "cpu": collect_device_info().cpu,
@@ -33,10 +38,12 @@ def cached_measurement(
     path = get_cache_folder() / "measured" / f"{name}.json"
     entry = read_cache_entry(path)
     if entry is not None:
-        cached: dict[str, Any] = entry["found"]
-        return cached
+        return parse_as(kind, entry["found"], "found")
     measurement = measure()
+    content: object = measurement
+    if is_dataclass(measurement) and not isinstance(measurement, type):
+        content = to_json(measurement)
     # A home directory that is not writable only costs a second per run.
     with contextlib.suppress(OSError):
-        write_cache_entry(path, {**machine, **key, "found": measurement})
+        write_cache_entry(path, {**machine, **key, "found": content})
     return measurement

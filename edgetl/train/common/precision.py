@@ -199,7 +199,7 @@ def measure_step_ms(
     values: Tensors,
     labels: Tensor,
     compute_config: ComputeConfig,
-) -> dict[str, float]:
+) -> dict[PrecisionName, float]:
     """Return the time of a forward and backward pass in each allowed precision.
 
     The state of the model does not change.

@@ -93,7 +93,7 @@ def autotune_forward(
     eager: ForwardFunction,
     batch: tuple[Tensors, Tensor],
     compute_config: ComputeConfig,
-    measurement_key: Mapping[str, Any],
+    measurement_key: Mapping[str, object],
     capture: ForwardCapture | None = None,
     recorded: StepRunner | None = None,
 ) -> tuple[ForwardFunction, StepReport]:
@@ -127,7 +127,7 @@ def autotune_forward(
             forwards[CUDA_GRAPH] = (capture or capture_forward)(module, values, compute_config)
         return forwards[CUDA_GRAPH]
 
-    def measure() -> dict[str, Any]:
+    def measure() -> dict[str, dict[str, float]]:
         capture_once()
         steps = {
             name: _make_step(forward, values, labels, compute_config)
@@ -141,7 +141,8 @@ def autotune_forward(
                 report = StepReport(CUDA_GRAPH, {}, RECORDED_REASON)
                 return GraphedForward(eager, capture_once(), values, model), report
             key = {**measurement_key, "choice of": [EAGER, CUDA_GRAPH]}
-            times_ms = cached_measurement(key, measure)["milliseconds"]
+            measurement = cached_measurement(dict[str, dict[str, float]], key, measure)
+            times_ms = measurement["milliseconds"]
             report = StepReport(choose_runner(times_ms), times_ms, "measured")
             if report.runner == EAGER:
                 return eager, report

@@ -6,14 +6,12 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from edgetl.core.artifacts.run_metrics import InputDeviceReport
 from edgetl.core.config.finetune import InputDevice
-from edgetl.core.typed_json import parse_as
 from edgetl.train.common.autotune import cached_measurement
 from edgetl.train.data.gpu_images import DeviceImageCache
 from edgetl.train.data.gpu_loader import DeviceLoader
@@ -64,10 +62,11 @@ def choose_loader(
         images.on_decoder_failure = context.progress.note
         return device_loader, InputDeviceReport("cuda")
     try:
-        rates = cached_measurement(
-            _cache_key(context), lambda: _measure_rates(context, device_loader, images)
+        measured = cached_measurement(
+            InputDeviceReport,
+            _cache_key(context),
+            lambda: _measure_rates(context, device_loader, images),
         )
-        measured = parse_as(InputDeviceReport, rates)
     except _DeviceUnavailableError as cause:
         # Not cached: memory or a library may be available next time.
         measured = InputDeviceReport("cpu", refused=str(cause))
@@ -87,7 +86,7 @@ def _build_device_loader(
     return DeviceLoader(loader, images, context.preprocessing.crop, device), images
 
 
-def _cache_key(context: RunContext) -> dict[str, Any]:
+def _cache_key(context: RunContext) -> dict[str, object]:
     content = json.dumps(context.feature_key["images"], sort_keys=True, default=str)
     return {
         "choice of": "input device",
@@ -104,7 +103,7 @@ def _cache_key(context: RunContext) -> dict[str, Any]:
 
 def _measure_rates(
     context: RunContext, device_loader: DeviceLoader, images: DeviceImageCache
-) -> dict[str, Any]:
+) -> InputDeviceReport:
     """Time both paths on batches spread over the training images; return the choice and rates.
 
     The device's rate is that of an epoch after the first, in which the images that do not fit into
@@ -148,7 +147,7 @@ def _measure_rates(
     needed_bytes = len(train) * images.cached_bytes / max(1, len(set(sample)))
     cached_share = min(1.0, images.budget_bytes / max(1.0, needed_bytes))
     rates["cuda"] = 1 / (cached_share * cached_image_s + (1 - cached_share) * decoded_image_s)
-    return {"device": max(rates, key=lambda name: rates[name]), "images_per_second": rates}
+    return InputDeviceReport("cuda" if rates["cuda"] > rates["cpu"] else "cpu", rates)
 
 
 def _describe(choice: InputDeviceReport) -> str:

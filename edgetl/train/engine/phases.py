@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,7 +39,7 @@ class TrainablePhase:
     compute_config: ComputeConfig
     expected_epoch_s: float = 0.0
     """Expected seconds per epoch; 0 if not measured."""
-    measurement_key: Mapping[str, Any] = field(default_factory=dict)
+    measurement_key: Mapping[str, object] = field(default_factory=dict)
     """Everything that the fastest way to compute a step depends on."""
 
     @property

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import fx, nn
@@ -120,10 +119,8 @@ class SplitModel:
                 choose_extractor_by_precision(subgraph, self._load_example_inputs(), compute_config)
             )
 
-        def measure() -> dict[str, Any]:
-            return asdict(
-                choose_fastest_extractor(subgraph, self._load_example_inputs(), compute_config)
-            )
+        def measure() -> ExtractorChoice:
+            return choose_fastest_extractor(subgraph, self._load_example_inputs(), compute_config)
 
         key = {
             **self.measurement_key(cut),
@@ -132,9 +129,9 @@ class SplitModel:
         }
         if compute_config.device.type == "cuda":
             key["chosen by"] = "precision"
-        return processes.broadcast(ExtractorChoice(**cached_measurement(key, measure)))
+        return processes.broadcast(cached_measurement(ExtractorChoice, key, measure))
 
-    def measurement_key(self, cut: Cut | None) -> dict[str, Any]:
+    def measurement_key(self, cut: Cut | None) -> dict[str, object]:
         """Return everything that the fastest way to compute a part of the model depends on."""
         context = self._context
         return {

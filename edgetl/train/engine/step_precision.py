@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from edgetl.train.common.autotune import cached_measurement
 from edgetl.train.common.precision import ComputeConfig, PrecisionName, measure_step_ms
@@ -13,8 +13,17 @@ from edgetl.train.features.cache import RunContext
 from edgetl.train.model.freezing import set_trainable
 
 
+@dataclass(frozen=True)
+class MeasuredPrecision:
+    """Fastest precision of a training step."""
+
+    precision: PrecisionName
+    milliseconds: Mapping[PrecisionName, float]
+    """Time of a step in each precision."""
+
+
 def choose_step_precision(
-    context: RunContext, trainable: TrainablePhase, measurement_key: dict[str, Any]
+    context: RunContext, trainable: TrainablePhase, measurement_key: Mapping[str, object]
 ) -> ComputeConfig:
     """Return the device and precision of a phase's steps; the choice is recorded.
 
@@ -50,7 +59,7 @@ def choose_step_precision(
 
 
 def _measure_fastest_precision(
-    context: RunContext, trainable: TrainablePhase, measurement_key: dict[str, Any]
+    context: RunContext, trainable: TrainablePhase, measurement_key: Mapping[str, object]
 ) -> PrecisionName:
     phase = trainable.phase
     key = {
@@ -59,17 +68,14 @@ def _measure_fastest_precision(
         "batch_size": context.batch_size,
     }
 
-    def measure() -> dict[str, Any]:
+    def measure() -> MeasuredPrecision:
         values, labels = next(iter(trainable.batch_source.iter_train_batches(1)))
         adapted = context.adapted_model
         set_trainable(adapted, phase.unfreeze, phase.freeze_statistics).train_mode()
         step_ms = measure_step_ms(
             adapted.model, trainable.forward, values, labels, context.compute_config
         )
-        fastest = min(step_ms, key=lambda name: step_ms[name])
-        return {"precision": fastest, "milliseconds": step_ms}
+        return MeasuredPrecision(min(step_ms, key=lambda name: step_ms[name]), step_ms)
 
-    precision: PrecisionName = context.processes.broadcast(
-        cached_measurement(key, measure)["precision"]
-    )
-    return precision
+    measurement = cached_measurement(MeasuredPrecision, key, measure)
+    return context.processes.broadcast(measurement.precision)

@@ -19,9 +19,15 @@ def test_cached_measurement_repeats_invalid_entries(
         measured.append(1.5)
         return {"ms": 1.5}
 
-    assert [cached_measurement({"a": 1}, measure)["ms"] for _ in range(2)] == [1.5, 1.5]
+    assert [cached_measurement(dict[str, float], {"a": 1}, measure)["ms"] for _ in range(2)] == [
+        1.5,
+        1.5,
+    ]
     assert len(measured) == 1
     (path,) = (tmp_path / "measured").iterdir()
     path.write_text(json.dumps({**json.loads(path.read_text()), "found": entry}))
-    assert [cached_measurement({"a": 1}, measure)["ms"] for _ in range(2)] == [1.5, 1.5]
+    assert [cached_measurement(dict[str, float], {"a": 1}, measure)["ms"] for _ in range(2)] == [
+        1.5,
+        1.5,
+    ]
     assert len(measured) == 2

@@ -31,12 +31,13 @@ from edgetl.train.engine import phase_loop, split_model, step_precision, trainer
 from edgetl.train.engine.cuda_graphs import CUDA_GRAPH, EAGER, autotune_forward
 from edgetl.train.engine.trainer import Trainer
 from edgetl.train.features import extractor
+from edgetl.train.features.extractor import ExtractorChoice
 from edgetl.train.finetune import finetune, resume
 from tests.conftest import ARCHITECTURE
 
-TORCH = {"fast": "pytorch-fp32", "exact": "pytorch-fp32", "milliseconds": {}}
-ONNX_RUNTIME = {"fast": "onnxruntime-fp32", "exact": "onnxruntime-fp32", "milliseconds": {}}
-CachedMeasurement = Callable[[dict[str, Any], Callable[[], dict[str, Any]]], dict[str, Any]]
+TORCH = ExtractorChoice("pytorch-fp32", "pytorch-fp32", {})
+ONNX_RUNTIME = ExtractorChoice("onnxruntime-fp32", "onnxruntime-fp32", {})
+CachedMeasurement = Callable[[Any, Any, Callable[[], Any]], Any]
 
 
 class CachingProgress(TrainingProgress):
@@ -71,14 +72,14 @@ def config(
 
 
 def make_cached_measurement(
-    frozen_blocks: dict[str, Any], head: str, blocks: str
+    frozen_blocks: ExtractorChoice, head: str, blocks: str
 ) -> CachedMeasurement:
     """Return a replacement of `cached_measurement` that prefers these choices."""
 
-    def cached_measurement(facts: dict[str, Any], _measure: object) -> dict[str, Any]:
+    def cached_measurement(kind: Any, facts: Any, _measure: object) -> Any:
         if "choice of" in facts:
             return frozen_blocks
-        return {"precision": head if facts["training"] == "head" else blocks}
+        return kind(head if facts["training"] == "head" else blocks, {})
 
     return cached_measurement
 

@@ -167,7 +167,7 @@ def test_rate_includes_decoding_of_uncached_images(
         measured = input_device._measure_rates(
             context, DeviceLoader(context.loader, images, SIDE, CPU), images
         )
-        return float(measured["images_per_second"]["cuda"])
+        return measured.images_per_second["cuda"]
 
     assert rate(0) < BATCH / seconds < rate(10**9)
 

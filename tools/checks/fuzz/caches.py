@@ -6,11 +6,11 @@ import os
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from edgetl.train.common.autotune import cached_measurement
+from edgetl.train.features.extractor import ExtractorChoice
 from edgetl.train.features.store import FeatureStore, TensorSpec
 from tools.checks.fuzz.target import Target, copy_originals, mutate_file, mutate_json_file
 
@@ -18,13 +18,13 @@ _KEY = "0" * 32
 _FACTS = {"model": "mobilenet_v2", "choice of": ["a", "b"]}
 
 
-def _measure() -> dict[str, Any]:
-    return {"fast": "onnxruntime", "exact": "pytorch-fp32", "milliseconds": {"onnxruntime": 1.5}}
+def _measure() -> ExtractorChoice:
+    return ExtractorChoice("onnxruntime", "pytorch-fp32", {"onnxruntime": 1.5})
 
 
-def _cached_measurement(folder: Path) -> dict[str, Any]:
+def _cached_measurement(folder: Path) -> ExtractorChoice:
     os.environ["EDGETL_CACHE"] = str(folder)
-    return cached_measurement(_FACTS, _measure)
+    return cached_measurement(ExtractorChoice, _FACTS, _measure)
 
 
 def prepare(folder: Path) -> None:
