@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.live import Live
@@ -18,6 +18,7 @@ from edgetl.experiment.progress import ExperimentProgress  # noqa: TID253 (a lig
 if TYPE_CHECKING:
     from edgetl.core.artifacts.experiment_runs import StrategyRun
     from edgetl.experiment.matrix import PlannedRun
+    from edgetl.experiment.messages import WorkerMessage
 
 _REDRAW_INTERVAL_S = 0.5
 
@@ -52,10 +53,10 @@ class PlainExperimentProgress(ExperimentProgress):
         expected = _format_duration(self._expected_seconds.get(run.name, 0.0))
         self.note(f"{self._run_number_label(run)} {run.name}: expected to take {expected}")
 
-    def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
+    def on_run_message(self, run: PlannedRun, message: WorkerMessage) -> None:
         """Print warnings; the run's history records the epochs."""
-        if "warning" in message:
-            self.note(f"Warning: {run.name}: {message['warning']}")
+        if message.warning is not None:
+            self.note(f"Warning: {run.name}: {message.warning}")
 
     def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
         """Print the result of the run and the time left."""
@@ -121,25 +122,23 @@ class LiveExperimentProgress(PlainExperimentProgress):
         self._run_states[run.name] = "starting"
         self._draw()
 
-    def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
+    def on_run_message(self, run: PlannedRun, message: WorkerMessage) -> None:
         """Show the progress of the run; print warnings above the table."""
-        if "warning" in message:
+        if message.warning is not None:
             err.print(
-                f"Warning: {run.name}: {message['warning']}",
+                f"Warning: {run.name}: {message.warning}",
                 style="yellow",
                 markup=False,
                 soft_wrap=True,
             )
-        step = message.get("step")
-        epoch = message.get("epoch")
+        step, epoch = message.step, message.epoch
         if step is not None:
             self._run_states[run.name] = (
-                f"epoch {step['epoch']} of {step['epochs']}, "
-                f"training accuracy {step['accuracy']:.2f}"
+                f"epoch {step.epoch} of {step.epochs}, training accuracy {step.accuracy:.2f}"
             )
-        if epoch is not None and epoch["val_accuracy"] is not None:
+        if epoch is not None and epoch.val_accuracy is not None:
             self._run_states[run.name] = (
-                f"epoch {epoch['epoch']}, validation accuracy {epoch['val_accuracy']:.3f}"
+                f"epoch {epoch.epoch}, validation accuracy {epoch.val_accuracy:.3f}"
             )
         if time.monotonic() - self._last_draw_time > _REDRAW_INTERVAL_S:
             self._draw()

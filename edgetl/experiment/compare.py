@@ -11,12 +11,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import edgetl
 from edgetl.core.artifacts.experiment import (
     DeployedModel,
     Experiment,
+    ExperimentConfig,
     ExperimentData,
     read_experiment,
 )
@@ -31,12 +31,12 @@ from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory
 from edgetl.device.bench.runner import bench
 from edgetl.device.hardware.info import collect_device_info
 from edgetl.experiment.matrix import PlannedRun
+from edgetl.experiment.messages import WorkerTask
 from edgetl.experiment.plan import (
     ExperimentPlan,
     is_finished,
     make_plan,
     read_strategy_run,
-    request_json,
     start_strategy_run,
     to_screened_networks,
     write_plan,
@@ -151,7 +151,7 @@ def _train(
     progress.on_run_start(run)
     try:
         run_task(
-            {"task": "train", "config": config.to_json()},
+            WorkerTask(train=config),
             folder.logs / f"{run.name}.log",
             partial(progress.on_run_message, run),
             folder.path,
@@ -191,7 +191,7 @@ def _build_experiment(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         edgetl=edgetl.__version__,
         device=collect_device_info(),
-        config=request_json(config, recipe),
+        config=ExperimentConfig(config, recipe),
         classes=classes,
         data=ExperimentData.of(Path(recipe.data).name, data),
         planned=tuple(run.name for run in plan.runs),
@@ -236,9 +236,9 @@ def _deploy(
         if not BundleDirectory.exists_at(directory.bundle):
             progress.note(f"Exporting {run.name}.")
             run_task(
-                {"task": "export", "run": str(directory.path)},
+                WorkerTask(export=directory.path),
                 folder.logs / f"{run.name}-export.log",
-                _ignore_message,
+                lambda message: None,
                 folder.path,
             )
         progress.note(f"Benchmarking {run.name}.")
@@ -268,7 +268,3 @@ def _deploy(
         result.noise.is_noisy,
         row.threads,
     )
-
-
-def _ignore_message(message: dict[str, Any]) -> None:
-    pass

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgetl.core.artifacts.candidates import CandidatesResult, read_candidates
-from edgetl.core.artifacts.experiment import ScreenedNetwork
+from edgetl.core.artifacts.experiment import ExperimentConfig, ScreenedNetwork
 from edgetl.core.artifacts.experiment_runs import StrategyRun
 from edgetl.core.artifacts.run import read_run_record
 from edgetl.core.artifacts.run_config import RunConfiguration
@@ -23,13 +23,13 @@ from edgetl.core.paths import ExperimentDirectory, RunDirectory
 from edgetl.core.typed_json import FieldError, parse_as
 from edgetl.device.hardware.info import collect_device_info
 from edgetl.experiment.matrix import NetworkSpec, PlannedRun, plan_runs
+from edgetl.experiment.messages import WorkerMessage, WorkerTask
 from edgetl.experiment.progress import ExperimentProgress
 from edgetl.experiment.task_process import run_task
 from edgetl.export.candidates import time_candidates
 from edgetl.train.data.folders import find_files
 from edgetl.train.model.torchvision_models import get_architecture
 
-_PER_RUN_FIELDS = ("seed", "output")
 _RECIPE_DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig)}
 
 
@@ -114,20 +114,8 @@ def write_plan(
 ) -> None:
     """Write plan.json, which identifies an experiment and guards resuming it with other options."""
     runs = {**_read_planned_runs(folder), **{run.name: _run_settings(run) for run in plan.runs}}
-    write_json(folder.plan, {"kind": "plan", **request_json(config, recipe), "runs": runs})
-
-
-def request_json(config: CompareConfig, recipe: FinetuneConfig) -> dict[str, Any]:
-    """Return the requested configuration as JSON, without the fields that differ between runs."""
-    compare = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in vars(config).items()
-        if name != "output"
-    }
-    shared_recipe = {
-        name: value for name, value in recipe.to_json().items() if name not in _PER_RUN_FIELDS
-    }
-    return {"compare": compare, "recipe": shared_recipe}
+    request = ExperimentConfig(config, recipe)
+    write_json(folder.plan, {"kind": "plan", **request.to_json(), "runs": runs})
 
 
 def to_screened_networks(candidates: CandidatesResult) -> tuple[ScreenedNetwork, ...]:
@@ -269,14 +257,14 @@ def _estimate_run_seconds(
         }
     progress.note(f"Timing training steps of {len(representatives)} kinds of runs.")
     estimates: list[float] = []
+
+    def receive(message: WorkerMessage) -> None:
+        if message.seconds is not None:
+            estimates.append(message.seconds)
+
     output = scratch / "unused"
-    configs = [replace(run.config, output=output).to_json() for run in representatives.values()]
-    run_task(
-        {"task": "estimate", "configs": configs},
-        scratch / "estimate.log",
-        lambda message: estimates.append(message["seconds"]),
-        scratch,
-    )
+    configs = tuple(replace(run.config, output=output) for run in representatives.values())
+    run_task(WorkerTask(estimate=configs), scratch / "estimate.log", receive, scratch)
     row_seconds = dict(zip(representatives, estimates, strict=True))
     return {name: row_seconds[row] for name, row in timed_row.items() if row in row_seconds}
 

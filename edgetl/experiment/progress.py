@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgetl.core.progress import LOGGER
 
 if TYPE_CHECKING:
     from edgetl.core.artifacts.experiment_runs import StrategyRun
     from edgetl.experiment.matrix import PlannedRun
+    from edgetl.experiment.messages import WorkerMessage
 
 
 class ExperimentProgress:
@@ -34,10 +35,10 @@ class ExperimentProgress:
     def on_run_start(self, run: PlannedRun) -> None:
         """Receive a run whose process is about to start."""
 
-    def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
-        """Receive a message of the run's process: `step`, `epoch`, `note` or `warning`."""
-        if "warning" in message:
-            LOGGER.warning("%s: %s", run.name, message["warning"])
+    def on_run_message(self, run: PlannedRun, message: WorkerMessage) -> None:
+        """Receive a message of the run's process: a step, epoch, note or warning."""
+        if message.warning is not None:
+            LOGGER.warning("%s: %s", run.name, message.warning)
 
     def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
         """Receive a run that finished or failed."""

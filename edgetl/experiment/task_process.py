@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from edgetl.core.errors import RunError, error_from_json
+from edgetl.core.typed_json import parse_as, to_json
 from edgetl.device.bench.worker_process import make_worker_environment
 from edgetl.device.hardware.cpu import available_cores
+from edgetl.experiment.messages import WorkerMessage, WorkerTask
 
 _LOG_TAIL_LINES = 12
 _EXIT_TIMEOUT_S = 60.0
@@ -21,15 +22,15 @@ _EXIT_TIMEOUT_S = 60.0
 
 
 def run_task(
-    task: dict[str, Any],
+    task: WorkerTask,
     log: Path,
-    on_message: Callable[[dict[str, Any]], None],
+    on_message: Callable[[WorkerMessage], None],
     cache_parent: Path,
 ) -> None:
     """Run a task in a new process and wait for it. It starts with an empty cache of its own.
 
     Args:
-        task: a task of `edgetl.experiment.worker`.
+        task: what `edgetl.experiment.worker` runs.
         log: file for the output of the process and its libraries.
         on_message: called with each message of the process.
         cache_parent: directory for the temporary cache, on a disk with enough space.
@@ -39,7 +40,7 @@ def run_task(
         RunError: the process died; the message contains the end of its log.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    last_message: dict[str, Any] = {}
+    last_message: WorkerMessage | None = None
     with (
         log.open("wb") as stderr,
         tempfile.TemporaryDirectory(prefix=".cache-", dir=cache_parent) as cache,
@@ -58,11 +59,11 @@ def run_task(
         try:
             assert process.stdin is not None
             assert process.stdout is not None
-            process.stdin.write(json.dumps(task, default=str) + "\n")
+            process.stdin.write(json.dumps(to_json(task)) + "\n")
             process.stdin.flush()
             for line in process.stdout:
-                message = json.loads(line)
-                if message.keys() & {"done", "error"}:
+                message = parse_as(WorkerMessage, json.loads(line), "message")
+                if message.done or message.error is not None:
                     last_message = message
                 else:
                     on_message(message)
@@ -78,10 +79,10 @@ def run_task(
                 process.wait(_EXIT_TIMEOUT_S)
             process.kill()
             process.communicate()
-    if "error" in last_message:
-        raise error_from_json(last_message["error"])
-    if not last_message:
+    if last_message is None:
         raise RunError(_describe_death(process.returncode, log))
+    if last_message.error is not None:
+        raise error_from_json(last_message.error)
 
 
 def _describe_death(returncode: int, log: Path) -> str:

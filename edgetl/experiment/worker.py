@@ -9,18 +9,21 @@ standard output. Output of libraries goes to standard error. It exits when its p
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from edgetl.core.artifacts.run import EpochRecord
+from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import EdgetlError, error_to_json
 from edgetl.core.progress import StepProgress, TrainingProgress
+from edgetl.core.typed_json import parse_as, to_json
+from edgetl.experiment.messages import WorkerMessage, WorkerTask
 
-SendMessage = Callable[[dict[str, Any]], None]
+SendMessage = Callable[[WorkerMessage], None]
 
 
 def main() -> None:
@@ -28,47 +31,49 @@ def main() -> None:
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as channel:
         os.dup2(2, 1)
 
-        def send(message: dict[str, Any]) -> None:
-            channel.write(json.dumps(message) + "\n")
+        def send(message: WorkerMessage) -> None:
+            channel.write(json.dumps(to_json(message)) + "\n")
             channel.flush()
 
-        task = json.loads(sys.stdin.readline())
+        task = parse_as(WorkerTask, json.loads(sys.stdin.readline()), "task")
         threading.Thread(target=_exit_with_parent, daemon=True).start()
         try:
-            _TASK_HANDLERS[task["task"]](task, send)
+            _run(task, send)
         except EdgetlError as error:
-            send({"error": error_to_json(error)})
+            send(WorkerMessage(error=error_to_json(error)))
         else:
-            send({"done": True})
+            send(WorkerMessage(done=True))
 
 
-def _estimate(task: dict[str, Any], send: SendMessage) -> None:
-    from edgetl.core.config.finetune import FinetuneConfig
-    from edgetl.train.finetune import estimate_seconds
+def _run(task: WorkerTask, send: SendMessage) -> None:
+    if task.train is not None:
+        _train(task.train, send)
+    elif task.export is not None:
+        _export(task.export)
+    elif task.estimate:
+        _estimate(task.estimate, send)
+    else:
+        raise ValueError("the task is empty")
 
-    for content in task["configs"]:
-        send({"seconds": estimate_seconds(FinetuneConfig.from_json(content))})
 
-
-def _train(task: dict[str, Any], send: SendMessage) -> None:
-    from edgetl.core.config.finetune import FinetuneConfig
+def _train(config: FinetuneConfig, send: SendMessage) -> None:
     from edgetl.train.finetune import finetune
 
-    finetune(FinetuneConfig.from_json(task["config"]), _MessageProgress(send))
+    finetune(config, _MessageProgress(send))
 
 
-def _export(task: dict[str, Any], send: SendMessage) -> None:
+def _export(run: Path) -> None:
     from edgetl.core.config.export import ExportConfig
     from edgetl.export.exporter import export_run
 
-    export_run(task["run"], ExportConfig(force=True))
+    export_run(run, ExportConfig(force=True))
 
 
-_TASK_HANDLERS: dict[str, Callable[[dict[str, Any], SendMessage], None]] = {
-    "estimate": _estimate,
-    "train": _train,
-    "export": _export,
-}
+def _estimate(configs: Sequence[FinetuneConfig], send: SendMessage) -> None:
+    from edgetl.train.finetune import estimate_seconds
+
+    for config in configs:
+        send(WorkerMessage(seconds=estimate_seconds(config)))
 
 
 class _MessageProgress(TrainingProgress):
@@ -78,16 +83,18 @@ class _MessageProgress(TrainingProgress):
         self._send_message = send
 
     def note(self, text: str) -> None:
-        self._send_message({"note": text})
+        self._send_message(WorkerMessage(note=text))
 
     def warn(self, text: str) -> None:
-        self._send_message({"warning": text})
+        self._send_message(WorkerMessage(warning=text))
 
     def on_step_end(self, step: StepProgress) -> None:
-        self._send_message({"step": asdict(step)})
+        # JSON has no NaN; a run that diverges ends with an error after the epoch.
+        if math.isfinite(step.loss):
+            self._send_message(WorkerMessage(step=step))
 
     def on_epoch_end(self, record: EpochRecord, best: bool) -> None:
-        self._send_message({"epoch": asdict(record)})
+        self._send_message(WorkerMessage(epoch=record))
 
 
 def _exit_with_parent() -> None:

@@ -10,9 +10,12 @@ from rich.live import Live
 
 from edgetl.cli import compare_progress
 from edgetl.cli.compare_progress import LiveExperimentProgress, PlainExperimentProgress
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.progress import StepProgress
 from edgetl.experiment.matrix import NetworkSpec, plan_runs
+from edgetl.experiment.messages import WorkerMessage
 from tests.helpers.experiments import made_run
 
 RUNS = plan_runs(
@@ -21,6 +24,8 @@ RUNS = plan_runs(
     [NetworkSpec("mobilenet_v2", 224, 19)],
     Path("/out/runs"),
 )
+RECORD = EpochRecord(1, 1, 1.0, 0.5, 1.0, 0.5, 1e-3, 1.0, 10.0, 1.0)
+STEP = StepProgress(1, 3, 16, 8, 16, 0.5, 0.75, 10.0)
 SECONDS = {RUNS[0].name: 10.0, RUNS[1].name: 20.0, RUNS[2].name: 60.0}
 
 
@@ -39,8 +44,8 @@ def test_log_has_one_line_per_start_end_and_warning(screen: io.StringIO) -> None
     progress = PlainExperimentProgress()
     progress.on_plan(RUNS, [RUNS[0].name], SECONDS)
     progress.on_run_start(RUNS[1])
-    progress.on_run_message(RUNS[1], {"warning": "few images"})
-    progress.on_run_message(RUNS[1], {"epoch": {"epoch": 1, "val_accuracy": 0.5}})
+    progress.on_run_message(RUNS[1], WorkerMessage(warning="few images"))
+    progress.on_run_message(RUNS[1], WorkerMessage(epoch=RECORD))
     progress.on_run_end(RUNS[1], made_run("mobilenet_v2-224", "finetune", 0.9, 40.0))
     progress.on_run_end(
         RUNS[2], made_run("mobilenet_v2-224", "full", 0, 0, failed="out of memory\nand more")
@@ -64,7 +69,7 @@ def test_live_table_shows_all_runs_and_the_current_one(screen: io.StringIO) -> N
         assert progress.describe_time_left() == "about 65 s of training left"
         progress._current_run = RUNS[1], time.monotonic()
         progress._last_draw_time = 0.0
-        progress.on_run_message(RUNS[1], {"step": {"epoch": 3, "epochs": 16, "accuracy": 0.75}})
+        progress.on_run_message(RUNS[1], WorkerMessage(step=STEP))
     text = screen.getvalue()
     assert "already finished" in text
     assert "epoch 3 of 16, training accuracy 0.75" in text

@@ -37,6 +37,7 @@ from edgetl.device.hardware.info import collect_device_info
 from edgetl.experiment import plan as plan_module
 from edgetl.experiment.compare import compare, plan_experiment
 from edgetl.experiment.matrix import PlannedRun
+from edgetl.experiment.messages import WorkerMessage
 from edgetl.experiment.plan import to_screened_networks, write_plan
 from edgetl.experiment.progress import ExperimentProgress
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
@@ -64,7 +65,7 @@ class RecordingProgress(ExperimentProgress):
         self.notes: list[str] = []
         self.started: list[str] = []
         self.results: dict[str, StrategyRun] = {}
-        self.messages: list[Mapping[str, Any]] = []
+        self.messages: list[WorkerMessage] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -77,7 +78,7 @@ class RecordingProgress(ExperimentProgress):
     def on_run_start(self, run: PlannedRun) -> None:
         self.started.append(run.name)
 
-    def on_run_message(self, run: PlannedRun, message: Mapping[str, Any]) -> None:
+    def on_run_message(self, run: PlannedRun, message: WorkerMessage) -> None:
         self.messages.append(message)
 
     def on_run_end(self, run: PlannedRun, result: StrategyRun) -> None:
@@ -335,7 +336,7 @@ def test_seeds_share_a_split_and_a_failed_run_is_recorded(
         len({(folder.path / run.folder / "split.csv").read_text() for run in experiment.runs}) == 1
     )
     assert experiment.runs[0].epochs != experiment.runs[1].epochs
-    assert [message["epoch"]["epoch"] for message in progress.messages if "epoch" in message] == [
+    assert [message.epoch.epoch for message in progress.messages if message.epoch is not None] == [
         1,
         2,
         1,

@@ -7,14 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgetl.core.artifacts.device import DeviceInfo
-from edgetl.core.artifacts.experiment import DeployedModel, Experiment, ExperimentData
+from edgetl.core.artifacts.experiment import (
+    DeployedModel,
+    Experiment,
+    ExperimentConfig,
+    ExperimentData,
+)
 from edgetl.core.artifacts.experiment_runs import StrategyEpoch, StrategyRun
+from edgetl.core.config.compare import CompareConfig
+from edgetl.core.config.finetune import FinetuneConfig
 
 IMAGES = 200
-CONFIG = {
-    "compare": {"target_accuracy": 0.8, "epochs": 4, "budget_s": None, "seeds": 1},
-    "recipe": {"preset": "default", "weights": "imagenet"},
-}
 
 
 def made_run(
@@ -104,7 +107,9 @@ def made_experiment(
         created="2026-01-02T03:04:05+00:00",
         edgetl="0.1.0",
         device=DeviceInfo(cpu="Test CPU", host="here"),
-        config={**CONFIG, "compare": {**CONFIG["compare"], "seeds": seeds}},
+        config=ExperimentConfig(
+            CompareConfig(Path(), epochs=4, seeds=seeds), FinetuneConfig(Path("/photos/pets"))
+        ),
         classes=("cat", "dog"),
         data=ExperimentData(
             fingerprint="0" * 64,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,8 +11,10 @@ from typing import Any, Literal
 from edgetl.core.artifacts.device import DeviceInfo
 from edgetl.core.artifacts.experiment_runs import StrategyResult, StrategyRun
 from edgetl.core.artifacts.run_config import DatasetInfo
-from edgetl.core.config.compare import EQUAL_TIME, STRATEGY_DESCRIPTIONS
-from edgetl.core.errors import RunError
+from edgetl.core.config.compare import EQUAL_TIME, STRATEGY_DESCRIPTIONS, CompareConfig
+from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.config.options import config_to_json
+from edgetl.core.errors import ConfigError, RunError
 from edgetl.core.files import read_json, write_json
 from edgetl.core.paired_tests import (
     SIGNIFICANCE_LEVEL,
@@ -20,7 +22,15 @@ from edgetl.core.paired_tests import (
     apply_holm_correction,
     compute_accuracy_difference,
 )
-from edgetl.core.typed_json import FieldError, in_json, parse_as, to_json
+from edgetl.core.typed_json import (
+    FieldError,
+    JsonObject,
+    computed,
+    computed_as,
+    in_json,
+    parse_as,
+    to_json,
+)
 
 _MAX_TIME_RATIO = 1.1
 AccuracyVerdict = Literal["more accurate", "less accurate", "no difference shown"]
@@ -36,7 +46,7 @@ class StrategyComparison:
     p: float
     """p-value, corrected for the number of pairs."""
 
-    @property
+    @computed
     def verdict(self) -> AccuracyVerdict:
         """Verdict on the first row relative to the second."""
         if self.p >= SIGNIFICANCE_LEVEL:
@@ -91,27 +101,103 @@ class ExperimentData:
 
 
 @dataclass(frozen=True)
+class ExperimentConfig:
+    """Request of an experiment: the runs to train and the recipe that they share."""
+
+    compare: CompareConfig
+    """Its `output` is the folder that it was requested for, and is not in the file."""
+    recipe: FinetuneConfig
+    """Its `seed` and `output` differ between runs and are not in the file."""
+
+    def to_json(self) -> JsonObject:
+        """Return the sections `compare` and `recipe`."""
+        return {
+            "compare": _without(config_to_json(self.compare), ("output",)),
+            "recipe": _without(self.recipe.to_json(), ("seed", "output")),
+        }
+
+    @classmethod
+    def from_json(cls, content: Any) -> ExperimentConfig:
+        """Parse the output of `to_json`; fields of other versions are ignored.
+
+        Raises:
+            FieldError: A section is missing, or a value has the wrong type.
+            ConfigError: A value is out of range.
+        """
+        sections = parse_as(dict[str, dict[str, Any]], content, "config")
+        for name in ("compare", "recipe"):
+            if name not in sections:
+                raise FieldError(f"config has no field {name!r}")
+        compare = {"output": "", **sections["compare"]}
+        return cls(
+            parse_as(CompareConfig, compare, "compare", extra="ignore"),
+            FinetuneConfig.from_json(sections["recipe"]),
+        )
+
+
+def _without(content: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in content.items() if name not in names}
+
+
+@dataclass(frozen=True)
+class ExperimentRow:
+    """Summary of a row for other readers of compare.json; edgetl recomputes it."""
+
+    id: str
+    strategy: str
+    network: str
+    train_accuracy: float
+    val_accuracy: float
+    val_range: tuple[float, float]
+    ci95: tuple[float, float]
+    gap: float
+    seconds: float
+    seconds_to_target: float | None
+    """Median time to the target accuracy; None if it was not reached."""
+    runs: tuple[str, ...]
+
+    @classmethod
+    def of(cls, row: StrategyResult, target_accuracy: float) -> ExperimentRow:
+        """Return the summary of a row."""
+        return cls(
+            id=row.name,
+            strategy=row.first_run.strategy,
+            network=row.network,
+            train_accuracy=row.train_accuracy,
+            val_accuracy=row.val_accuracy,
+            val_range=row.val_range,
+            ci95=row.ci95,
+            gap=row.gap,
+            seconds=row.seconds,
+            seconds_to_target=row.seconds_to_accuracy(target_accuracy),
+            runs=tuple(run.name for run in row.runs),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Experiment:
     """Content of compare.json, the result of `edgetl compare`.
 
     It is accepted wherever the path of its folder is.
     """
 
+    kind: Literal["compare"] = "compare"
     created: str
     edgetl: str
     device: DeviceInfo
-    config: Mapping[str, Any]
-    """Configuration in the sections `compare` and `recipe`."""
+    config: ExperimentConfig
     classes: tuple[str, ...]
     data: ExperimentData
     planned: tuple[str, ...]
     """Names of all planned runs."""
-    runs: tuple[StrategyRun, ...]
-    deployed_models: tuple[DeployedModel, ...] = ()
-    screened_networks: tuple[ScreenedNetwork, ...] = ()
+    deployed_models: tuple[DeployedModel, ...] = field(default=(), metadata=in_json(key="deployed"))
+    screened_networks: tuple[ScreenedNetwork, ...] = field(
+        default=(), metadata=in_json(key="candidates")
+    )
     """Architectures timed before training, if there was a latency budget."""
-    folder: Path = field(default=Path(), compare=False)
-    """Folder of the experiment; not in the file."""
+    runs: tuple[StrategyRun, ...]
+    folder: Path = field(default=Path(), compare=False, metadata=in_json(stored=False))
+    """Folder of the experiment."""
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -122,9 +208,9 @@ class Experiment:
     @property
     def target_accuracy(self) -> float:
         """Validation accuracy for which the time to reach it is reported."""
-        return float(self.config["compare"]["target_accuracy"])
+        return self.config.compare.target_accuracy
 
-    @property
+    @computed_as("unfinished")
     def unfinished_run_names(self) -> list[str]:
         """Names of planned runs that have not ended."""
         finished = {run.name for run in self.runs}
@@ -224,44 +310,32 @@ class Experiment:
         """Return the exported model of a network, or None if it was not exported."""
         return next((model for model in self.deployed_models if model.network == network), None)
 
-    def to_json(self) -> dict[str, Any]:
+    @computed_as("rows")
+    def row_summaries(self) -> list[ExperimentRow]:
+        """Summaries of the rows."""
+        return [ExperimentRow.of(row, self.target_accuracy) for row in self.rows]
+
+    @computed_as("pairs")
+    def pair_summaries(self) -> list[StrategyComparison]:
+        """Comparisons of the rows."""
+        return self.comparisons
+
+    @computed_as("recommended")
+    def recommended_rows(self) -> dict[str, str]:
+        """Name of the recommended row of each network."""
+        recommended = {network: self.recommend_strategy(network) for network in self.networks}
+        return {network: row.name for network, row in recommended.items() if row is not None}
+
+    def to_json(self) -> JsonObject:
         """Return the content of compare.json.
 
         Rows, pairs and recommendations are included for other readers; edgetl recomputes them.
         """
-        return {
-            "kind": "compare",
-            **{name: getattr(self, name) for name in ("created", "edgetl", "config", "classes")},
-            "device": to_json(self.device),
-            "data": to_json(self.data),
-            "planned": self.planned,
-            "unfinished": self.unfinished_run_names,
-            "rows": [self._row_to_json(row) for row in self.rows],
-            "pairs": [{**asdict(pair), "verdict": pair.verdict} for pair in self.comparisons],
-            "recommended": {
-                network: row.name
-                for network in self.networks
-                if (row := self.recommend_strategy(network))
-            },
-            "deployed": [asdict(model) for model in self.deployed_models],
-            "candidates": [asdict(network) for network in self.screened_networks],
-            "runs": [asdict(run) for run in self.runs],
-        }
+        return to_json(self)
 
     def write(self, path: Path) -> None:
         """Write compare.json."""
         write_json(path, self.to_json())
-
-    def _row_to_json(self, row: StrategyResult) -> dict[str, Any]:
-        statistics = ("train_accuracy", "val_accuracy", "val_range", "ci95", "gap", "seconds")
-        return {
-            "id": row.name,
-            "strategy": row.first_run.strategy,
-            "network": row.network,
-            **{name: getattr(row, name) for name in statistics},
-            "seconds_to_target": row.seconds_to_accuracy(self.target_accuracy),
-            "runs": [run.name for run in row.runs],
-        }
 
 
 def read_experiment(path: Path) -> Experiment:
@@ -277,66 +351,17 @@ def read_experiment(path: Path) -> Experiment:
             "Give a folder that `edgetl compare` wrote."
         )
     try:
-        stored = parse_as(_StoredExperiment, content, "compare.json", extra="ignore")
-        for run in stored.runs:
-            _check_run(run, len(stored.classes))
-        if stored.candidates and stored.config.compare.latency_budget_ms is None:
+        experiment = parse_as(Experiment, content, path.name, extra="ignore")
+        for run in experiment.runs:
+            _check_run(run, len(experiment.classes))
+        if experiment.screened_networks and experiment.config.compare.latency_budget_ms is None:
             raise FieldError("compare.json has candidates and no latency_budget_ms")
-    except FieldError as cause:
+    except (FieldError, ConfigError) as cause:
+        reason = str(cause).rstrip(".").replace("\n", " ")
         raise RunError(
-            f"{path} is broken: {cause}. Run `edgetl compare` with the same options to rewrite it."
+            f"{path} is broken: {reason}. Run `edgetl compare` with the same options to rewrite it."
         ) from cause
-    return Experiment(
-        created=stored.created,
-        edgetl=stored.edgetl,
-        device=stored.device,
-        # The raw content, because the typed sections hold only some of its fields.
-        config=content["config"],
-        classes=stored.classes,
-        data=stored.data,
-        planned=stored.planned,
-        runs=stored.runs,
-        deployed_models=stored.deployed,
-        screened_networks=stored.candidates,
-        folder=path.parent,
-    )
-
-
-@dataclass(frozen=True)
-class _CompareSection:
-    target_accuracy: float
-    seeds: int
-    epochs: int | None
-    budget_s: float | None
-    latency_budget_ms: float | None = None
-
-
-@dataclass(frozen=True)
-class _RecipeSection:
-    preset: Any
-    weights: Any
-
-
-@dataclass(frozen=True)
-class _ConfigSection:
-    compare: _CompareSection
-    recipe: _RecipeSection
-
-
-@dataclass(frozen=True)
-class _StoredExperiment:
-    """Fields of compare.json that are not recomputed."""
-
-    created: str
-    edgetl: str
-    device: DeviceInfo
-    config: _ConfigSection
-    classes: tuple[str, ...]
-    data: ExperimentData
-    planned: tuple[str, ...]
-    runs: tuple[StrategyRun, ...]
-    deployed: tuple[DeployedModel, ...]
-    candidates: tuple[ScreenedNetwork, ...] = ()
+    return replace(experiment, folder=path.parent)
 
 
 def _check_run(run: StrategyRun, classes: int) -> None:

@@ -269,8 +269,7 @@ def _hard_images_table(images: Sequence[HardImage]) -> Markup:
 
 
 def _method_section(experiment: Experiment) -> Section:
-    recipe, request = experiment.config["recipe"], experiment.config["compare"]
-    budget_s = request["budget_s"]
+    recipe, request = experiment.config.recipe, experiment.config.compare
     strategies = {row.first_run.strategy for row in experiment.rows}
     descriptions = [
         (name, Cell(description))
@@ -278,16 +277,16 @@ def _method_section(experiment: Experiment) -> Section:
         if name in strategies
     ]
     completed = f"{len(experiment.runs)} of {len(experiment.planned)} completed"
-    epochs = f"{request['epochs']} in every run"
-    if budget_s is not None:
-        epochs = f"as many as fit into {format_duration(budget_s)}"
-    weights = str(recipe["weights"]).replace("\\", "/").rstrip("/").rpartition("/")[2]
+    epochs = f"{request.epochs} in every run"
+    if request.budget_s is not None:
+        epochs = f"as many as fit into {format_duration(request.budget_s)}"
+    weights = recipe.weights.replace("\\", "/").rstrip("/").rpartition("/")[2]
     fingerprint = experiment.data.fingerprint[:16]
     facts = [
         ("runs", Cell(f"{completed}; each in its own process with a new cache")),
         ("epochs", Cell(epochs)),
-        ("seeds", Cell(str(request["seeds"]), "all on the same split")),
-        ("preset", Cell(str(recipe["preset"]))),
+        ("seeds", Cell(str(request.seeds), "all on the same split")),
+        ("preset", Cell(recipe.preset)),
         ("weights", Cell(weights)),
         ("images", Cell(fingerprint, "fingerprint of paths, labels, split and pixels")),
         ("device", Cell(experiment.device.description)),

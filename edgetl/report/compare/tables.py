@@ -47,7 +47,7 @@ def latency_budget_table(experiment: Experiment) -> TextTable | None:
     """Return the result of screening networks before training, or None without a budget."""
     if not experiment.screened_networks:
         return None
-    budget_ms = experiment.config["compare"].get("latency_budget_ms")
+    budget_ms = experiment.config.compare.latency_budget_ms
     return candidates_table(experiment.screened_networks, budget_ms)
 
 
@@ -94,7 +94,7 @@ def strategies_table(experiment: Experiment, network: str) -> TextTable:
         "The best epoch was selected on these images, so all accuracies are slightly optimistic. "
         f"Trained on {', '.join(devices)}."
     )
-    has_budget = bool(experiment.config["compare"]["budget_s"])
+    has_budget = experiment.config.compare.budget_s is not None
     length = "equal time budget" if has_budget else "equal epochs"
     return TextTable(f"{network}, {length}", columns, cells, note)
 

@@ -101,3 +101,10 @@ def test_recorded_experiment_is_read() -> None:
     experiment = read_experiment(ExperimentDirectory(RECORDED / "experiment").result)
     assert len(experiment.runs) == 6
     assert experiment.recommend_strategy(experiment.networks[0]) is not None
+
+
+def test_recorded_experiment_is_written_as_before() -> None:
+    path = ExperimentDirectory(RECORDED / "experiment").result
+    recorded = json.loads(path.read_text())
+    written = {"schema": 1, **read_experiment(path).to_json()}
+    assert json.loads(json.dumps(written)) == recorded
