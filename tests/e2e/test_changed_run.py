@@ -104,5 +104,5 @@ def test_accuracy_outside_the_interval_is_rejected(run: Path) -> None:
 )
 def test_malformed_metrics_are_rejected(run: Path, change: dict[str, Any]) -> None:
     edit(run / "metrics.json", lambda content: content.update(change))
-    with pytest.raises(RunError, match=r"Cannot read .*metrics\.json"):
+    with pytest.raises(RunError, match=r"metrics\.json is broken"):
         export_run(RunDirectory(run), ExportConfig())
