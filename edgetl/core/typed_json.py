@@ -194,7 +194,14 @@ def _encode(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written to JSON: {value!r}")
 
 
-def read_as(kind: type[T], path: Path, error: type[Exception], what: str, advice: str) -> T:
+def read_as(
+    kind: type[T],
+    path: Path,
+    error: type[Exception],
+    what: str,
+    advice: str,
+    extra: Literal["refuse", "ignore"] = "refuse",
+) -> T:
     """Read a JSON file of the current schema as a dataclass.
 
     Args:
@@ -203,6 +210,7 @@ def read_as(kind: type[T], path: Path, error: type[Exception], what: str, advice
         error: Class of the error to raise.
         what: Name of the file in messages, such as "The run's metrics".
         advice: Sentence that tells how to restore the file.
+        extra: Whether unknown fields are an error.
 
     Raises:
         error: The file cannot be read, has another schema number, or a field is missing, unknown or
@@ -214,7 +222,7 @@ def read_as(kind: type[T], path: Path, error: type[Exception], what: str, advice
     content = read_json(path, error, what)
     del content["schema"]
     try:
-        return parse_as(kind, content, "it")
+        return parse_as(kind, content, "it", extra=extra)
     except FieldError as cause:
         problem = str(cause).removeprefix("it.").removeprefix("it: ")
         raise error(f"{path} is broken: {problem}. {advice}") from cause
@@ -283,7 +291,8 @@ def _convert_by_class(kind: Any, value: Any, where: str) -> Any:
     try:
         return kind.from_json(value)
     except (FieldError, ConfigError) as cause:
-        raise FieldError(f"{where}: {str(cause).rstrip('.')}") from cause
+        problem = str(cause).rstrip(".").replace("\n", " ")
+        raise FieldError(f"{where}: {problem}") from cause
 
 
 def _convert_dataclass(kind: Any, value: Any, where: str, extra: str) -> Any:

@@ -14,7 +14,7 @@ from edgetl.core.artifacts.run_config import DatasetInfo
 from edgetl.core.config.compare import EQUAL_TIME, STRATEGY_DESCRIPTIONS, CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.config.options import config_to_json
-from edgetl.core.errors import ConfigError, RunError
+from edgetl.core.errors import RunError
 from edgetl.core.files import read_json, write_json
 from edgetl.core.paired_tests import (
     SIGNIFICANCE_LEVEL,
@@ -351,13 +351,13 @@ def read_experiment(path: Path) -> Experiment:
             "Give a folder that `edgetl compare` wrote."
         )
     try:
-        experiment = parse_as(Experiment, content, path.name, extra="ignore")
+        experiment = parse_as(Experiment, content, "it", extra="ignore")
         for run in experiment.runs:
             _check_run(run, len(experiment.classes))
         if experiment.screened_networks and experiment.config.compare.latency_budget_ms is None:
             raise FieldError("compare.json has candidates and no latency_budget_ms")
-    except (FieldError, ConfigError) as cause:
-        reason = str(cause).rstrip(".").replace("\n", " ")
+    except FieldError as cause:
+        reason = str(cause).removeprefix("it.").removeprefix("it: ")
         raise RunError(
             f"{path} is broken: {reason}. Run `edgetl compare` with the same options to rewrite it."
         ) from cause

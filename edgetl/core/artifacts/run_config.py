@@ -10,10 +10,10 @@ from typing import TypeVar
 from edgetl.core.artifacts.measured_choices import AutoChoices, BatchSizeResult
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, RunError
-from edgetl.core.files import read_json, write_json
+from edgetl.core.files import write_json
 from edgetl.core.paths import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.core.typed_json import FieldError, in_json, parse_as, to_json
+from edgetl.core.typed_json import FieldError, in_json, read_as, to_json
 
 T = TypeVar("T")
 MAX_CLASSES = 2**16
@@ -21,6 +21,7 @@ MAX_CLASSES = 2**16
 
 ImageNet-21k has 21,841 classes.
 """
+_ADVICE = "Restore the file, or train again with `edgetl finetune`."
 _MAX_REASON_LENGTH = 200
 """Maximum characters of a reason in a message, since a broken cell may contain the whole file."""
 
@@ -140,11 +141,7 @@ def read_run_file(kind: type[T], path: Path, what: str) -> T:
     Raises:
         RunError: The file is missing or broken; the message names the first invalid field.
     """
-    content = read_json(path, RunError, what)
-    try:
-        return parse_as(kind, content, path.name, extra="ignore")
-    except (FieldError, ConfigError) as cause:
-        raise broken_file_error(path, cause) from cause
+    return read_as(kind, path, RunError, what, _ADVICE, extra="ignore")
 
 
 def broken_file_error(path: Path, cause: BaseException) -> RunError:
@@ -153,6 +150,4 @@ def broken_file_error(path: Path, cause: BaseException) -> RunError:
     reason = reason.rstrip(".").replace("\n", " ")
     if len(reason) > _MAX_REASON_LENGTH:
         reason = f"{reason[:_MAX_REASON_LENGTH]}..."
-    return RunError(
-        f"{path} is broken: {reason}. Restore the file, or train again with `edgetl finetune`."
-    )
+    return RunError(f"{path} is broken: {reason}. {_ADVICE}")

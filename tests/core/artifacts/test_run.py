@@ -75,7 +75,7 @@ def test_better_epoch_has_higher_accuracy_then_lower_loss() -> None:
         (
             "metrics.json",
             '{"schema": 1, "train": {"images": true, "accuracy": 1}}',
-            "metrics.json has no field 'model'",
+            "it has no field 'model'",
         ),
         ("history.jsonl", '{"phase": 1}\n', "history.jsonl is broken"),
         ("history.jsonl", "[[]}\n", "history.jsonl is broken"),
