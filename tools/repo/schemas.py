@@ -21,7 +21,11 @@ from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bundle import BundleManifest
 from edgetl.core.artifacts.candidates import CandidateRow, CandidatesResult
 from edgetl.core.artifacts.comparison import RowComparison
+from edgetl.core.artifacts.experiment import Experiment, ExperimentConfig
 from edgetl.core.artifacts.loadgen import LoadgenResult
+from edgetl.core.artifacts.run import EpochRecord
+from edgetl.core.artifacts.run_config import RunConfiguration
+from edgetl.core.artifacts.run_metrics import RunMetrics
 from edgetl.core.files import SCHEMA
 from edgetl.core.typed_json import JsonField, JsonObject, computed_properties, json_fields
 
@@ -34,16 +38,22 @@ class Artifact:
     """Dataclass of the content."""
     constants: Mapping[str, object]
     """Keys with the same value in every file."""
+    allows_unknown_keys: bool = False
+    """Whether readers ignore the keys of other versions."""
 
 
 ARTIFACTS = {
     "bench": Artifact(BenchResult, {"schema": SCHEMA, "kind": "bench"}),
     "bundle": Artifact(BundleManifest, {"schema": SCHEMA, "kind": "bundle"}),
     "candidates": Artifact(CandidatesResult, {"schema": SCHEMA, "kind": "candidates"}),
+    "compare": Artifact(Experiment, {"schema": SCHEMA, "kind": "compare"}, True),
+    "config": Artifact(RunConfiguration, {"schema": SCHEMA}, True),
+    "history-line": Artifact(EpochRecord, {}, True),
     "loadgen": Artifact(LoadgenResult, {"schema": SCHEMA, "kind": "loadgen"}),
+    "metrics": Artifact(RunMetrics, {"schema": SCHEMA}, True),
 }
 """Files with a schema, by name."""
-_FREE_FORM: tuple[type, ...] = (RowComparison,)
+_FREE_FORM: tuple[type, ...] = (ExperimentConfig, RowComparison)
 """Dataclasses whose `to_json` writes other keys than their fields."""
 _EXTRA_KEYS: dict[type, dict[str, JsonObject]] = {
     CandidateRow: {
@@ -72,6 +82,10 @@ def artifact_schema(artifact: Artifact) -> JsonObject:
     definitions: dict[str, JsonObject] = {}
     root = _object_schema(artifact.content, definitions)
     constants = {key: {"const": value} for key, value in artifact.constants.items()}
+    if artifact.allows_unknown_keys:
+        for schema in (root, *definitions.values()):
+            if schema.get("additionalProperties") is False:
+                del schema["additionalProperties"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": artifact.content.__name__,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ FILES = {
     "bench": "bench.json",
     "bundle": "run/bundle/bundle.json",
     "candidates": "candidates.json",
+    "compare": "experiment/compare.json",
+    "config": "run/config.json",
+    "metrics": "run/metrics.json",
 }
 """Recorded file of each artifact."""
 
@@ -106,6 +109,18 @@ def test_schema_detects_invalid_values(change: dict[str, Any], error: str | None
 def test_recorded_file_matches_schema(name: str) -> None:
     content = json.loads((RECORDED / FILES[name]).read_text())
     assert list(iterate_schema_errors(content, artifact_schema(ARTIFACTS[name]))) == []
+
+
+def test_recorded_history_lines_match_schema() -> None:
+    lines = (RECORDED / "run/history.jsonl").read_text().splitlines()
+    schema = artifact_schema(ARTIFACTS["history-line"])
+    assert [list(iterate_schema_errors(json.loads(line), schema)) for line in lines] == [[]] * 4
+
+
+def test_files_that_other_versions_extend_allow_unknown_keys() -> None:
+    content = {**VALID, "new": 1}
+    extensible = replace(EXAMPLE, allows_unknown_keys=True)
+    assert list(iterate_schema_errors(content, artifact_schema(extensible))) == []
 
 
 def test_written_bench_result_matches_schema() -> None:
