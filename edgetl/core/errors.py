@@ -19,10 +19,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+_CONFIG_PACKAGE = "edgetl.core.config."
 
 
 class EdgetlError(Exception):
@@ -111,7 +114,10 @@ class MissingPackageError(EdgetlError):
 
 def error_to_json(error: EdgetlError) -> dict[str, str]:
     """Serialize an error to send it from a worker process to its parent."""
-    return {"class": type(error).__name__, "message": str(error)}
+    content = {"class": type(error).__name__, "message": error.template}
+    if error.config is not None:
+        content["config"] = f"{error.config.__module__}:{error.config.__name__}"
+    return content
 
 
 def error_from_json(content: Mapping[str, str]) -> EdgetlError:
@@ -119,4 +125,8 @@ def error_from_json(content: Mapping[str, str]) -> EdgetlError:
     error_class = globals().get(content["class"])
     if not (isinstance(error_class, type) and issubclass(error_class, EdgetlError)):
         error_class = BenchError
-    return error_class(content["message"])
+    module, _, name = content.get("config", "").partition(":")
+    config = None
+    if module.startswith(_CONFIG_PACKAGE):
+        config = getattr(import_module(module), name)
+    return error_class(content["message"], config)

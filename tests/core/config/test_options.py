@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,7 +25,14 @@ from edgetl.core.config.options import (
     validate,
 )
 from edgetl.core.config.parsers import parse_duration
-from edgetl.core.errors import ConfigError, EdgetlError
+from edgetl.core.errors import (
+    BenchError,
+    ConfigError,
+    EdgetlError,
+    WeightsError,
+    error_from_json,
+    error_to_json,
+)
 
 
 @dataclass(frozen=True)
@@ -195,6 +203,23 @@ def test_error_names_fields_of_nested_configuration() -> None:
     error = ConfigError("{max_p99_ms} needs {threads}.", Config)
     assert str(error) == "max_p99_ms needs threads."
     assert format_error(error) == "--max-p99 needs --threads."
+
+
+def test_error_of_worker_process_names_options() -> None:
+    error = WeightsError("Use {weights} none.", FinetuneConfig)
+    received = error_from_json(json.loads(json.dumps(error_to_json(error))))
+    assert type(received) is WeightsError
+    assert str(received) == "Use weights none."
+    assert format_error(received) == "Use --weights none."
+
+
+def test_error_of_worker_process_without_configuration() -> None:
+    received = error_from_json(
+        {"class": "Unknown", "message": "{data} is lost", "config": "os:path"}
+    )
+    assert type(received) is BenchError
+    assert received.config is None
+    assert format_error(received) == "{data} is lost"
 
 
 def test_field_that_is_no_option_is_an_argument() -> None:
