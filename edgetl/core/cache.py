@@ -7,14 +7,14 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from edgetl import __version__
 from edgetl.core.errors import EdgetlError
 from edgetl.core.files import read_json, write_json
+from edgetl.core.typed_json import JsonObject
 
 _DAY_S = 86400.0
 _DIGEST_KEY = "sha256"
@@ -30,7 +30,7 @@ def get_cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "edgetl"
 
 
-def write_cache_entry(path: Path, content: dict[str, Any]) -> None:
+def write_cache_entry(path: Path, content: Mapping[str, object]) -> None:
     """Write a JSON object with the version of edgetl and a hash of both.
 
     Raises:
@@ -41,7 +41,7 @@ def write_cache_entry(path: Path, content: dict[str, Any]) -> None:
     )
 
 
-def read_cache_entry(path: Path) -> dict[str, Any] | None:
+def read_cache_entry(path: Path) -> JsonObject | None:
     """Read an entry; None if it is missing, damaged, edited or of another version.
 
     Invalid entries are not reported, because their content can be recomputed.
@@ -57,7 +57,7 @@ def read_cache_entry(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _compute_digest(content: dict[str, Any], version: str) -> str:
+def _compute_digest(content: Mapping[str, object], version: object) -> str:
     # JSON converts numeric keys to strings, which sort differently.
     normalized = json.loads(json.dumps(content))
     return hashlib.sha256(json.dumps([version, normalized], sort_keys=True).encode()).hexdigest()

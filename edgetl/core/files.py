@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from edgetl.core.typed_json import JsonObject
 from edgetl.core.untrusted_text import escape_csv_cell, unescape_csv_cell
 
 SCHEMA = 1
@@ -92,7 +93,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
     return [{name: unescape_csv_cell(cell) for name, cell in row.items()} for row in rows]
 
 
-def read_json(path: Path, error: type[Exception], what: str) -> dict[str, Any]:
+def read_json(path: Path, error: type[Exception], what: str) -> JsonObject:
     """Read a JSON object of the current schema.
 
     Args:

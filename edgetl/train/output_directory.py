@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, Self
@@ -182,7 +182,8 @@ def _check_replaceable(path: Path) -> None:
         return
     run = RunDirectory(path)
     content = read_json(run.config, RunError, f"{not_a_run}: its config.json")
-    if "edgetl" not in content.get("versions", {}):
+    versions = content.get("versions")
+    if not isinstance(versions, Mapping) or "edgetl" not in versions:
         raise RunError(f"{not_a_run}. Choose another with -o.")
     foreign_files = find_foreign_run_files(path)
     if foreign_files:

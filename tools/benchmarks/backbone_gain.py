@@ -30,6 +30,7 @@ from edgetl.core.errors import ConfigError, EdgetlError
 from edgetl.core.files import read_json
 from edgetl.core.formatting import format_duration, format_percent
 from edgetl.core.paired_tests import AccuracyDifference, compute_accuracy_difference
+from edgetl.core.typed_json import parse_as
 from edgetl.experiment.matrix import PlannedRun
 from edgetl.experiment.progress import ExperimentProgress
 
@@ -295,7 +296,10 @@ def _measure_and_format(options: argparse.Namespace) -> str:
         from tools.pretraining.release import RESULTS, write_card
 
         results = read_json(options.card / RESULTS, ConfigError, "The backbone's results")
-        worth = {**results["worth"], f"{options.data.name}{size}": text}
+        worth = {
+            **parse_as(dict[str, str], results["worth"], "worth"),
+            f"{options.data.name}{size}": text,
+        }
         write_card(options.card, worth=worth)
     return text
 

@@ -25,13 +25,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bench_json import read_result
+from edgetl.core.artifacts.bundle import write_bundle_manifest
 from edgetl.core.config.bench import BenchConfig, BenchScope
-from edgetl.core.files import read_json, sha256_file, write_json
+from edgetl.core.files import sha256_file
+from edgetl.core.paths import BundleDirectory
 from edgetl.device.bench.runner import bench
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.bundle import open_bundle
@@ -165,16 +168,12 @@ def _copy_with_planted_variant(source: Path, folder: Path) -> Path:
     """Copy the bundle with its fp32 file as the only variants: fp32 and PLANTED."""
     bundle = open_bundle(source)
     shutil.copytree(bundle.directory.path, folder)
-    manifest = read_json(folder / "bundle.json", ValueError, "The manifest")
-    entry = next(entry for entry in manifest["variants"] if entry["name"] == "fp32")
-    shutil.copy(folder / entry["file"], folder / f"{PLANTED}.onnx")
-    planted_entry = {
-        **entry,
-        "name": PLANTED,
-        "file": f"{PLANTED}.onnx",
-        "sha256": sha256_file(folder / f"{PLANTED}.onnx"),
-    }
-    write_json(folder / "bundle.json", {**manifest, "variants": [entry, planted_entry]})
+    fp32 = bundle.select_variant("fp32")
+    planted_file = folder / f"{PLANTED}.onnx"
+    shutil.copy(folder / fp32.file, planted_file)
+    planted = replace(fp32, name=PLANTED, file=planted_file.name, sha256=sha256_file(planted_file))
+    manifest = replace(bundle.manifest, variants=(fp32, planted), recommended="fp32")
+    write_bundle_manifest(BundleDirectory(folder), manifest)
     return folder
 
 

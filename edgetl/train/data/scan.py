@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from edgetl.core.cache import get_cache_folder, read_cache_entry, write_cache_entry
 from edgetl.core.errors import DecodeError
 from edgetl.core.progress import ProgressCallback
+from edgetl.core.typed_json import parse_as
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.images import load_image, read_image_file
 from edgetl.train.data.decoded_cache import DecodedImageCache
@@ -122,7 +123,7 @@ class _ScanCache:
         self.pixel_digests: dict[str, str] = {}
         entry = read_cache_entry(self._path)
         if entry is not None and entry["definition"] == _CACHE_VERSION:
-            self.pixel_digests = entry["pixels"]
+            self.pixel_digests = parse_as(dict[str, str], entry["pixels"], "pixels")
 
     def save(self, images: list[ScannedFile]) -> None:
         pixels = {image.sha256: image.pixels_sha256 for image in images}
