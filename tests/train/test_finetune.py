@@ -531,6 +531,14 @@ def test_force_replaces_a_run_with_a_report(tmp_path: Path) -> None:
     assert choose_output_directory(run.path, tmp_path / "photos", MODEL, force=True) == run
 
 
+@pytest.mark.parametrize("versions", [None, 3, ["edgetl"], {"torch": "2"}])
+def test_force_never_removes_folder_with_foreign_config(tmp_path: Path, versions: object) -> None:
+    write_json(tmp_path / "run/config.json", {"versions": versions})
+    with pytest.raises(RunError, match="is not a run directory"):
+        choose_output_directory(tmp_path / "run", tmp_path / "photos", MODEL, force=True)
+    assert (tmp_path / "run/config.json").is_file()
+
+
 @pytest.mark.parametrize(
     "kind", ["file", "other folder", "other folder with a config", "run with other files", "link"]
 )
