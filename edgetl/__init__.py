@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from edgetl.core.errors import RunError as RunError
     from edgetl.core.errors import WeightsError as WeightsError
     from edgetl.core.paths import RunDirectory as RunDirectory
+    from edgetl.core.progress import TrainingProgress as TrainingProgress
     from edgetl.device.bench.runner import bench as bench
     from edgetl.device.loadgen.loadgen import loadgen as loadgen
     from edgetl.device.predict import Prediction as Prediction
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from edgetl.device.verify import VerifyResult as VerifyResult
     from edgetl.device.verify import verify as verify
     from edgetl.experiment.compare import compare as compare
+    from edgetl.experiment.progress import ExperimentProgress as ExperimentProgress
     from edgetl.export.candidates import time_candidates as time_candidates
     from edgetl.export.exporter import export_architecture as export_architecture
     from edgetl.export.exporter import export_run as export_run
@@ -95,6 +97,7 @@ __all__ = [
     "DecodeError",
     "EdgetlError",
     "Experiment",
+    "ExperimentProgress",
     "ExportConfig",
     "ExportError",
     "FinetuneConfig",
@@ -108,6 +111,7 @@ __all__ = [
     "Report",
     "RunDirectory",
     "RunError",
+    "TrainingProgress",
     "VerifyResult",
     "WeightsError",
     "bench",
@@ -146,6 +150,7 @@ _LAZY = {
     "DecodeError": _ERRORS,
     "EdgetlError": _ERRORS,
     "Experiment": "edgetl.core.artifacts.experiment",
+    "ExperimentProgress": "edgetl.experiment.progress",
     "ExportConfig": "edgetl.core.config.export",
     "ExportError": _ERRORS,
     "FinetuneConfig": "edgetl.core.config.finetune",
@@ -159,6 +164,7 @@ _LAZY = {
     "Report": "edgetl.report.report",
     "RunDirectory": "edgetl.core.paths",
     "RunError": _ERRORS,
+    "TrainingProgress": "edgetl.core.progress",
     "VerifyResult": "edgetl.device.verify",
     "WeightsError": _ERRORS,
     "bench": "edgetl.device.bench.runner",

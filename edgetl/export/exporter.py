@@ -28,7 +28,7 @@ from edgetl.core.paths import BundleDirectory, RunDirectory, StrPath
 from edgetl.core.progress import LOGGER, ProgressCallback, log_progress
 from edgetl.device.bench.protocol import QUICK_PROTOCOL
 from edgetl.device.hardware.memory import keep_freed_memory
-from edgetl.device.runtime.bundle import Bundle, open_bundle
+from edgetl.device.runtime.bundle import Bundle
 from edgetl.device.runtime.images import list_images
 from edgetl.export.bundle_writer import (
     GoldenImages,
@@ -198,10 +198,11 @@ def _export(
         model.model, model.preprocessing.crop, len(model.labels), config.opset
     )
     with new_bundle(output, config.force) as directory:
-        built = _BundleExport(directory, model, graph, sources, config, notify).write(runtime)
+        export = _BundleExport(directory, model, graph, sources, config, notify)
+        manifest, built = export.write(runtime)
     if sources.plots is not None:
         _draw_label_flips(built, sources.plots, len(sources.evaluation_images.files))
-    return open_bundle(output)
+    return Bundle(BundleDirectory(output), manifest)
 
 
 @dataclass(frozen=True)
@@ -237,8 +238,8 @@ class _BundleExport:
             model=self.model.architecture,
         )
 
-    def write(self, runtime: Path | None) -> list[BuiltVariant]:
-        """Write and prove the bundle; return its smaller variants.
+    def write(self, runtime: Path | None) -> tuple[BundleManifest, list[BuiltVariant]]:
+        """Write and prove the bundle; return its manifest and its smaller variants.
 
         Args:
             runtime: folder with the files of onnxruntime-web, or None to leave out the web page.
@@ -289,7 +290,7 @@ class _BundleExport:
             manifest = replace(manifest, web=self._write_web_page(manifest, runtime))
         self.directory.model_card.write_text(model_card(manifest), encoding="utf-8")
         write_bundle_manifest(self.directory, manifest)
-        return built
+        return manifest, built
 
     def _recommend_variant(self, manifest: BundleManifest) -> BundleManifest:
         choice = choose(manifest.variants, self.config)

@@ -109,6 +109,7 @@ def test_file_has_constant_shapes_and_no_control_flow(bundle: Bundle) -> None:
 
 def test_fixed_size_variant_is_proven_but_not_recommended(bundle: Bundle) -> None:
     reopened = open_bundle(bundle.directory.path)
+    assert reopened == bundle
     assert [variant.name for variant in reopened.variants] == ["fp32", NAME]
     variant = reopened.select_variant(NAME)
     assert variant.size == SIZE
