@@ -12,7 +12,6 @@ from edgetl.core.config.bench import BenchConfig
 from edgetl.core.progress import ProgressCallback
 from edgetl.core.statistics import paired_speedup, sign_test
 from edgetl.device.bench.correctness_gate import run_gates
-from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.rounds import RoundRunner
 from edgetl.device.bench.target import find_target
@@ -41,13 +40,11 @@ def measure_variant_latencies(
     threads = available_cores()
     target = find_target(BenchConfig(bundle, scopes=("model",)), (threads,))
     cases = [case for case in target.cases if case.runtime == "onnxruntime"]
-    assert target.bundle is not None
     with tempfile.TemporaryDirectory(prefix="edgetl-latency-") as name:
         folder = Path(name)
-        inputs = prepare_bench_inputs(target.bundle, {case.input_spec for case in cases}, folder)
         gated_cases, omissions = run_gates(
             cases,
-            inputs,
+            target.bundle,
             protocol or BenchProtocol(),
             folder,
             lambda step, done, total: notify("Timing variants", 0, 0),

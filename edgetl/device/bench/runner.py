@@ -25,11 +25,10 @@ from edgetl.core.config.bench import BenchConfig
 from edgetl.core.progress import ProgressCallback, log_progress
 from edgetl.device.bench.baseline import match_rows, read_baseline
 from edgetl.device.bench.correctness_gate import GatedCase, run_gates
-from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.rounds import RoundRunner
 from edgetl.device.bench.sustained import run_sustained_job
-from edgetl.device.bench.target import BenchTarget, find_target, torch_device
+from edgetl.device.bench.target import find_target, torch_device
 from edgetl.device.bench.worker_process import run_job
 from edgetl.device.hardware.cpu import resolve_intra_op_threads
 from edgetl.device.hardware.energy import EnergyMeter
@@ -81,7 +80,10 @@ def bench(
 
     with tempfile.TemporaryDirectory(prefix="edgetl-bench-") as name:
         folder = Path(name)
-        gated_cases, gate_notes = _check_cases(target, config, protocol, folder, report)
+        rates = tuple(dict.fromkeys(config.rates))
+        gated_cases, gate_notes = run_gates(
+            target.cases, target.bundle, protocol, folder, report, rates
+        )
         rows = [row for gated_case in gated_cases for row in gated_case.rows]
         baseline_pairs: list[EarlierPair] = []
         if baseline is not None:
@@ -133,28 +135,6 @@ def _add_disagreements(result: BenchResult, bundle: Bundle | None) -> BenchResul
         return result
     disagreements = describe_disagreements(bundle.manifest, result)
     return replace(result, notes=(*result.notes, *disagreements))
-
-
-def _check_cases(
-    target: BenchTarget,
-    config: BenchConfig,
-    protocol: BenchProtocol,
-    folder: Path,
-    report: ProgressCallback,
-) -> tuple[list[GatedCase], list[str]]:
-    """Run the gates of all cases, see `run_gates`."""
-    inputs = None
-    if target.bundle is not None:
-        specs = {case.input_spec for case in target.cases}
-        inputs = prepare_bench_inputs(target.bundle, specs, folder)
-    return run_gates(
-        target.cases,
-        inputs,
-        protocol,
-        folder,
-        report,
-        tuple(dict.fromkeys(config.rates)),
-    )
 
 
 def _add_emulation_reason(noise: NoiseReport) -> NoiseReport:
