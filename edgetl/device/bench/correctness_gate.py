@@ -78,7 +78,7 @@ def run_gates(
     has_alternatives = sum(case.runtime != "pytorch" for case in cases) > 1
     for case in cases:
         progress(f"gate: {case.name}", 0, 0)
-        job = _make_gate_job(case, inputs, protocol, rates)
+        job = _make_gate_job(case, inputs, protocol, tuple(dict.fromkeys(rates)))
         try:
             reply = run_job(job, folder, GateReply)
         except (EdgetlError, OSError) as error:

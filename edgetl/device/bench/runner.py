@@ -14,7 +14,7 @@ from edgetl.core.artifacts.bench import EAGER_VARIANT, BenchResult
 from edgetl.core.artifacts.bench_json import write_result
 from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.artifacts.comparison import EarlierPair, Pair
-from edgetl.core.artifacts.device import EnergyCounters
+from edgetl.core.artifacts.device import DeviceInfo, EnergyCounters
 from edgetl.core.artifacts.noise import NoiseReport
 from edgetl.core.artifacts.recommendation import recommend
 from edgetl.core.artifacts.session import OperatorProfile
@@ -80,9 +80,8 @@ def bench(
 
     with tempfile.TemporaryDirectory(prefix="edgetl-bench-") as name:
         folder = Path(name)
-        rates = tuple(dict.fromkeys(config.rates))
         gated_cases, gate_notes = run_gates(
-            target.cases, target.bundle, protocol, folder, report, rates
+            target.cases, target.bundle, protocol, folder, report, config.rates
         )
         rows = [row for gated_case in gated_cases for row in gated_case.rows]
         baseline_pairs: list[EarlierPair] = []
@@ -97,9 +96,7 @@ def bench(
             _profile_and_sustain(passed_cases, config, runner, extras, folder, report)
     rows = _attach_rounds(rows, runner)
     rounds_by_row = {row.id: row.rounds for row in rows}
-    noise = runner.evaluate_noise(rounds_by_row)
-    if device_info.emulated:
-        noise = _add_emulation_reason(noise)
+    noise = _add_emulation_reason(runner.evaluate_noise(rounds_by_row), device_info)
     failure_notes = [
         f"{case} failed and was dropped: {error}" for case, error in runner.failures.items()
     ]
@@ -137,7 +134,9 @@ def _add_disagreements(result: BenchResult, bundle: Bundle | None) -> BenchResul
     return replace(result, notes=(*result.notes, *disagreements))
 
 
-def _add_emulation_reason(noise: NoiseReport) -> NoiseReport:
+def _add_emulation_reason(noise: NoiseReport, device: DeviceInfo) -> NoiseReport:
+    if not device.emulated:
+        return noise
     reason = "the processor is emulated: times do not apply to real devices"
     return replace(noise, reasons=(reason, *noise.reasons))
 
