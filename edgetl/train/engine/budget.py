@@ -182,6 +182,12 @@ def plan_budget(left_s: float, costs: StepCosts, epochs: Sequence[int], views: i
         # One epoch of each phase on a single view is better than an unfinished run.
         planned_views = 1
         scale = (planned_s - costs.fixed_s - costs.view_s) / max(recipe_s, 1e-9)
-    counts = tuple(max(1, int(count * min(scale, MAX_EPOCH_SCALE))) for count in epochs)
-    plan = BudgetPlan(min(planned_views, sum(counts)), counts, True)
-    return replace(plan, is_feasible=plan.estimate_seconds(costs) <= left_s)
+    counts = [max(1, int(count * min(scale, MAX_EPOCH_SCALE))) for count in epochs]
+    while True:
+        plan = BudgetPlan(min(planned_views, sum(counts)), tuple(counts), True)
+        if plan.estimate_seconds(costs) <= left_s:
+            return plan
+        if max(counts) == 1:
+            return replace(plan, is_feasible=False)
+        # The other phases give way to one that gets its single epoch only by rounding up.
+        counts[counts.index(max(counts))] -= 1

@@ -18,7 +18,7 @@ from edgetl.train.common.precision import (
     measure_step_ms,
     preserve_model_state,
 )
-from edgetl.train.engine.budget import MAX_EPOCH_SCALE, StepCosts, plan_budget
+from edgetl.train.engine.budget import MAX_EPOCH_SCALE, BudgetPlan, StepCosts, plan_budget
 from edgetl.train.engine.optim import Loss, LrSchedule, MixedBatch, Mixup, ModelEma, make_optimizer
 from edgetl.train.model.factory import AdaptedModel, build_adapted_model
 from edgetl.train.model.freezing import resolve_unfreeze, set_trainable
@@ -314,6 +314,12 @@ def test_plan_budget_reduces_views_before_epochs() -> None:
     assert short.epochs[1] < 5
     infeasible = plan_budget(1, COSTS, (10, 5), 4)
     assert (infeasible.epochs, infeasible.views, infeasible.is_feasible) == ((1, 1), 1, False)
+
+
+def test_plan_budget_gives_way_to_rounded_epoch() -> None:
+    costs = StepCosts(0.0, 0.0, (3.0, 0.25))
+    assert plan_budget(3.25, costs, (1, 3), 1) == BudgetPlan(1, (1, 1), True)
+    assert plan_budget(3.0, costs, (1, 3), 1) == BudgetPlan(1, (1, 1), False)
 
 
 @given(
