@@ -75,7 +75,7 @@ def test_candidates_are_timed_or_failed_with_reason(tmp_path: Path) -> None:
     assert first.session.input == "uint8 1x37x37x3"
     assert first.session.intra_op_threads == 1
     assert first.session.node_share == {"CPUExecutionProvider": 1.0}
-    assert first.parity["max_logit_difference"] < 1e-4
+    assert first.parity.max_logit_difference < 1e-4
     assert first.imagenet_top1 == pytest.approx(67.7, abs=0.1)
     # MobileNetV3-Small's blocks, its first dense layer and the new one.
     assert first.parameters == 927_008 + 590_848 + 1024 * 3 + 3
