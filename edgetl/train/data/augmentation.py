@@ -91,10 +91,10 @@ class Augmentation:
             return _load_pipeline(self._file)
         return _build_pipeline(self._strength, self._preprocessing.crop)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_thread_local"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _thread_local=threading.local())
 
     @property

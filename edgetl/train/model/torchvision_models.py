@@ -93,7 +93,7 @@ class _MetaParameterMode(TorchFunctionMode):
         return func(*args, **options)
 
 
-def _builder_options(family: str, image_size: int, initialize: bool) -> dict[str, Any]:
+def _builder_options(family: str, image_size: int, initialize: bool) -> dict[str, object]:
     if family in ("googlenet", "inception"):
         # Their weights come from TensorFlow and expect its scaling of the input.
         return {"aux_logits": False, "transform_input": True, "init_weights": initialize}
