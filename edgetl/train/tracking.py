@@ -139,9 +139,8 @@ class _MlflowTracker:
             self._run_id = self._resume_run(run, store) or self._create_run(config, run, store)
         except MlflowException as cause:
             raise ConfigError(
-                f"{{mlflow}} {store} cannot be used ({str(cause).splitlines()[0]}). "
-                "Use a folder or the address of a server.",
-                FinetuneConfig,
+                f"--mlflow {store} cannot be used ({str(cause).splitlines()[0]}). "
+                "Use a folder or the address of a server."
             ) from cause
 
     def _resume_run(self, run: RunDirectory, store: str) -> str | None:
