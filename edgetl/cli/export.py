@@ -79,7 +79,7 @@ def export(
     _print_bundle(bundle)
     if bundle.manifest.recommended is None:
         from edgetl.core.errors import ExportError
-        from edgetl.export.selection import describe_closest_variant
+        from edgetl.export.variant_selection import describe_closest_variant
 
         raise ExportError(
             "No variant meets the limits, so none is recommended. "
@@ -173,7 +173,7 @@ def _print_variants(bundle: Bundle) -> None:
 
 
 def _variant_cells(variant: VariantRecord, is_recommended: bool) -> tuple[str, ...]:
-    from edgetl.export.selection import accuracy_drop
+    from edgetl.export.variant_selection import accuracy_drop
 
     accuracy = variant.accuracy
     return (

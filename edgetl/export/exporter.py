@@ -52,7 +52,7 @@ from edgetl.export.quantize.images import (
     load_quantization_images,
 )
 from edgetl.export.quantize.task import QuantizationTask
-from edgetl.export.selection import choose
+from edgetl.export.variant_selection import choose
 from edgetl.export.variants import BuiltVariant, VariantBuilder, draw_flips, make_variant
 from edgetl.export.web.export import write_web
 from edgetl.export.web.runtime import ensure_runtime_files

@@ -43,7 +43,7 @@ from edgetl.export.parity.metrics import (
     logits_for_images,
 )
 from edgetl.export.quantize.task import QuantizationTask, QuantizedModel
-from edgetl.export.selection import accuracy_drop
+from edgetl.export.variant_selection import accuracy_drop
 from edgetl.report.plots.contact_sheet import MAX_TILES, Tile, save_photo_sheet
 from edgetl.report.plots.style import save_message_figure
 from edgetl.train.plots import thumbnail

@@ -19,7 +19,7 @@ from edgetl.core.artifacts.bundle import (
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.parsers import parse_milliseconds
 from edgetl.core.errors import ConfigError
-from edgetl.export.selection import accuracy_drop, choose, describe_closest_variant
+from edgetl.export.variant_selection import accuracy_drop, choose, describe_closest_variant
 
 
 def variant(
