@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -27,6 +25,7 @@ from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import DataError, EdgetlError, RunError
 from edgetl.core.files import write_text
+from edgetl.core.locks import exclusive_lock
 from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory
 from edgetl.device.bench.runner import bench
 from edgetl.device.hardware.info import collect_device_info
@@ -90,7 +89,12 @@ def compare(
     folder = ExperimentDirectory(Path(config.output))
     plan = plan_experiment(config, recipe, progress)
     folder.runs.mkdir(parents=True, exist_ok=True)
-    with _lock_folder(folder):
+    in_use = RunError(
+        f"{folder.path} is in use by another process. Wait for it, or choose another -o."
+    )
+    with exclusive_lock(folder.path / ".lock", in_use):
+        for leftover_cache in folder.path.glob(".cache-*"):
+            shutil.rmtree(leftover_cache, ignore_errors=True)
         write_plan(folder, plan, config, recipe)
         progress.on_plan(plan.runs, plan.finished_runs, plan.estimated_seconds)
         failed: dict[str, StrategyRun] = {}
@@ -112,21 +116,6 @@ def compare(
             experiment.write(folder.result)
         _write(experiment, folder)
     return experiment
-
-
-@contextmanager
-def _lock_folder(folder: ExperimentDirectory) -> Iterator[None]:
-    """Lock the folder for this process and remove the caches of killed processes."""
-    with (folder.path / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as cause:
-            raise RunError(
-                f"{folder.path} is in use by another process. Wait for it, or choose another -o."
-            ) from cause
-        for cache in folder.path.glob(".cache-*"):
-            shutil.rmtree(cache, ignore_errors=True)
-        yield
 
 
 def _write(experiment: Experiment, folder: ExperimentDirectory) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import os
 import re
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,6 +29,7 @@ from edgetl.core.artifacts.foreign_files import (
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import BundleError, ExportError
 from edgetl.core.files import move_aside, sha256_file
+from edgetl.core.locks import exclusive_lock
 from edgetl.core.paths import BundleDirectory
 
 
@@ -85,9 +85,12 @@ def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
             is writing to it, or the disk is full.
     """
     refuse_existing(path, force)
+    in_use = BundleError(
+        f"Another process is writing a bundle to {path}. Wait for it, or choose another directory with -o."
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _hold_lock(path):
+        with exclusive_lock(path.parent / f".{path.name}.lock", in_use):
             # Another process may have written a bundle since the first check.
             refuse_existing(path, force)
             temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
@@ -103,39 +106,6 @@ def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
             f"The bundle cannot be written to {path} ({cause.strerror or cause}).{untouched} "
             "Free some disk space, or choose another directory with -o."
         ) from cause
-
-
-@contextmanager
-def _hold_lock(path: Path) -> Iterator[None]:
-    # The operating system releases the lock when the process ends, even after a crash.
-    lock = path.parent / f".{path.name}.lock"
-    try:
-        stream = _acquire_lock(lock)
-    except BlockingIOError as cause:
-        raise BundleError(
-            f"Another process is writing a bundle to {path}. Wait for it, or choose another directory with -o."
-        ) from cause
-    with stream:
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-
-
-def _acquire_lock(path: Path) -> IO[str]:
-    while True:
-        stream = path.open("a")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(stream.fileno()), path.stat()):
-                return stream
-        except FileNotFoundError:
-            # Another process has just removed its lock file; try again with a new one.
-            pass
-        except BaseException:
-            stream.close()
-            raise
-        stream.close()
 
 
 def _swap(new: Path, path: Path) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 from edgetl.core.artifacts.foreign_files import describe_foreign_files, find_foreign_run_files
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import RunError
 from edgetl.core.files import move_aside, read_json
+from edgetl.core.locks import exclusive_lock
 from edgetl.core.paths import RunDirectory, StrPath, find_free_path
 
 
@@ -72,33 +71,31 @@ class OutputDirectory:
         self._path = run.path
         self._replaced_run: Path | None = None
         existed = run.path.exists()
-        self._lock = _acquire_lock(run) if existed else None
-        try:
-            if existed:
-                _check_replaceable(run.path)
-                self._replaced_run = move_aside(run.path)
-            run.path.mkdir(parents=True)
-        except OSError as cause:
-            # Nothing was created, so nothing is removed: the path may have the user's only copy.
-            if self._replaced_run is not None:
+        with ExitStack() as locks:
+            try:
+                if existed:
+                    locks.enter_context(_lock_run(run))
+                    _check_replaceable(run.path)
+                    self._replaced_run = move_aside(run.path)
+                run.path.mkdir(parents=True)
+            except OSError as cause:
+                # Nothing was created, so nothing is removed: the path may have the user's only copy.
                 self._restore_replaced_run()
-            self._release_lock()
-            verb = "replaced" if existed else "created"
-            raise RunError(
-                f"{run.path} cannot be {verb} ({cause.strerror}). "
-                "Choose another run directory with -o."
-            ) from cause
-        except RunError:
-            self._release_lock()
-            raise
-        try:
-            self._lock = _acquire_lock(run)
-        except OSError as cause:
-            self.rollback()
-            raise RunError(
-                f"{run.path} cannot be locked ({cause.strerror}). "
-                "Choose another run directory with -o."
-            ) from cause
+                verb = "replaced" if existed else "created"
+                raise RunError(
+                    f"{run.path} cannot be {verb} ({cause.strerror}). "
+                    "Choose another run directory with -o."
+                ) from cause
+            try:
+                locks.enter_context(_lock_run(run))
+            except OSError as cause:
+                shutil.rmtree(run.path, ignore_errors=True)
+                self._restore_replaced_run()
+                raise RunError(
+                    f"{run.path} cannot be locked ({cause.strerror}). "
+                    "Choose another run directory with -o."
+                ) from cause
+            self._locks = locks.pop_all()
 
     @classmethod
     @contextmanager
@@ -110,63 +107,37 @@ class OutputDirectory:
         """
         directory = cls.__new__(cls)
         directory._path = run.path
-        directory._lock = _acquire_lock(run)
         # A run that a killed process had set aside.
         pattern = f".{run.path.name}.replaced-*/{run.path.name}"
         directory._replaced_run = next(iter(sorted(run.path.parent.glob(pattern))), None)
-        try:
+        with ExitStack() as directory._locks:
+            directory._locks.enter_context(_lock_run(run))
             yield directory
-        finally:
-            directory._release_lock()
 
     def commit(self) -> None:
         """Keep the new run and remove the replaced one."""
         if self._replaced_run is not None:
             shutil.rmtree(self._replaced_run.parent, ignore_errors=True)
-        self._release_lock()
+        self._locks.close()
 
     def rollback(self) -> None:
         """Remove the new run and restore the replaced one."""
         shutil.rmtree(self._path, ignore_errors=True)
-        if self._replaced_run is not None:
-            self._restore_replaced_run()
-        self._release_lock()
+        self._restore_replaced_run()
+        self._locks.close()
 
     def _restore_replaced_run(self) -> None:
-        assert self._replaced_run is not None
-        self._replaced_run.rename(self._path)
-        self._replaced_run.parent.rmdir()
-        self._replaced_run = None
-
-    def _release_lock(self) -> None:
-        if self._lock is not None:
-            # Removed while locked, so that the next process creates a lock file of its own.
-            RunDirectory(self._path).lock.unlink(missing_ok=True)
-            self._lock.close()
-            self._lock = None
+        if self._replaced_run is not None:
+            self._replaced_run.rename(self._path)
+            self._replaced_run.parent.rmdir()
+            self._replaced_run = None
 
 
-def _acquire_lock(run: RunDirectory) -> BinaryIO:
-    """Lock the run directory until the file is closed or this process ends.
-
-    Forked workers do not inherit the lock.
-
-    Raises:
-        RunError: another process has the lock.
-    """
-    stream = run.lock.open("ab")
-    try:
-        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as cause:
-        stream.close()
-        if cause.errno in (errno.EACCES, errno.EAGAIN):
-            raise RunError(
-                f"Another process trains in {run.path}. "
-                "Wait for it, or choose another run directory with -o."
-            ) from cause
-        # The file system does not support locks, so concurrent runs cannot be detected.
-        return run.lock.open("ab")
-    return stream
+def _lock_run(run: RunDirectory) -> AbstractContextManager[None]:
+    in_use = RunError(
+        f"Another process trains in {run.path}. Wait for it, or choose another run directory with -o."
+    )
+    return exclusive_lock(run.lock, in_use)
 
 
 def _entries(path: Path) -> set[str]:
