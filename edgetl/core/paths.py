@@ -284,12 +284,12 @@ class ExperimentDirectory:
         return (path / "plan.json").is_file()
 
 
-def find_free_path(parent: Path, stem: str) -> Path:
-    """Return the first of stem, stem-2, stem-3 ... that does not exist in `parent`."""
-    stem = re.sub(r"[^\w.-]+", "-", stem).strip("-.") or "run"
-    candidate = parent / stem
+def find_free_path(parent: Path, stem: str, suffix: str = "") -> Path:
+    """Return the first of stem, stem-2, stem-3 ... with `suffix` that does not exist in `parent`."""
+    stem = re.sub(r"[^\w.@-]+", "-", stem).strip("-.") or "run"
+    candidate = parent / f"{stem}{suffix}"
     number = 1
     while candidate.exists():
         number += 1
-        candidate = parent / f"{stem}-{number}"
+        candidate = parent / f"{stem}-{number}{suffix}"
     return candidate

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -203,13 +202,7 @@ class _HostTask:
         )
 
     def _store_result(self, content: Mapping[str, object]) -> BenchResult:
-        address = self._host.address.removeprefix("ssh://")
-        stem = re.sub(r"[^\w.@-]+", "-", address).strip("-.") or "host"
-        path = self._folder / f"{stem}.json"
-        number = 1
-        while path.exists():
-            number += 1
-            path = self._folder / f"{stem}-{number}.json"
+        path = find_free_path(self._folder, self._host.address.removeprefix("ssh://"), ".json")
         try:
             write_json(path, content)
         except OSError as cause:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import tempfile
 from collections.abc import Callable
 from datetime import datetime
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError
+from edgetl.core.paths import find_free_path
 
 
 def check_output_path(output: Path | None, folder: Path) -> None:
@@ -56,12 +56,12 @@ def store_result(
         The path, None if the result could not be written anywhere, and messages for the user,
         empty if the result was written as requested.
     """
-    host = re.sub(r"[^\w.-]+", "-", platform.node()).strip("-.") or "device"
-    path = output or _find_free_path(folder, f"{created:%Y%m%dT%H%M%SZ}-{host}")
+    host = platform.node() or "device"
+    path = output or find_free_path(folder, f"{created:%Y%m%dT%H%M%SZ}-{host}", ".json")
     try:
         write(path)
     except BenchError as error:
-        fallback = _find_free_path(Path(tempfile.gettempdir()), f"edgetl-{path.stem}")
+        fallback = find_free_path(Path(tempfile.gettempdir()), f"edgetl-{path.stem}", ".json")
         try:
             write(fallback)
         except BenchError:
@@ -70,12 +70,3 @@ def store_result(
             )
         return fallback, (f"{error} The result was saved to {fallback} instead.",)
     return path, ()
-
-
-def _find_free_path(folder: Path, stem: str) -> Path:
-    path = folder / f"{stem}.json"
-    number = 1
-    while path.exists():
-        number += 1
-        path = folder / f"{stem}-{number}.json"
-    return path
