@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from edgetl.export.bundle_writer import read_back
 from edgetl.export.graph.assemble import assemble, extract_network
 from edgetl.export.graph.preprocessing import PIXELS
 from edgetl.export.graph.torch_export import LOGITS, export_network_graph
+from edgetl.train.common.autotune import best_duration_s
 from edgetl.train.features.fusion import fold_batch_norm
 from edgetl.train.features.fx_to_onnx import convert_fx_to_onnx
 from edgetl.train.model.factory import build_adapted_model
@@ -216,9 +216,6 @@ def _check_and_time(
             f"The file does not match PyTorch: logits differ by {difference:.3g}, tolerance {tolerance:g}. "
             "Run `edgetl export` to find the first module that differs."
         )
-    durations_s = []
-    for _ in range(3):
-        start = time.perf_counter()
-        session.run([LOGITS], {PIXELS: pixels[:1].numpy()})
-        durations_s.append(time.perf_counter() - start)
-    return CandidateParity(difference, tolerance), min(durations_s)
+    image = pixels[:1].numpy()
+    inference_s = best_duration_s(lambda: session.run([LOGITS], {PIXELS: image}), 3)
+    return CandidateParity(difference, tolerance), inference_s

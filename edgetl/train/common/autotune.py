@@ -1,10 +1,11 @@
-"""Cached measurements, so that repeated runs on a machine make the same choices."""
+"""Measurements and their cache, so that repeated runs on a machine make the same choices."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import is_dataclass
 from typing import TypeVar
@@ -47,3 +48,17 @@ def cached_measurement(kind: type[T], key: Mapping[str, object], measure: Callab
     with contextlib.suppress(OSError):
         write_cache_entry(path, {**machine, **key, "found": content})
     return measurement
+
+
+def best_duration_s(
+    call: Callable[[], object], repeats: int, synchronize: Callable[[], None] = lambda: None
+) -> float:
+    """Return the shortest duration of `repeats` calls in seconds, including queued GPU work."""
+    durations_s = []
+    for _ in range(repeats):
+        synchronize()
+        start = time.perf_counter()
+        call()
+        synchronize()
+        durations_s.append(time.perf_counter() - start)
+    return min(durations_s)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,6 +16,7 @@ from edgetl.core.config.finetune import Device, FinetuneConfig, Precision
 from edgetl.core.errors import ConfigError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.hardware.info import cpu_flags
+from edgetl.train.common.autotune import best_duration_s
 
 PrecisionName = Literal["fp32", "bf16", "fp16"]
 Tensors = tuple[Tensor, ...]
@@ -166,12 +165,12 @@ def _choose_cuda_config(precision: Precision) -> ComputeConfig:
     return ComputeConfig(device, "fp16" if has_fast_fp16 else "fp32")
 
 
-def cpu_has_bf16(proc: Path = Path("/proc")) -> bool:
+def cpu_has_bf16() -> bool:
     """Return whether the CPU multiplies bfloat16 in hardware; otherwise PyTorch emulates it.
 
     The instructions are AVX512_BF16 or AMX on x86 and BF16 on ARM.
     """
-    return bool(cpu_flags(proc) & {"avx512_bf16", "amx_bf16", "bf16"})
+    return bool(cpu_flags() & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def keep_slow_kernels_in_float32(model: nn.Module) -> None:
@@ -219,16 +218,13 @@ def measure_step_ms(
 def _time_step_ms(
     forward: Callable[..., Tensor], values: Tensors, labels: Tensor, compute_config: ComputeConfig
 ) -> float:
-    durations = []
-    for _ in range(3):
-        start = time.perf_counter()
+    def run_step() -> None:
         with compute_config.autocast():
             loss = F.cross_entropy(forward(*values).float(), labels)
         loss.backward()  # type: ignore[no-untyped-call]
-        compute_config.synchronize()
-        durations.append(time.perf_counter() - start)
-    # The first step is left out: it builds the kernels.
-    return min(durations[1:]) * 1e3
+
+    run_step()  # builds the kernels
+    return best_duration_s(run_step, 2, compute_config.synchronize) * 1e3
 
 
 @contextmanager

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 
 from edgetl.core.artifacts.measured_choices import BatchSizeResult, SearchStopReason
 from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.train.common.autotune import best_duration_s
 from edgetl.train.common.precision import ComputeConfig, cudnn_autotuning, preserve_model_state
 from edgetl.train.engine.optim import make_optimizer
 from edgetl.train.engine.phases import Phase
@@ -107,21 +108,18 @@ class StepTimer:
             values = values.contiguous(memory_format=torch.channels_last)
             labels = torch.zeros(images, dtype=torch.int64, device=device)
             self._frozen_state.train_mode()
-            for _ in range(3):
-                self._step(values, labels)
-            step_s = []
-            for _ in range(3):
-                self._compute_config.synchronize()
-                started = time.perf_counter()
-                for _ in range(5):
+
+            def run_steps(count: int) -> None:
+                for _ in range(count):
                     self._step(values, labels)
-                self._compute_config.synchronize()
-                step_s.append((time.perf_counter() - started) / 5)
+
+            run_steps(3)
+            step_s = best_duration_s(partial(run_steps, 5), 3, self._compute_config.synchronize) / 5
         if limit_bytes is not None and torch.cuda.max_memory_reserved(device) > limit_bytes:
             raise MemoryError(
                 f"A batch of {images} images needs more than {_MEMORY_SHARE:.0%} of the free GPU memory."
             )
-        return images / min(step_s)
+        return images / step_s
 
     def _step(self, values: torch.Tensor, labels: torch.Tensor) -> None:
         with self._compute_config.autocast():

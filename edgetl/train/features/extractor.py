@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from edgetl.core.registry import FEATURE_EXTRACTORS, load_from_registry
 from edgetl.device.runtime.session import create_session
+from edgetl.train.common.autotune import best_duration_s
 from edgetl.train.common.precision import ComputeConfig, TensorFunction, Tensors
 from edgetl.train.features.fusion import fold_batch_norm, fuse_activations
 from edgetl.train.features.fx_to_onnx import convert_fx_to_onnx
@@ -183,14 +183,9 @@ def _fold_and_fuse(
 def _measure_ms_per_image(
     extractor: FeatureExtractor, values: Tensors, compute_config: ComputeConfig
 ) -> float:
-    durations = []
-    for _ in range(3):
-        compute_config.synchronize()
-        start = time.perf_counter()
-        extractor(*values)
-        compute_config.synchronize()
-        durations.append(time.perf_counter() - start)
-    return min(durations[1:]) / len(values[0]) * 1e3
+    extractor(*values)  # builds the kernels
+    duration_s = best_duration_s(lambda: extractor(*values), 2, compute_config.synchronize)
+    return duration_s / len(values[0]) * 1e3
 
 
 def _is_close(values: Tensors, expected: Tensors, tolerance: float) -> bool:
