@@ -37,6 +37,7 @@ EXTRAS = {
     "torchvision": "train",
     "albumentations": "train",
     "safetensors": "train",
+    "scipy": "train",
     "matplotlib": "train",
     "onnx": "train",
     "onnxscript": "train",

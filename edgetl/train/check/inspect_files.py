@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import imagehash
@@ -14,10 +12,9 @@ from PIL import ExifTags, Image
 
 from edgetl.core.errors import DecodeError
 from edgetl.core.progress import ProgressCallback
-from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.images import load_image, open_image
 from edgetl.train.data.folders import LabeledFile, RejectedFile
-from edgetl.train.data.scan import pixels_digest, read_bytes
+from edgetl.train.data.scan import decode_files, pixels_digest, read_bytes
 
 THUMBNAIL_SIDE = 16
 """Side of the grayscale thumbnail that confirms a near duplicate."""
@@ -49,7 +46,7 @@ class InspectedFile:
 def inspect_files(
     files: Sequence[LabeledFile], progress: ProgressCallback
 ) -> tuple[list[InspectedFile], list[RejectedFile]]:
-    """Decode all files on all cores.
+    """Decode and describe all files.
 
     Args:
         files: the files.
@@ -58,18 +55,7 @@ def inspect_files(
     Returns:
         The readable images, and the other files with the reason.
     """
-    images: list[InspectedFile] = []
-    rejected: list[RejectedFile] = []
-    # load_image changes the warning filters in every thread; this restores the original ones.
-    with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
-        warnings.simplefilter("ignore")
-        for done, result in enumerate(pool.map(_inspect_file, files), 1):
-            if isinstance(result, RejectedFile):
-                rejected.append(result)
-            else:
-                images.append(result)
-            progress("Decoding images", done, len(files))
-    return images, rejected
+    return decode_files(files, _inspect_file, progress, "Decoding images")
 
 
 def _inspect_file(file: LabeledFile) -> InspectedFile | RejectedFile:

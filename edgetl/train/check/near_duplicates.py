@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import lil_array
+from scipy.sparse.csgraph import connected_components
 
 from edgetl.train.check.inspect_files import InspectedFile
 
@@ -35,23 +37,16 @@ def group_near_duplicates(images: Sequence[InspectedFile]) -> list[list[int]]:
     thumbnails = thumbnails.reshape(len(distinct), -1)
     thumbnails -= thumbnails.mean(axis=1, keepdims=True)
     contrast = thumbnails.std(axis=1)
-    parent = list(range(len(distinct)))
-
-    def root(node: int) -> int:
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
+    similar = lil_array((len(distinct), len(distinct)), dtype=np.bool_)
     for left, right in _candidate_pairs(hashes):
         if min(contrast[left], contrast[right]) < MIN_CONTRAST:
             continue
         difference = float(np.abs(thumbnails[left] - thumbnails[right]).mean())
-        if difference <= MAX_THUMBNAIL_DIFFERENCE:
-            parent[root(right)] = root(left)
+        similar[left, right] = difference <= MAX_THUMBNAIL_DIFFERENCE
+    _, components = connected_components(similar, directed=False)
     groups: dict[int, list[int]] = {}
-    for node, index in enumerate(distinct):
-        groups.setdefault(root(node), []).append(index)
+    for index, component in zip(distinct, components.tolist(), strict=True):
+        groups.setdefault(component, []).append(index)
     return [group for group in groups.values() if len(group) > 1]
 
 

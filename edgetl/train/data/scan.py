@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import PIL
@@ -22,6 +24,7 @@ from edgetl.device.runtime.images import load_image, read_image_file
 from edgetl.train.data.decoded_cache import DecodedImageCache
 from edgetl.train.data.folders import LabeledFile, RejectedFile
 
+T = TypeVar("T")
 _CACHE_VERSION = f"1 Pillow {PIL.__version__}"
 """Version of the cache's entries; entries of another version are ignored."""
 
@@ -40,7 +43,7 @@ class ScannedFile:
 def scan_files(
     files: list[LabeledFile], progress: ProgressCallback, decoded_cache: DecodedImageCache
 ) -> tuple[list[ScannedFile], list[RejectedFile]]:
-    """Decode all files on all cores (Pillow releases the GIL).
+    """Decode and hash all files.
 
     Files that an earlier run has decoded, by their SHA-256, are not decoded again.
 
@@ -53,22 +56,41 @@ def scan_files(
         The files that can be decoded, and the others with the reason.
     """
     cache = _ScanCache(files)
-    images: list[ScannedFile] = []
+    images, rejected = decode_files(
+        files, lambda file: _scan_file(file, cache, decoded_cache), progress, "checking images"
+    )
+    cache.save(images)
+    return images, rejected
+
+
+def decode_files(
+    files: Sequence[LabeledFile],
+    decode: Callable[[LabeledFile], T | RejectedFile],
+    progress: ProgressCallback,
+    step: str,
+) -> tuple[list[T], list[RejectedFile]]:
+    """Apply `decode` to all files on all cores (Pillow releases the GIL).
+
+    Args:
+        files: the files.
+        decode: returns the decoded file, or the reason why it cannot be decoded.
+        progress: called after each file.
+        step: name of the step for `progress`.
+
+    Returns:
+        The files that can be decoded, and the others with the reason.
+    """
+    decoded: list[T] = []
     rejected: list[RejectedFile] = []
-
-    def scan(file: LabeledFile) -> ScannedFile | RejectedFile:
-        return _scan_file(file, cache, decoded_cache)
-
     # load_image changes the warning filters in every thread; this restores the original ones.
     with warnings.catch_warnings(), ThreadPoolExecutor(available_cores()) as pool:
-        for done, result in enumerate(pool.map(scan, files), 1):
+        for done, result in enumerate(pool.map(decode, files), 1):
             if isinstance(result, RejectedFile):
                 rejected.append(result)
             else:
-                images.append(result)
-            progress("checking images", done, len(files))
-    cache.save(images)
-    return images, rejected
+                decoded.append(result)
+            progress(step, done, len(files))
+    return decoded, rejected
 
 
 def read_bytes(path: Path) -> bytes | RejectedFile:
