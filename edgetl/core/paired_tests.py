@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgetl.core.statistics import Z_975, sign_test_of_counts
+
 SIGNIFICANCE_LEVEL = 0.05
 """Significance level of p-values corrected for the number of comparisons."""
-_Z_975 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class AccuracyDifference:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, float]:
-    """McNemar's exact test (1947), by the binomial distribution.
+    """McNemar's exact test (1947): the sign test on the images on which they differ.
 
     Args:
         first: Whether the first classifier is correct on each image.
@@ -40,10 +41,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int, fl
     """
     only_first = sum(a and not b for a, b in zip(first, second, strict=True))
     only_second = sum(b and not a for a, b in zip(first, second, strict=True))
-    discordant = only_first + only_second
-    larger = max(only_first, only_second)
-    tail = sum(math.comb(discordant, count) for count in range(larger, discordant + 1))
-    return only_first, only_second, min(1.0, float(2 * tail / 2**discordant))
+    return only_first, only_second, sign_test_of_counts(only_first, only_second)
 
 
 def compute_accuracy_difference(
@@ -140,7 +138,7 @@ def _compare_single_seed(first: Sequence[bool], second: Sequence[bool]) -> Accur
     # Agresti and Min add half an observation to each of the four cells of the table.
     center = (only_first - only_second) / (images + 2)
     variance = max(0.0, (only_first + only_second + 1) / (images + 2) - center**2) / (images + 2)
-    half_width = _Z_975 * math.sqrt(variance)
+    half_width = Z_975 * math.sqrt(variance)
     value = (only_first - only_second) / images
     return AccuracyDifference(
         value=value,

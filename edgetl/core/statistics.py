@@ -9,6 +9,8 @@ from statistics import fmean, median, stdev, variance
 
 PERCENTILE_SUPPORT = {50: 1, 90: 64, 95: 130, 99: 662}
 """Fewest latencies that support a percentile, by MLPerf Inference's early-stopping criterion."""
+Z_975 = 1.959964
+"""97.5% quantile of the normal distribution."""
 MIN_SIGNED_RANK_VALUES = 6
 """Fewest values with which the signed-rank test can reach the 5% level."""
 _MAX_EXACT_PAIRS = 2500
@@ -30,15 +32,15 @@ def percentile(values: Sequence[float], percent: int) -> float | None:
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
-def wilson_interval(hits: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(hits: int, total: int) -> tuple[float, float]:
     """Return the 95% interval of a proportion (Wilson, 1927); (0, 1) for no trials."""
     if total == 0:
         return 0.0, 1.0
     rate = hits / total
-    z2 = z * z
+    z2 = Z_975**2
     center = (rate + z2 / (2 * total)) / (1 + z2 / total)
     scaled_variance = rate * (1 - rate) / total + z2 / (4 * total * total)
-    half_width = z / (1 + z2 / total) * math.sqrt(scaled_variance)
+    half_width = Z_975 / (1 + z2 / total) * math.sqrt(scaled_variance)
     # With 0 or `total` hits, the bound equals the rate; rounding must not exclude it.
     return min(rate, max(0.0, center - half_width)), max(rate, min(1.0, center + half_width))
 
@@ -238,8 +240,13 @@ def sign_test(ratios: Sequence[float]) -> float:
     The test makes no assumption on the distribution of latencies, only that the order within a pair
     is random. Ties are ignored.
     """
-    wins = sum(ratio > 1 for ratio in ratios)
-    losses = sum(ratio < 1 for ratio in ratios)
+    return sign_test_of_counts(
+        sum(ratio > 1 for ratio in ratios), sum(ratio < 1 for ratio in ratios)
+    )
+
+
+def sign_test_of_counts(wins: int, losses: int) -> float:
+    """Return the two-sided p-value of the sign test, from the binomial distribution."""
     decided = wins + losses
     tail = sum(math.comb(decided, count) for count in range(max(wins, losses), decided + 1))
     return min(1.0, float(2 * tail / 2**decided))
