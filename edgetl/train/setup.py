@@ -257,21 +257,6 @@ def _resolve_batch_fit(
         return run_choices.recorded.batch
     if run_choices.uses_fixed_rules:
         return BatchSizeResult(default, default)
-    return _fit_batch_size(
-        config, adapted, compute_config, image_size, images, default, unfreeze, processes
-    )
-
-
-def _fit_batch_size(
-    config: FinetuneConfig,
-    adapted: AdaptedModel,
-    compute_config: ComputeConfig,
-    image_size: int,
-    images: int,
-    default: int,
-    unfreeze: str,
-    processes: Processes,
-) -> BatchSizeResult:
     # The main process decides for all: the GPUs are alike, or the slowest sets the pace anyway.
     phase = plan_phases(config, unfreeze, default)[-1]
     return processes.run_on_main(

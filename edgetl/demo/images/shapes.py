@@ -73,8 +73,8 @@ def _draw_circle(image: NDArray[np.uint8], circle: Circle, value: int) -> None:
     )
 
 
-def _points_on_circle(count: int, radius: float, phase: float = 0.0) -> Points:
-    angles = [phase + 2 * math.pi * index / count for index in range(count)]
+def _points_on_circle(count: int, radius: float) -> Points:
+    angles = [2 * math.pi * index / count for index in range(count)]
     return [(radius * math.cos(angle), radius * math.sin(angle)) for angle in angles]
 
 

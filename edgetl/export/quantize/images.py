@@ -62,7 +62,6 @@ def load_quantization_images(
     labels: Sequence[int] | None,
     preprocessing: Preprocessing,
     kind: str,
-    seed: int = 0,
 ) -> QuantizationImages:
     """Split and decode the images, stratified by class; equal arguments give equal subsets.
 
@@ -71,14 +70,13 @@ def load_quantization_images(
         labels: class index of each file; None without labels.
         preprocessing: the evaluation preprocessing.
         kind: source of the files, for the error message.
-        seed: for the order within each class.
 
     Raises:
         ExportError: there are too few images.
         DecodeError: an image cannot be read.
     """
     check_image_count(len(files), kind)
-    order = _stratified_order(labels or [0] * len(files), seed)
+    order = _stratified_order(labels or [0] * len(files))
     held_out = min(MAX_HELD_OUT_IMAGES, int(len(files) * _HELD_OUT_SHARE))
     split = len(files) - held_out
     return QuantizationImages(
@@ -101,9 +99,9 @@ def check_image_count(images: int, kind: str) -> None:
         )
 
 
-def _stratified_order(labels: Sequence[int], seed: int) -> list[int]:
+def _stratified_order(labels: Sequence[int]) -> list[int]:
     """Return all indices in an order that spreads each class evenly over the sequence."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     counts = np.bincount(np.asarray(labels))
     positions = np.empty(len(labels))
     for label, count in enumerate(counts):

@@ -184,9 +184,9 @@ def figure(
     return _render_block("figure", title, svg, key, caption)
 
 
-def picture(title: str, source: str, alt: str, caption: str = "") -> Markup:
+def picture(title: str, source: str, alt: str) -> Markup:
     """Render a bitmap from a data: URI, which scrolls horizontally on narrow screens."""
-    return _render_block("picture", title, source, alt, caption)
+    return _render_block("picture", title, source, alt)
 
 
 def thumbnails(items: Sequence[tuple[str, str]]) -> Markup:

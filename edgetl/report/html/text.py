@@ -135,11 +135,11 @@ def format_mib(value: float | None, digits: int = 0) -> str:
     return MISSING_VALUE if value is None else f"{value / 2**20:.{digits}f}"
 
 
-def join_words(parts: Sequence[str], last: str = "and") -> str:
+def join_words(parts: Sequence[str]) -> str:
     """Join the parts as in `a, b and c`."""
     if len(parts) < 2:
         return "".join(parts)
-    return f"{', '.join(parts[:-1])} {last} {parts[-1]}"
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
 def value_cell(value: object) -> Cell:

@@ -91,15 +91,6 @@ def run_sections(run: RunRecord) -> list[Section]:
     ]
 
 
-def make_training_curve(run: RunRecord, name: str = "") -> TrainingCurve:
-    """Return the run's epochs for drawing; the default name is that of the run directory."""
-    return TrainingCurve(
-        name or run.directory.path.resolve().name,
-        run.history,
-        None if run.best_epoch is None else run.best_epoch.epoch,
-    )
-
-
 def _result_section(run: RunRecord) -> Section:
     blocks = []
     if run.metrics is None:
@@ -163,7 +154,8 @@ def _metrics_blocks(run: RunRecord) -> list[Markup]:
 def _training_section(run: RunRecord) -> Section:
     if not run.history:
         return Section("training", "Training", ())
-    curve = make_training_curve(run)
+    best_epoch = None if run.best_epoch is None else run.best_epoch.epoch
+    curve = TrainingCurve(run.directory.path.resolve().name, run.history, best_epoch)
     figures = [
         draw_metric_over_epochs("Accuracy", "accuracy", curve),
         draw_metric_over_epochs("Loss (cross-entropy)", "loss", curve),

@@ -135,9 +135,9 @@ def replace_head(
 
     Activations on the logits are removed. A dropout before the layer gets the rate `dropout`.
     """
-    _set_submodule(model, layer.path, build_head(layer, classes, width, dropout))
+    model.set_submodule(layer.path, build_head(layer, classes, width, dropout))
     for path in layer.activations:
-        _set_submodule(model, path, nn.Identity())
+        model.set_submodule(path, nn.Identity())
     if layer.dropout:
         existing = model.get_submodule(layer.dropout)
         assert isinstance(existing, nn.Dropout)
@@ -170,14 +170,14 @@ def _verify(
 ) -> None:
     original = skeleton.get_submodule(layer.path)
     with torch.device("meta"):
-        _set_submodule(skeleton, layer.path, build_head(layer, classes, 8, 0.0))
+        skeleton.set_submodule(layer.path, build_head(layer, classes, 8, 0.0))
     try:
         output = _run(skeleton, image_size)
         fits = isinstance(output, Tensor) and tuple(output.shape) == (2, classes)
     except RuntimeError:
         fits = False
     finally:
-        _set_submodule(skeleton, layer.path, original)
+        skeleton.set_submodule(layer.path, original)
     if not fits:
         raise _head_error(name, f"the logits do not come from its last layer, {layer.path}")
 
@@ -186,11 +186,6 @@ def _run(skeleton: nn.Module, image_size: int) -> object:
     skeleton.eval()
     with torch.no_grad():
         return skeleton(torch.empty(2, 3, image_size, image_size, device="meta"))
-
-
-def _set_submodule(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(model.get_submodule(parent), name, module)
 
 
 def _output_width(module: nn.Module) -> int | None:

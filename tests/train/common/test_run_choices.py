@@ -295,7 +295,7 @@ def test_early_end_of_budget_is_recorded_and_reused(
 def test_batch_size_is_fixed_or_reused(
     config: FinetuneConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(setup, "_fit_batch_size", refuse)
+    monkeypatch.setattr(setup, "autotune_batch_size", refuse)
     config = replace(config, batch_size="auto", precision="fp32", epochs=1, finetune_epochs=0)
     fixed = finetune(replace(config, deterministic=True))
     assert recorded_choices(fixed).batch == BatchSizeResult(16, 16)
