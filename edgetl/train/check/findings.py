@@ -10,7 +10,7 @@ from typing import Literal
 
 from edgetl.train.check.inspect_files import InspectedFile
 from edgetl.train.check.near_duplicates import group_near_duplicates
-from edgetl.train.data.folders import RejectedFile
+from edgetl.train.data.folders import LabeledFile, RejectedFile
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -76,26 +76,14 @@ def _find_unreadable(rejected: Sequence[RejectedFile]) -> list[Finding]:
     findings = []
     if broken:
         reason = f"the first: {broken[0].reason}" if len(broken) > 1 else broken[0].reason
-        findings.append(
-            Finding(
-                "unreadable",
-                "warning",
-                f"Cannot read {_files_text(broken)}; {reason} Replace or remove them.",
-                _single_file_groups(broken),
-            )
-        )
+        message = f"Cannot read {_files_text(broken)}; {reason} Replace or remove them."
+        findings.append(_files_finding("unreadable", "warning", message, broken))
     if bombs:
         message = f"{_files_text(bombs)} declared larger than any photo (decompression bombs). Remove them."
-        findings.append(Finding("bombs", "warning", message, _single_file_groups(bombs)))
+        findings.append(_files_finding("bombs", "warning", message, bombs))
     if stray_files:
-        findings.append(
-            Finding(
-                "strays",
-                "note",
-                f"{_files_text(stray_files)} ignored: {stray_files[0].reason}.",
-                _single_file_groups(stray_files),
-            )
-        )
+        message = f"{_files_text(stray_files)} ignored: {stray_files[0].reason}."
+        findings.append(_files_finding("strays", "note", message, stray_files))
     return findings
 
 
@@ -190,45 +178,38 @@ def _find_imbalance(images: Sequence[InspectedFile]) -> list[Finding]:
 
 def _find_unusual_images(images: Sequence[InspectedFile]) -> list[Finding]:
     findings = []
-    small = [image for image in images if min(image.width, image.height) < _SMALL_SIDE]
+    small = [image.file for image in images if min(image.width, image.height) < _SMALL_SIDE]
     if small:
         message = (
             f"{_files_text(small)} less than {_SMALL_SIDE} pixels high or wide: too little detail. "
             "Check them."
         )
-        findings.append(Finding("tiny", "warning", message, _single_image_groups(small)))
-    rotated = [image for image in images if image.orientation != 1]
+        findings.append(_files_finding("tiny", "warning", message, small))
+    rotated = [image.file for image in images if image.orientation != 1]
     if rotated:
         message = (
             f"{_files_text(rotated)} with an EXIF orientation: edgetl rotates them upright, other "
             "programs may not."
         )
-        findings.append(Finding("orientation", "note", message, _single_image_groups(rotated)))
-    animated = [image for image in images if image.is_animated]
+        findings.append(_files_finding("orientation", "note", message, rotated))
+    animated = [image.file for image in images if image.is_animated]
     if animated:
         message = f"{_files_text(animated)} with several frames: only the first is used."
-        findings.append(Finding("animated", "note", message, _single_image_groups(animated)))
+        findings.append(_files_finding("animated", "note", message, animated))
     converted = [image for image in images if image.mode not in ("RGB", "L")]
     if converted:
         mode_counts = Counter(image.mode for image in converted).most_common()
         modes = ", ".join(f"{count} {mode}" for mode, count in mode_counts)
-        findings.append(
-            Finding(
-                "modes",
-                "note",
-                f"{_files_text(converted)} neither RGB nor grayscale ({modes}): converted to RGB.",
-                _single_image_groups(converted),
-            )
-        )
+        message = f"{_files_text(converted)} neither RGB nor grayscale ({modes}): converted to RGB."
+        files = [image.file for image in converted]
+        findings.append(_files_finding("modes", "note", message, files))
     return findings
 
 
-def _single_file_groups(entries: Sequence[RejectedFile]) -> tuple[tuple[Path, ...], ...]:
-    return tuple((entry.path,) for entry in entries)
-
-
-def _single_image_groups(images: Sequence[InspectedFile]) -> tuple[tuple[Path, ...], ...]:
-    return tuple((image.file.path,) for image in images)
+def _files_finding(
+    kind: str, severity: Severity, message: str, files: Sequence[LabeledFile | RejectedFile]
+) -> Finding:
+    return Finding(kind, severity, message, tuple((file.path,) for file in files))
 
 
 def _group_paths(groups: Sequence[Sequence[InspectedFile]]) -> tuple[tuple[Path, ...], ...]:
