@@ -91,7 +91,7 @@ def test_bundle_without_run_is_measured_without_pytorch(
     assert result.device.before is not None
     assert result.device.after is not None
     assert result.device.before.monotonic_s < result.device.after.monotonic_s
-    assert steps[-1] == (2, 2, "measured")
+    assert steps[-1] == ("measured", 2, 2)
 
 
 def test_result_file_reads_back(
@@ -211,7 +211,7 @@ def test_lone_file_has_no_golden_images(brief: BenchProtocol, tmp_path: Path) ->
     assert row.gate.passed is None
     assert not row.has_failed_gate
     assert any("Scope file is not measured" in note for note in result.notes)
-    with pytest.raises(BenchError, match="scope model"):
+    with pytest.raises(BenchError, match="Use scopes model"):
         bench(BenchConfig(tmp_path / "lone.onnx", scopes=("file",)), protocol=brief)
 
 
