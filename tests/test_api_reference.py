@@ -68,6 +68,7 @@ def current_folder(
     return tmp_path
 
 
+@pytest.mark.slow
 def test_examples_of_reference_run(
     current_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from edgetl.core.errors import ConfigError
@@ -77,7 +78,12 @@ class Preprocessing:
             ConfigError: A field is missing, unknown, invalid, or not supported by this version.
         """
         try:
-            return parse_as(cls, content, "preprocessing")
+            preprocessing = parse_as(cls, content, "preprocessing")
+            # Defaults are for new models. A file without a field is not read as if it had them.
+            for field in fields(cls):
+                if isinstance(content, Mapping) and field.name not in content:
+                    raise FieldError(f"preprocessing has no field {field.name!r}")
+            return preprocessing
         except FieldError as cause:
             raise ConfigError(
                 f"Invalid or unsupported preprocessing: {cause}. A newer edgetl may support it."

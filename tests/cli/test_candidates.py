@@ -73,6 +73,7 @@ def test_table_has_no_fits_column_without_budget(capsys: pytest.CaptureFixture[s
     assert "fits" not in capsys.readouterr().out.partition("Result")[0]
 
 
+@pytest.mark.slow
 def test_architectures_are_timed_without_training(edgetl: Run, tmp_path: Path) -> None:
     sizes = ("--image-size", "32,64", "--classes", "3", "--rounds", "2", "--latency-budget", "10s")
     process = edgetl("candidates", "squeezenet1_1", *sizes, cwd=tmp_path)

@@ -49,6 +49,7 @@ def project(random_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> t
     return folder, process.stdout
 
 
+@pytest.mark.slow
 def test_summary_matches_the_artifacts(project: tuple[Path, str]) -> None:
     folder, printed = project
     result = json.loads((folder / "comparison/compare.json").read_text())
@@ -65,6 +66,7 @@ def test_summary_matches_the_artifacts(project: tuple[Path, str]) -> None:
     assert "Done in" in printed
 
 
+@pytest.mark.slow
 def test_kept_folder_can_be_used_for_next_steps(project: tuple[Path, str], edgetl: Run) -> None:
     folder, printed = project
     assert all((folder / page).stat().st_size > 10_000 for page in PAGES)

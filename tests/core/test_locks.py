@@ -72,7 +72,11 @@ def test_lock_is_released_by_kill_despite_forked_worker(tmp_path: Path) -> None:
         process.kill()
         process.wait()
         os.kill(worker, 0)
-        assert not is_locked(path)
+        # On a busy machine the new worker may not have closed the inherited lock yet.
+        deadline = time.monotonic() + 20
+        while is_locked(path):
+            assert time.monotonic() < deadline, "the worker holds the lock"
+            time.sleep(0.05)
     finally:
         process.kill()
         os.kill(worker, signal.SIGKILL)

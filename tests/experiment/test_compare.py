@@ -322,6 +322,7 @@ def test_second_process_on_the_same_folder_is_refused(
     assert len(experiment.deployed_models) == 1, "--no-bench keeps earlier measurements"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("not_estimated")
 def test_seeds_share_a_split_and_a_failed_run_is_recorded(
     recipe: FinetuneConfig, make_images: Callable[..., Path], tmp_path: Path

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,8 @@ import pytest
 from edgetl.core.config.export import ExportConfig
 from edgetl.export import exporter
 from edgetl.export.exporter import export_architecture
-from edgetl.export.graph.torch_export import NetworkGraph, export_network_graph
-from edgetl.train.model.factory import load_stock_model
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
+from tests.helpers.graphs import cached_graph
 
 
 @pytest.fixture
@@ -30,9 +28,3 @@ def export(random_weights: Path, monkeypatch: pytest.MonkeyPatch):  # type: igno
         images,
         IMAGE_SIZE,
     )
-
-
-@cache
-def cached_graph(weights: Path, image_size: int, classes: int, opset: int) -> NetworkGraph:
-    network = load_stock_model(ARCHITECTURE, str(weights), image_size).model
-    return export_network_graph(network, image_size, classes, opset)

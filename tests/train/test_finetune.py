@@ -695,9 +695,8 @@ def start(config: FinetuneConfig, epochs: int) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.parametrize(
-    "number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_sigterm_and_sighup_keep_the_best_epoch(
     config: FinetuneConfig, number: signal.Signals
 ) -> None:

@@ -201,6 +201,7 @@ def test_resume_after_repeated_kills_is_bit_identical(
     assert not run.checkpoint.parent.exists()
 
 
+@pytest.mark.slow
 def test_weights_depend_on_the_seed_only(config: FinetuneConfig, tmp_path: Path) -> None:
     runs = {}
     for name, seed in (("one", 3), ("two", 3), ("three", 4)):

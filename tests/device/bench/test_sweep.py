@@ -249,6 +249,7 @@ def test_crashed_configuration_does_not_stop_others(
     assert any("batch 4" in note and "SIGKILL" in note for note in result.notes)
 
 
+@pytest.mark.slow
 def test_little_memory_reduces_live_processes(
     make_bundle: MakeBundle, brief: BenchProtocol, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -395,7 +395,7 @@ def test_npm_failure_is_an_export_error(
     install_fake_npm(tmp_path / "bin", script, monkeypatch)
     with pytest.raises(ExportError, match=re.escape(message)) as raised:
         ensure_runtime_files()
-    assert "without --web" in str(raised.value)
+    assert "without web=True" in str(raised.value)
     assert not list((tmp_path / "cache").rglob("*.wasm"))
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -240,10 +241,12 @@ def test_text_from_result_is_escaped() -> None:
     | st.sampled_from(["</title>", "</style>", "]]>", "$x_", "-->", "'\"<a href=//x>"])
 )
 def test_names_do_not_change_the_page_structure(text: str) -> None:
-    plain, rows = ROWS, ROWS
-    assert Page(render_bench_report([hostile_result(text, rows, {})])).tags.count("td") == Page(
-        render_bench_report([hostile_result("x", plain, {})])
-    ).tags.count("td")
+    assert count_cells(text) == count_cells("x")
+
+
+@cache
+def count_cells(text: str) -> int:
+    return Page(render_bench_report([hostile_result(text, ROWS, {})])).tags.count("td")
 
 
 ROWS = (

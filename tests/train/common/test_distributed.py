@@ -274,6 +274,7 @@ def test_init_distributed_with_one_process(monkeypatch: pytest.MonkeyPatch) -> N
         assert selected_gpus == [1], "a run on the CPU must not touch a GPU"
 
 
+@pytest.mark.slow
 def test_torchrun_with_one_process_gives_identical_weights(
     forked: Run, parts: Path, random_weights: Path, tmp_path: Path
 ) -> None:

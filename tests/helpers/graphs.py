@@ -1,0 +1,17 @@
+"""Graphs of PyTorch's exporter, which takes seconds, cached within a process."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+from edgetl.export.graph.torch_export import NetworkGraph, export_network_graph
+from edgetl.train.model.factory import load_stock_model
+from tests.conftest import ARCHITECTURE
+
+
+@cache
+def cached_graph(weights: Path, image_size: int, classes: int, opset: int) -> NetworkGraph:
+    """Return the graph of the test architecture with these weights."""
+    network = load_stock_model(ARCHITECTURE, str(weights), image_size).model
+    return export_network_graph(network, image_size, classes, opset)
