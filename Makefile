@@ -29,10 +29,10 @@ docs: $(STAMP)  ## build the documentation into build/site; a warning fails
 	@$(BIN)/python -c "import material, mkdocstrings" 2>/dev/null || $(PIP) install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m mkdocs build --strict
 
-test: $(STAMP)  ## the test suite, under 20 minutes on 2 shared cores
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+test: $(STAMP)  ## the test suite, about 10 minutes on 2 cores; three workers, as tests also wait
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(STAMP)  ## the tests that take minutes: the recipe's accuracy on real photos
+test-slow: $(STAMP)  ## the tests that take minutes: exhaustive parameters, repeated kills, experiments, accuracy on real photos
 	$(BIN)/python -m pytest -m slow
 
 test-device: $(STAMP)  ## predict and bench in a fresh environments without torch; RUN=... checks a run of yours

@@ -29,13 +29,13 @@ ARCHITECTURE, IMAGE_SIZE = "mobilenet_v3_small", 64
 
 
 LONG = (
-    "experiment/test_compare", "train/test_resume", "cli/test_export",
-    "train/common/test_distributed", "train/test_finetune", "test_api_reference",
-    "e2e/test_main_job",
-    "train/test_pytorch_backend", "cli/test_demo", "device/bench/test_runner",
-    "device/bench/test_sweep", "device/loadgen/test_loadgen", "export/quantize/test_quantize",
-    "export/web/test_export", "export/test_exporter", "train/engine/test_phase_builder",
-    "cli/test_bench", "cli/test_finetune", "tools/pretraining/test_pretrain",
+    "cli/test_export", "train/test_finetune", "train/test_resume", "device/bench/test_sweep",
+    "export/web/test_export", "device/bench/test_runner", "fleet/test_bench",
+    "experiment/test_compare", "e2e/test_main_job", "export/test_exporter",
+    "device/loadgen/test_loadgen", "tools/checks/test_fuzz", "train/engine/test_phase_builder",
+    "export/graph/test_fixed_size", "test_api_reference", "train/common/test_distributed",
+    "train/test_pytorch_backend", "device/bench/test_worker_process",
+    "export/quantize/test_quantize", "report/bench/test_page",
 )  # fmt: skip
 """Slowest test files in descending order. They run first, so that workers finish together."""
 

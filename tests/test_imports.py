@@ -25,7 +25,7 @@ def modules(package: str) -> list[str]:
     return [name.removesuffix(".__init__") for name in names if not name.endswith(skipped)]
 
 
-def imports_at_the_top(name: str, known: set[str]) -> set[str]:
+def imports_at_the_top(name: str, names: set[str]) -> set[str]:
     """Return the modules of the package that a module imports when it is imported itself."""
     path = ROOT / name.replace(".", "/")
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
@@ -41,14 +41,14 @@ def imports_at_the_top(name: str, known: set[str]) -> set[str]:
             pending += node.orelse
         elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             pending += ast.iter_child_nodes(node)
-    return imported & known
+    return imported & names
 
 
 def test_modules_have_no_circular_imports() -> None:
     # Without a circle, the order of imports does not matter: one process can import all modules.
-    known = set(modules("edgetl"))
-    order = TopologicalSorter({name: imports_at_the_top(name, known) - {name} for name in known})
-    assert set(order.static_order()) == known
+    names = set(modules("edgetl"))
+    order = TopologicalSorter({name: imports_at_the_top(name, names) - {name} for name in names})
+    assert set(order.static_order()) == names
 
 
 def test_every_module_imports_in_a_fresh_process() -> None:

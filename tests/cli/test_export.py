@@ -198,6 +198,7 @@ def test_variants_share_preprocessing_and_metadata(all_variants_bundle: Path) ->
         }
 
 
+@pytest.mark.slow
 def test_every_variant_predicts_and_passes_the_gate(
     all_variants_bundle: Path, edgetl: Run, parts: Path, tmp_path: Path
 ) -> None:

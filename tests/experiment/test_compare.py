@@ -172,6 +172,7 @@ def wait_for(
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_killed_experiment_resumes_without_repeating_runs(
     resumed_experiment: tuple[Path, dict[str, float], str, list[int]],
 ) -> None:
@@ -191,6 +192,7 @@ def test_killed_experiment_resumes_without_repeating_runs(
     )
 
 
+@pytest.mark.slow
 def test_results_match_the_run_directories(
     resumed_experiment: tuple[Path, dict[str, float], str, list[int]],
 ) -> None:
@@ -236,6 +238,7 @@ def test_results_match_the_run_directories(
     assert len(splits) == 1
 
 
+@pytest.mark.slow
 def test_recommended_run_is_exported_and_timed_once(
     resumed_experiment: tuple[Path, dict[str, float], str, list[int]],
 ) -> None:
@@ -252,6 +255,7 @@ def test_recommended_run_is_exported_and_timed_once(
     assert len(list((folder / row.best_run.folder / "bench").glob("*.json"))) == 1
 
 
+@pytest.mark.slow
 def test_compare_writes_markdown_tables(
     resumed_experiment: tuple[Path, dict[str, float], str, list[int]],
 ) -> None:
@@ -262,6 +266,7 @@ def test_compare_writes_markdown_tables(
     assert "## Differences" in table
 
 
+@pytest.mark.slow
 def test_finished_experiment_trains_nothing(
     resumed_experiment: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig
 ) -> None:
@@ -278,6 +283,7 @@ def test_finished_experiment_trains_nothing(
     assert again.deployed_models == before.deployed_models
 
 
+@pytest.mark.slow
 def test_compare_refuses_another_plan(
     resumed_experiment: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig
 ) -> None:
@@ -288,6 +294,7 @@ def test_compare_refuses_another_plan(
         plan_experiment(compare_config(folder), replace(recipe, batch_size=4))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("not_estimated")
 def test_plan_keeps_earlier_runs_when_extended(
     resumed_experiment: tuple[Path, dict[str, float], str, list[int]],
@@ -307,6 +314,7 @@ def test_plan_keeps_earlier_runs_when_extended(
         plan_experiment(compare_config(folder.path), recipe)
 
 
+@pytest.mark.slow
 def test_second_process_on_the_same_folder_is_refused(
     resumed_experiment: tuple[Path, dict[str, float], str, list[int]], recipe: FinetuneConfig
 ) -> None:
@@ -322,7 +330,6 @@ def test_second_process_on_the_same_folder_is_refused(
     assert len(experiment.deployed_models) == 1, "--no-bench keeps earlier measurements"
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("not_estimated")
 def test_seeds_share_a_split_and_a_failed_run_is_recorded(
     recipe: FinetuneConfig, make_images: Callable[..., Path], tmp_path: Path

@@ -218,6 +218,7 @@ def test_wrong_resize_fails_path_part(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_nan_logits_fail_the_proof(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, random_weights: Path
 ) -> None:
@@ -237,6 +238,7 @@ def test_zero_tolerance_is_invalid_and_tiny_tolerance_fails(tmp_path: Path, expo
         export(tmp_path / "new", network_tolerance=1e-12)
 
 
+@pytest.mark.slow
 def test_export_errors_name_the_option(tmp_path: Path, export: Any) -> None:
     with pytest.raises(ExportError, match="opset"):
         export(tmp_path / "new", opset=99)

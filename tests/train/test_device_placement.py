@@ -266,6 +266,7 @@ def test_streamed_training_stays_on_the_gpu(
     assert log.evaluated > 0
 
 
+@pytest.mark.slow
 def test_training_without_weights_stays_on_the_gpu(
     config: FinetuneConfig, fake_gpu: Callable[..., TrainingLog]
 ) -> None:
