@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.paths import BundleDirectory
-from edgetl.core.typed_json import computed, in_json
+from edgetl.core.typed_json import FieldError, computed, in_json, parse_as, to_json
 from tests.helpers.bench_results import board
 from tests.helpers.json_schema import iterate_schema_errors
 from tests.helpers.runs import write_bundle
@@ -78,6 +79,32 @@ def test_schema_derives_from_dataclass() -> None:
         "maxItems": 2,
     }
     assert schema["$defs"]["Part"]["properties"]["note"] == {"type": ["string", "null"]}
+
+
+@dataclass(frozen=True)
+class ExtendedEpoch(EpochRecord):
+    """Epoch with one more key."""
+
+    gradient_norm: float = 0.0
+    """Mean L2 norm of the gradient."""
+
+
+def test_one_field_adds_a_key_to_file_and_schema() -> None:
+    epoch = dict.fromkeys(("train_loss", "train_accuracy", "lr", "seconds"), 1.0)
+    content = {**epoch, "phase": 1, "epoch": 2, "images_per_second": 9.0, "gradient_norm": 0.5}
+    content |= {"val_loss": None, "val_accuracy": None}
+    record = parse_as(ExtendedEpoch, content, "line 1")
+    assert record.gradient_norm == 0.5
+    assert to_json(record)["gradient_norm"] == 0.5
+    with pytest.raises(FieldError, match=r"line 1\.gradient_norm must be a number, got 'x'"):
+        parse_as(ExtendedEpoch, {**content, "gradient_norm": "x"}, "line 1")
+    del content["gradient_norm"]
+    assert parse_as(ExtendedEpoch, content, "line 1").gradient_norm == 0.0, "earlier files are read"
+    schema = artifact_schema(Artifact(ExtendedEpoch, {}))
+    assert schema["properties"]["gradient_norm"] == {
+        "description": "Mean L2 norm of the gradient.",
+        "type": "number",
+    }
 
 
 VALID = {"schema": 1, "ci95": [0.5, 1], "parts": {"a": {"size": [1, 2]}}, "part": {}, "total": 1}
