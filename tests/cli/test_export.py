@@ -221,6 +221,7 @@ def test_every_variant_predicts_and_passes_the_gate(
     assert str(photo) in client.stdout
 
 
+@pytest.mark.slow
 def test_no_variant_is_recommended_when_limits_are_not_met(
     edgetl: Run,
     finished_run: Path,

@@ -292,6 +292,7 @@ def test_live_progress_shows_hosts() -> None:
     assert re.match(r"nano +3\.0 s +failed", lines[2])
 
 
+@pytest.mark.slow
 def test_unsuitable_wheels_fail_host(bundle: Path, hosts: dict[str, Sshd], tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
     (tmp_path / "wheels/nothing-1-py3-none-any.whl").write_bytes(b"")

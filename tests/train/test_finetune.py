@@ -717,6 +717,7 @@ def test_sigterm_and_sighup_keep_the_best_epoch(
     assert load_run_model(RunDirectory.open(run.path)).labels == ["blue", "green", "red"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_the_best_epoch(config: FinetuneConfig) -> None:
     assert config.output is not None
     run = RunDirectory(config.output)

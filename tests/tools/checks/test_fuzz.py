@@ -15,10 +15,13 @@ from tools.checks.fuzz.target import Target
 from tools.checks.fuzz.targets import TARGETS, load_target
 from tools.checks.fuzz.worker import use_case
 
+SLOW = ("runs", "checkpoints", "weights", "caches")
+"""Targets that train or load models; `make fuzz` and `make test-slow` cover them."""
+
 
 @pytest.mark.parametrize(
     "target",
-    [pytest.param(name, marks=pytest.mark.slow) if name == "runs" else name for name in TARGETS],
+    [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in TARGETS],
 )
 def test_every_mutated_file_is_read_or_refused(target: str, tmp_path: Path) -> None:
     result = fuzz(target, QUICK_CASES, 1, tmp_path / "failures")
