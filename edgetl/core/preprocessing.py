@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 from edgetl.core.errors import ConfigError
-from edgetl.core.typed_json import FieldError, JsonObject, parse_as, to_json
+from edgetl.core.typed_json import FieldError, JsonObject, in_json, parse_as, to_json
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -16,6 +15,9 @@ MAX_RESIZE = 8192
 
 A 4:3 photo of this size takes 270 MB.
 """
+
+_REQUIRED = in_json(required=True)
+"""Defaults are for new models; a file without a field must not be read as if it had them."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +31,13 @@ class Preprocessing:
     """Length of the shorter side after the resize, pixels."""
     crop: int
     """Side of the center crop, pixels; the model's input is [batch, 3, crop, crop]."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
+    mean: tuple[float, float, float] = field(default=IMAGENET_MEAN, metadata=_REQUIRED)
     """Mean of each RGB channel on the scale [0, 1]."""
-    std: tuple[float, float, float] = IMAGENET_STD
+    std: tuple[float, float, float] = field(default=IMAGENET_STD, metadata=_REQUIRED)
     """Standard deviation of each RGB channel on the scale [0, 1]."""
-    interpolation: Literal["bilinear"] = "bilinear"
+    interpolation: Literal["bilinear"] = field(default="bilinear", metadata=_REQUIRED)
     """Interpolation of the resize: Pillow's BILINEAR, which is antialiased."""
-    color: Literal["RGB"] = "RGB"
+    color: Literal["RGB"] = field(default="RGB", metadata=_REQUIRED)
     """Order of the color channels."""
 
     def __post_init__(self) -> None:
@@ -78,12 +80,7 @@ class Preprocessing:
             ConfigError: A field is missing, unknown, invalid, or not supported by this version.
         """
         try:
-            preprocessing = parse_as(cls, content, "preprocessing")
-            # Defaults are for new models. A file without a field is not read as if it had them.
-            for field in fields(cls):
-                if isinstance(content, Mapping) and field.name not in content:
-                    raise FieldError(f"preprocessing has no field {field.name!r}")
-            return preprocessing
+            return parse_as(cls, content, "preprocessing")
         except FieldError as cause:
             raise ConfigError(
                 f"Invalid or unsupported preprocessing: {cause}. A newer edgetl may support it."

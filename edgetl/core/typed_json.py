@@ -58,6 +58,7 @@ def in_json(
     *,
     key: str | None = None,
     stored: bool = True,
+    required: bool = False,
     omit_default: bool = False,
     none_is_empty: bool = False,
 ) -> Mapping[str, Any]:
@@ -66,12 +67,14 @@ def in_json(
     Args:
         key: Key in JSON; None is the field's name.
         stored: Whether the field is in JSON at all.
+        required: Whether the key must be in JSON although the field has a default.
         omit_default: Whether the key is left out when the value equals the field's default.
         none_is_empty: Whether None is stored as an empty object.
     """
     return {
         "key": key,
         "stored": stored,
+        "required": required,
         "omit_default": omit_default,
         "none_is_empty": none_is_empty,
     }
@@ -132,7 +135,8 @@ def json_fields(kind: type) -> tuple[JsonField, ...]:
     for field in dataclasses.fields(kind):
         if not field.init or not field.metadata.get("stored", True):
             continue
-        default = field.default
+        is_required = field.metadata.get("required", False)
+        default = dataclasses.MISSING if is_required else field.default
         if default is dataclasses.MISSING:
             default = field.default_factory
         fields.append(
