@@ -91,17 +91,13 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stock_bundle(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Path:
     """Bundle of a stock architecture with 1000 classes. Read-only: copy it before changing it."""
     from edgetl.core.config.export import ExportConfig
-    from edgetl.export import exporter
-    from tests.helpers.graphs import cached_graph
+    from edgetl.export.exporter import export_architecture
+    from tests.helpers.graphs import cache_graphs
 
     output = tmp_path_factory.mktemp("stock") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            exporter,
-            "export_network_graph",
-            lambda _network, *arguments: cached_graph(random_weights, *arguments),
-        )
-        exporter.export_architecture(
+        cache_graphs(random_weights, patch)
+        export_architecture(
             ARCHITECTURE, str(random_weights), ExportConfig(output=output), image_size=IMAGE_SIZE
         )
     return output

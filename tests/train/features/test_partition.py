@@ -16,6 +16,7 @@ from edgetl.train.features.extractor import (
 from edgetl.train.features.partition import TracedModel, check_subgraphs
 from edgetl.train.model.factory import AdaptedModel, build_adapted_model
 from edgetl.train.model.freezing import set_trainable
+from tests.helpers.architectures import mark_slow
 
 SMALLEST = {
     "alexnet": 64,
@@ -36,8 +37,6 @@ SMALLEST = {
     "vit_b_16": 32,
 }
 """One architecture per family at a fast size; MaxViT is left out, its size is fixed at 224."""
-FAST = ("mobilenet_v2", "mobilenet_v3_small", "resnet18", "squeezenet1_1", "shufflenet_v2_x0_5")
-"""Architectures of the quick suite; `make test-slow` covers the others."""
 COMPUTE_CONFIG = choose_compute_config("cpu", "fp32")
 
 
@@ -58,10 +57,7 @@ def test_smallest_covers_every_family_but_maxvit() -> None:
     } - {"maxvit"}
 
 
-@pytest.mark.parametrize(
-    "model",
-    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SMALLEST],
-)
+@pytest.mark.parametrize("model", mark_slow(SMALLEST))
 def test_subgraphs_reproduce_logits_of_every_architecture(model: str) -> None:
     adapted = make_adapted(model, SMALLEST[model])
     traced = TracedModel(adapted)

@@ -23,6 +23,7 @@ from edgetl.train.model.torchvision_models import (
     preprocessing_for,
 )
 from edgetl.train.model.weights import PretrainedWeights, load_weights
+from tests.helpers.architectures import mark_slow
 
 NAMES: list[str] = torchvision.models.list_models(module=torchvision.models)
 BY_FAMILY = groupby(
@@ -30,9 +31,6 @@ BY_FAMILY = groupby(
     key=lambda row: row.family,
 )
 SMALLEST = [next(rows).name for _, rows in BY_FAMILY]
-FAST = ("mobilenet_v2", "mobilenet_v3_small", "resnet18", "squeezenet1_1", "shufflenet_v2_x0_5")
-"""Architectures of the quick suite: inverted residuals, HardSwish, residuals, a head without a
-linear layer, channel shuffles. `make test-slow` covers the others."""
 MIN_SIZES = {"alexnet": 63, "inception_v3": 75, "maxvit_t": 224}
 """Minimum input sizes; the other architectures support 32."""
 
@@ -43,7 +41,7 @@ def test_architecture_table_has_every_torchvision_classifier() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
+    mark_slow(NAMES),
 )
 def test_architecture_table_matches_torchvision(name: str) -> None:
     assert describe_architecture(name) == load_architectures()[name]
@@ -76,7 +74,7 @@ def test_blocks_are_in_forward_order_and_cover_the_backbone(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in SMALLEST],
+    mark_slow(SMALLEST),
 )
 def test_step_changes_head_and_no_frozen_tensor(name: str) -> None:
     size = MIN_SIZES.get(name, 32)
