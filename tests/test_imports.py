@@ -71,7 +71,9 @@ def test_every_tool_imports(name: str) -> None:
     import_module(name)
 
 
-@pytest.mark.parametrize("table", ["BACKENDS", "FEATURE_EXTRACTORS", "QUANTIZERS"])
+@pytest.mark.parametrize(
+    "table", ["ARCHITECTURE_SOURCES", "BACKENDS", "FEATURE_EXTRACTORS", "QUANTIZERS"]
+)
 def test_every_registry_row_resolves(table: str) -> None:
     rows = getattr(registry, table)
     for name in rows:

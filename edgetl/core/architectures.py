@@ -1,8 +1,8 @@
-"""Table of torchvision's classification architectures, readable without torch.
+"""Names and table of classification architectures, readable without torch.
 
 architectures.csv is written by tools/repo/architecture_table.py and tested against the installed
-torchvision. Architectures of newer versions of torchvision are inspected at run time by
-`edgetl.train.model.torchvision_models`.
+libraries. Architectures that it lacks are inspected at run time by
+`edgetl.train.model.stock_models`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Literal
 
+from edgetl.core.registry import ARCHITECTURE_SOURCES
+
 HeadKind = Literal["linear", "conv"]
 
 
@@ -21,13 +23,13 @@ class Architecture:
     """Properties of an ImageNet classifier that do not require building it."""
 
     name: str
-    """Name in torchvision."""
+    """Name of the architecture, as in `--model`."""
     family: str
-    """Module in torchvision: resnet, mobilenetv2, vision_transformer ..."""
+    """Group of similar architectures: resnet, mobilenetv2, vision_transformer ..."""
     parameters: int
     """Number of parameters with 1000 ImageNet classes, without auxiliary classifiers."""
     image_size: int
-    """Side of the square input of torchvision's default weights, pixels."""
+    """Side of the square input of the source's pretrained weights, pixels."""
     head: str
     """Path of the classification layer, as in `named_modules()`."""
     head_kind: HeadKind
@@ -41,6 +43,23 @@ class Architecture:
     These are the fewest last blocks with half of the backbone's parameters; for MobileNetV2, they
     are the 3 of the classic recipe (features[16:]).
     """
+
+
+def source_of(architecture: str) -> str:
+    """Return the source of an architecture: a name in `edgetl.core.registry.ARCHITECTURE_SOURCES`.
+
+    `timm:NAME` has its source as a prefix, `module:function` is a function of the user's own, and
+    names without a colon are torchvision's.
+    """
+    prefix, colon, _ = architecture.partition(":")
+    if not colon:
+        return "torchvision"
+    return prefix if prefix in ARCHITECTURE_SOURCES else "python"
+
+
+def file_stem(architecture: str) -> str:
+    """Return the name of an architecture as a part of file names, valid on every system."""
+    return architecture.replace(":", "-")
 
 
 @cache

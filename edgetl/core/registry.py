@@ -23,6 +23,12 @@ FEATURE_EXTRACTORS = {
 """Runtimes for frozen blocks other than PyTorch: name to factory (module, example inputs) ->
 function; see edgetl.train.features.extractor."""
 
+ARCHITECTURE_SOURCES = {
+    "torchvision": "edgetl.train.model.sources.torchvision:TorchvisionModels",
+}
+"""Sources of architectures: name to class; see edgetl.train.model.sources.base and
+`edgetl.core.architectures.source_of`."""
+
 QUANTIZERS = {
     "fp16": "edgetl.export.quantize.fp16:convert_to_fp16",
     "int8": "edgetl.export.quantize.int8_search:quantize_static_int8",

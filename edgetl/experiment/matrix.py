@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgetl.core.architectures import file_stem
 from edgetl.core.config.compare import EQUAL_TIME, REFERENCE_STRATEGIES, CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
@@ -28,7 +29,7 @@ class NetworkSpec:
     @property
     def name(self) -> str:
         """Name, unique in an experiment."""
-        return f"{self.architecture}-{self.image_size}"
+        return f"{file_stem(self.architecture)}-{self.image_size}"
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from edgetl.experiment.progress import ExperimentProgress
 from edgetl.experiment.task_process import run_task
 from edgetl.export.candidates import time_candidates
 from edgetl.train.data.folders import find_files
-from edgetl.train.model.torchvision_models import get_architecture
+from edgetl.train.model.stock_models import get_architecture
 
 _RECIPE_DEFAULTS = {field.name: field.default for field in fields(FinetuneConfig)}
 

@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 
 import edgetl
+from edgetl.core.architectures import file_stem
 from edgetl.core.artifacts.bench_json import write_result
 from edgetl.core.artifacts.candidates import CandidateRow, CandidatesResult
 from edgetl.core.artifacts.storage import check_output_path, store_result
@@ -28,7 +29,7 @@ from edgetl.device.hardware.cpu import resolve_intra_op_threads
 from edgetl.device.hardware.info import collect_device_info
 from edgetl.device.runtime.session import check_provider
 from edgetl.export.random_init import check_names, write_untrained
-from edgetl.train.model.torchvision_models import get_architecture
+from edgetl.train.model.stock_models import get_architecture
 
 RESULTS = Path("bench")
 """Default folder for results."""
@@ -169,7 +170,7 @@ def _prepare(
         config.classes,
         config.seed,
         threads,
-        folder / f"{row.name}.onnx",
+        folder / f"{file_stem(row.name)}.onnx",
     )
     sha256 = sha256_file(untrained.file)
     size_bytes = untrained.file.stat().st_size

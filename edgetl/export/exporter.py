@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 
 from edgetl import __version__
+from edgetl.core.architectures import file_stem
 from edgetl.core.artifacts.bundle import (
     BundleManifest,
     GoldenRecord,
@@ -159,7 +160,7 @@ def export_architecture(
         DataError: there are no images in `images`.
     """
     config = config or ExportConfig()
-    output = config.output or Path("bundles") / architecture
+    output = config.output or Path("bundles") / file_stem(architecture)
     refuse_existing(output, config.force)
     with tempfile.TemporaryDirectory() as folder:
         if images is None:

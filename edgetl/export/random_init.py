@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-import torchvision
 from onnx import helper, numpy_helper
 from torch import fx, nn
 
@@ -30,7 +29,8 @@ from edgetl.train.common.autotune import best_duration_s
 from edgetl.train.features.fusion import fold_batch_norm
 from edgetl.train.features.fx_to_onnx import convert_fx_to_onnx
 from edgetl.train.model.factory import build_adapted_model
-from edgetl.train.model.torchvision_models import (
+from edgetl.train.model.sources.base import source_for
+from edgetl.train.model.stock_models import (
     check_architecture,
     get_architecture,
     preprocessing_for,
@@ -123,15 +123,13 @@ def write_untrained(
     parity, inference_s = _check_and_time(network, file, pixels, threads)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return UntrainedFile(
-        file, preprocessing, parameters, imagenet_top1(architecture), parity, inference_s
+        file,
+        preprocessing,
+        parameters,
+        source_for(architecture).imagenet_top1(architecture),
+        parity,
+        inference_s,
     )
-
-
-def imagenet_top1(architecture: str) -> float | None:
-    """Return torchvision's top-1 in percent for its default weights, or None if not stated."""
-    meta = torchvision.models.get_model_weights(architecture).DEFAULT.meta
-    top1 = meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
-    return None if top1 is None else float(top1)
 
 
 def _initialize_batch_norm_stats(network: nn.Module, pixels: torch.Tensor) -> None:

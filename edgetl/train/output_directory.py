@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
 
+from edgetl.core.architectures import file_stem
 from edgetl.core.artifacts.foreign_files import describe_foreign_files, find_foreign_run_files
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import RunError
@@ -32,7 +33,7 @@ def choose_output_directory(
             become a class of the next run.
     """
     data = Path(data).expanduser().absolute()
-    path = output or find_free_path(Path("runs"), f"{data.resolve().name}-{model}")
+    path = output or find_free_path(Path("runs"), f"{data.resolve().name}-{file_stem(model)}")
     path = path.expanduser().absolute()
     if path.resolve() == data.resolve() or data.resolve() in path.resolve().parents:
         raise RunError(

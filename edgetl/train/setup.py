@@ -27,8 +27,9 @@ from edgetl.train.engine.batch_size import autotune_batch_size, describe_batch_s
 from edgetl.train.engine.phases import Phase, default_batch_size, plan_phases
 from edgetl.train.model.factory import AdaptedModel, build_adapted_model
 from edgetl.train.model.freezing import resolve_unfreeze
-from edgetl.train.model.torchvision_models import get_architecture, preprocessing_for
-from edgetl.train.model.weights import PretrainedWeights, read_weights
+from edgetl.train.model.stock_models import get_architecture, preprocessing_for
+from edgetl.train.model.weights import read_weights
+from edgetl.train.model.weights_file import PretrainedWeights
 
 _MIN_DECODED_SIDE = 768
 """Least shorter side, pixels, of training images that are decoded from JPEG at reduced size.

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from edgetl.core.architectures import load_architectures
+from edgetl.core.architectures import file_stem, load_architectures, source_of
 from edgetl.core.typed_json import to_json
 
 
@@ -52,3 +52,14 @@ def test_table_does_not_import_torch(module: str) -> None:
     command = [sys.executable, "-c", code]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "stem"),
+    [
+        ("mobilenet_v2", "torchvision", "mobilenet_v2"),
+        ("my_package.my_module:build", "python", "my_package.my_module-build"),
+    ],
+)
+def test_name_selects_source_and_file_stem(name: str, source: str, stem: str) -> None:
+    assert (source_of(name), file_stem(name)) == (source, stem)

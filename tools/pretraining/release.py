@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgetl.core.builtin_weights import CARD_FILE, RECIPE_FILE, WEIGHTS_FILE, write_checksums
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import atomic_path, read_json, write_json, write_text
-from edgetl.train.model.torchvision_models import get_architecture, preprocessing_for
+from edgetl.train.model.stock_models import get_architecture, preprocessing_for
 from edgetl.train.results import package_versions
 from tools.pretraining.augmentation import normalize
 from tools.pretraining.card import render_card

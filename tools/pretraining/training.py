@@ -37,7 +37,7 @@ from edgetl.train.engine.checkpoint import (
     write_checkpoint,
 )
 from edgetl.train.model.factory import build_adapted_model
-from edgetl.train.model.torchvision_models import preprocessing_for
+from edgetl.train.model.stock_models import preprocessing_for
 from tools.pretraining.augmentation import random_views
 from tools.pretraining.prefetch import ImagePool, pool_name
 from tools.pretraining.recipe import Recipe

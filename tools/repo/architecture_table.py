@@ -12,7 +12,7 @@ from pathlib import Path
 import torchvision
 
 from edgetl.core.architectures import Architecture
-from edgetl.train.model.torchvision_models import describe_architecture
+from edgetl.train.model.stock_models import describe_architecture
 
 TABLE = Path(__file__).parents[2] / "edgetl/core/architectures.csv"
 

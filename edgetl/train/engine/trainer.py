@@ -34,7 +34,8 @@ from edgetl.train.engine.training_state import (
 )
 from edgetl.train.model.factory import AdaptedModel
 from edgetl.train.model.freezing import set_trainable
-from edgetl.train.model.weights import PretrainedWeights, load_weights
+from edgetl.train.model.weights import load_weights
+from edgetl.train.model.weights_file import PretrainedWeights
 from edgetl.train.tracking import Tracker
 
 

@@ -1,1 +1,1 @@
-"""Models: torchvision architectures, weights, heads and freezing."""
+"""Models: architectures and their sources, weights, heads and freezing."""

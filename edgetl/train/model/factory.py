@@ -1,4 +1,4 @@
-"""Models for training and export: with a new head, from a run directory, or from torchvision."""
+"""Models for training and export: with a new head, from a run directory, or stock models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -20,14 +19,15 @@ from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.model.blocks import BackboneBlock, find_blocks
 from edgetl.train.model.final_model import check_model_unchanged
 from edgetl.train.model.head import ClassifierLayer, find_classifier_layer, replace_head
-from edgetl.train.model.torchvision_models import (
+from edgetl.train.model.sources.base import source_for
+from edgetl.train.model.stock_models import (
     build_meta_model,
     build_model,
-    default_preprocessing,
     get_architecture,
     preprocessing_for,
 )
-from edgetl.train.model.weights import PretrainedWeights, load_weights, read_weights
+from edgetl.train.model.weights import load_weights, read_weights
+from edgetl.train.model.weights_file import PretrainedWeights
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def build_adapted_model(
     """Build a stock model and replace its classification layer by a new head.
 
     Args:
-        architecture: torchvision's name.
+        architecture: name of the architecture.
         image_size: side of the input, pixels.
         classes: number of classes.
         head_width: width of the head's hidden layer; 0 for a single layer.
@@ -101,7 +101,7 @@ def load_run_model(run: RunDirectory) -> LoadedModel:
     Raises:
         RunError: config.json or weights.safetensors is missing, damaged or changed since training,
             or they do not match.
-        ArchitectureError: the installed torchvision lacks the architecture.
+        ArchitectureError: the installed libraries lack the architecture.
     """
     configuration = read_run_configuration(run)
     config = configuration.config
@@ -141,8 +141,8 @@ def load_stock_model(architecture: str, weights: str, image_size: int | None = N
     """Load a stock ImageNet classifier with its 1000 labels.
 
     Args:
-        architecture: torchvision's name.
-        weights: `imagenet` (torchvision's, with the sizes used to evaluate them), or a file or
+        architecture: name of the architecture.
+        weights: `imagenet` (those of its source, with the sizes used to evaluate them), or a file or
             folder as for `--weights`.
         image_size: side of the input, pixels; None uses the architecture's default.
 
@@ -157,6 +157,7 @@ def load_stock_model(architecture: str, weights: str, image_size: int | None = N
             "Train one first: edgetl finetune DATA --weights builtin."
         )
     size = image_size or get_architecture(architecture).image_size
+    source = source_for(architecture)
     build_meta_model(architecture, size)
     pretrained = read_weights(weights, architecture)
     if pretrained is None:
@@ -167,13 +168,12 @@ def load_stock_model(architecture: str, weights: str, image_size: int | None = N
     model = build_model(architecture, size, initialize=False)
     load_weights(model, pretrained, architecture)
     if weights == "imagenet" and image_size is None:
-        preprocessing = default_preprocessing(architecture)
+        preprocessing = source.default_preprocessing(architecture)
     else:
         preprocessing = preprocessing_for(architecture, size)
-    labels = list(torchvision.models.get_model_weights(architecture).DEFAULT.meta["categories"])
     return LoadedModel(
         model.eval(),
-        labels,
+        list(source.labels(architecture)),
         preprocessing,
         architecture,
         pretrained.sha256[:12],

@@ -1,57 +1,23 @@
-"""Pretrained weights: builtin, torchvision's or from a file, without running code from the file."""
+"""Pretrained weights for a model: finding them, and copying them into it."""
 
 from __future__ import annotations
 
-import contextlib
-import pickle
 import re
-import socket
-import sys
-import warnings
-import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
 
 import torch
-import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from edgetl.core.architectures import load_architectures
+from edgetl.core.architectures import file_stem
 from edgetl.core.builtin_weights import find_builtin_weights
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import WeightsError
-from edgetl.core.files import sha256_file
+from edgetl.train.model.sources.base import source_for
+from edgetl.train.model.weights_file import PretrainedWeights, list_names, read_weights_file
 
-_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model")
 _OPTIONAL_TENSORS = re.compile(r"(^|\.)num_batches_tracked$|^(AuxLogits|aux1|aux2)\.")
-# torchvision's DenseNet files predate the ban on dots in module names; torchvision renames them
-# the same way on loading.
-_OLD_DENSENET = re.compile(
-    r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$"
-)
-_TIMEOUT_S = 30
-_MAX_BYTES = 8 * 2**30
-"""Size limit for an architecture that the table lacks."""
-_SLACK_BYTES = 64 * 2**20
-"""Allowance beyond the parameters: buffers, names and a head of more classes."""
 _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGER_DTYPES = (torch.int64, torch.int32)
-_MAX_LISTED = 4
-
-
-@dataclass(frozen=True)
-class PretrainedWeights:
-    """A state dict with its source."""
-
-    tensors: dict[str, Tensor]
-    source: str
-    """URL, path of the file, or `builtin`."""
-    sha256: str
-    """SHA-256 of the file."""
 
 
 def read_weights(source: str, architecture: str) -> PretrainedWeights | None:
@@ -60,7 +26,7 @@ def read_weights(source: str, architecture: str) -> PretrainedWeights | None:
     Args:
         source: `imagenet`, `builtin` (edgetl's own, without a classification layer), `none`, a
             .safetensors, .pth or .pt file, or a folder with <architecture>.safetensors.
-        architecture: torchvision's name.
+        architecture: name of the model.
 
     Raises:
         WeightsError: the weights are missing, unreachable, damaged or altered, or a pickle contains
@@ -69,48 +35,11 @@ def read_weights(source: str, architecture: str) -> PretrainedWeights | None:
     if source == "none":
         return None
     if source == "builtin":
-        return _read_pretrained(find_builtin_weights(architecture), source, architecture)
+        return read_weights_file(find_builtin_weights(architecture), source, architecture)
     if source == "imagenet":
-        return download_weights(
-            torchvision.models.get_model_weights(architecture).DEFAULT.url, architecture
-        )
+        return source_for(architecture).read_imagenet_weights(architecture)
     path = _find_file(Path(source).expanduser(), architecture)
-    return _read_pretrained(path, str(path), architecture)
-
-
-def _read_pretrained(path: Path, source: str, architecture: str) -> PretrainedWeights:
-    tensors = _extract_state_dict(_read_file(path, architecture), path, architecture)
-    return PretrainedWeights(tensors, source, sha256_file(path))
-
-
-def download_weights(url: str, architecture: str) -> PretrainedWeights:
-    """Download weights with torch.hub, which checks the hash in the name and caches the file.
-
-    Raises:
-        WeightsError: the server is unreachable, or the hash does not match.
-    """
-    previous_timeout = socket.getdefaulttimeout()
-    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-    try:
-        socket.setdefaulttimeout(_TIMEOUT_S)
-        with contextlib.redirect_stdout(sys.stderr):
-            content = torch.hub.load_state_dict_from_url(
-                url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-            )
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as cause:
-        reason = str(cause).strip("<>") or type(cause).__name__
-        hint = f" The cached {path} may be damaged: delete it." if path.exists() else ""
-        raise WeightsError(
-            f"Cannot download the ImageNet weights of {architecture} ({reason}).{hint} "
-            f"On a machine with internet access, download {url}, copy the file here and use "
-            "{weights} FILE; or train from scratch with {weights} none.",
-            FinetuneConfig,
-        ) from cause
-    finally:
-        socket.setdefaulttimeout(previous_timeout)
-    return PretrainedWeights(
-        _extract_state_dict(content, path, architecture), url, sha256_file(path)
-    )
+    return read_weights_file(path, str(path), architecture)
 
 
 def load_weights(
@@ -153,7 +82,7 @@ def load_weights(
     if not_finite:
         raise WeightsError(
             f"{weights.source} has values that are not finite: "
-            f"{_list_names('tensors', not_finite)}. Download the file again."
+            f"{list_names('tensors', not_finite)}. Download the file again."
         )
     with torch.no_grad():
         for name, tensor in matching.items():
@@ -184,21 +113,21 @@ def _describe_mismatches(
         if not _has_compatible_dtype(tensors[name], targets[name])
     ]
     texts = [
-        _list_names("missing", missing),
-        _list_names("unexpected", unexpected),
-        _list_names("of another shape", shapes),
-        _list_names("of another type", dtypes),
+        list_names("missing", missing),
+        list_names("unexpected", unexpected),
+        list_names("of another shape", shapes),
+        list_names("of another type", dtypes),
     ]
     return [text for text in texts if text]
 
 
 def _find_file(path: Path, architecture: str) -> Path:
     if path.is_dir():
-        file = path / f"{architecture}.safetensors"
+        file = path / f"{file_stem(architecture)}.safetensors"
         if not file.is_file():
             names = sorted(entry.name for entry in path.glob("*.safetensors"))
             raise WeightsError(
-                f"The folder {path} has no {architecture}.safetensors; "
+                f"The folder {path} has no {file.name}; "
                 f"it has: {', '.join(names[:8]) or 'no .safetensors file'}. "
                 "Use a file, or choose another {model}.",
                 FinetuneConfig,
@@ -211,113 +140,6 @@ def _find_file(path: Path, architecture: str) -> Path:
             FinetuneConfig,
         )
     return path
-
-
-def max_file_bytes(architecture: str) -> int:
-    """Return the size limit of a weights file: float32 weights, two Adam moments and an EMA."""
-    row = load_architectures().get(architecture)
-    return _MAX_BYTES if row is None else 4 * 4 * row.parameters + _SLACK_BYTES
-
-
-def _read_file(path: Path, architecture: str) -> Any:
-    try:
-        if path.suffix == ".safetensors":
-            _check_bytes(path.stat().st_size, path, architecture)
-            return load_file(path)
-        if path.suffix in (".pth", ".pt"):
-            _check_bytes(_unpacked_bytes(path), path, architecture)
-            with warnings.catch_warnings():
-                # Warns about the protocol of pickles that are rejected anyway.
-                warnings.simplefilter("ignore", UserWarning)
-                return torch.load(path, map_location="cpu", weights_only=True)
-    except WeightsError:
-        raise
-    except pickle.UnpicklingError as cause:
-        raise WeightsError(
-            f"{path} is not a plain weights file: it is damaged, "
-            "or a pickle that would run code when loaded, so it was not loaded. "
-            "Save the model's state_dict() with safetensors, or ask the author for it."
-        ) from cause
-    except Exception as cause:
-        # PyTorch's unpickler raises whatever the opcodes of a damaged or malicious file cause.
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-        raise WeightsError(
-            f"{path} cannot be read as weights ({reason}). Download it again, or use another file."
-        ) from cause
-    raise WeightsError(
-        f"{path} has an unknown file extension. {{weights}} takes .safetensors, .pth or .pt files.",
-        FinetuneConfig,
-    )
-
-
-def _unpacked_bytes(path: Path) -> int:
-    """Return the size in memory of a file written by `torch.save`.
-
-    This is the size in its archive, or the file's size in the format of PyTorch before 1.6.
-    """
-    if not zipfile.is_zipfile(path):
-        return path.stat().st_size
-    with zipfile.ZipFile(path) as archive:
-        return sum(entry.file_size for entry in archive.infolist())
-
-
-def _check_bytes(count: int, path: Path, architecture: str) -> None:
-    limit = max_file_bytes(architecture)
-    if count > limit:
-        raise WeightsError(
-            f"{path} unpacks to {count / 1e6:,.0f} MB, but the limit for {architecture} is "
-            f"{limit / 1e6:,.0f} MB. Use a file with only the state_dict() of this architecture."
-        )
-
-
-def _extract_state_dict(content: Any, path: Path, architecture: str) -> dict[str, Tensor]:
-    for wrapper in _STATE_DICT_KEYS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-            break
-    if (
-        not isinstance(content, Mapping)
-        or not content
-        or not all(isinstance(value, Tensor) for value in content.values())
-    ):
-        raise WeightsError(
-            f"{path} has no state dict (names with tensors). "
-            "Save the model's state_dict(), preferably with safetensors."
-        )
-    if not all(isinstance(name, str) for name in content):
-        raise WeightsError(
-            f"{path} has tensors whose names are not strings. "
-            "Save the model's state_dict(), preferably with safetensors."
-        )
-    unsupported = [name for name, tensor in content.items() if not _is_plain(tensor)]
-    if unsupported:
-        kinds = "tensors without plain values: meta, sparse, nested or quantized"
-        raise WeightsError(
-            f"{path} has {_list_names(kinds, unsupported)}. "
-            "Save the state_dict() of the model on the CPU, with dense tensors."
-        )
-    # Checked again: a view with stride 0 is larger in memory than in the file.
-    _check_bytes(
-        sum(tensor.numel() * tensor.element_size() for tensor in content.values()),
-        path,
-        architecture,
-    )
-    return dict(_rename_keys(content))
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return (
-        tensor.device.type == "cpu"
-        and tensor.layout == torch.strided
-        and not (tensor.is_quantized or tensor.is_nested)
-    )
-
-
-def _rename_keys(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    is_wrapped = all(name.startswith("module.") for name in tensors)  # by DataParallel
-    for name, tensor in tensors.items():
-        unwrapped = name.removeprefix("module.") if is_wrapped else name
-        yield _OLD_DENSENET.sub(r"\1\2", unwrapped), tensor
 
 
 def _resize_pos_embed(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -355,10 +177,3 @@ def _dtype_text(tensor: Tensor) -> str:
 
 def _shape_text(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a scalar"
-
-
-def _list_names(label: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
-    return f"{len(names)} {label} ({', '.join(names[:_MAX_LISTED])}{more})"

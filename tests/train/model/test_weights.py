@@ -20,12 +20,8 @@ from torch import Tensor, nn
 from edgetl.core.errors import WeightsError
 from edgetl.core.files import sha256_file
 from edgetl.train.model.factory import build_adapted_model, load_stock_model
-from edgetl.train.model.weights import (
-    PretrainedWeights,
-    download_weights,
-    load_weights,
-    read_weights,
-)
+from edgetl.train.model.weights import load_weights, read_weights
+from edgetl.train.model.weights_file import PretrainedWeights, download_weights
 
 NAME = "squeezenet1_1"
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from edgetl.train.model.torchvision_models import build_model
+from edgetl.train.model.stock_models import build_model
 from edgetl.train.model.weights import load_weights, read_weights
 from tools.checks.fuzz.mutation import VALUES
 from tools.checks.fuzz.target import Target, mutate_file

@@ -31,7 +31,7 @@ from edgetl.train.features.batches import (
 )
 from edgetl.train.model.factory import build_adapted_model
 from edgetl.train.model.freezing import set_trainable
-from edgetl.train.model.torchvision_models import preprocessing_for
+from edgetl.train.model.stock_models import preprocessing_for
 from tools.checks.gpu_check.plain_step import COMPILED, VARIANTS, plain_step_ms
 from tools.checks.gpu_check.preparation import large_photos
 from tools.checks.gpu_check.profile import launches_and_device_ms

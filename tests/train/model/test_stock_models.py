@@ -15,14 +15,15 @@ from edgetl.train.model.blocks import find_blocks
 from edgetl.train.model.factory import build_adapted_model
 from edgetl.train.model.freezing import set_trainable
 from edgetl.train.model.head import find_classifier_layer, replace_head
-from edgetl.train.model.torchvision_models import (
+from edgetl.train.model.sources.base import source_for
+from edgetl.train.model.stock_models import (
     build_meta_model,
-    default_preprocessing,
     describe_architecture,
     get_architecture,
     preprocessing_for,
 )
-from edgetl.train.model.weights import PretrainedWeights, load_weights
+from edgetl.train.model.weights import load_weights
+from edgetl.train.model.weights_file import PretrainedWeights
 from tests.helpers.architectures import mark_slow
 
 NAMES: list[str] = torchvision.models.list_models(module=torchvision.models)
@@ -152,7 +153,7 @@ def test_models_other_than_classifiers_are_rejected(name: str) -> None:
 
 def test_architecture_missing_from_table_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = load_architectures()["shufflenet_v2_x0_5"]
-    monkeypatch.setattr("edgetl.train.model.torchvision_models.load_architectures", dict)
+    monkeypatch.setattr("edgetl.train.model.stock_models.load_architectures", dict)
     assert get_architecture("shufflenet_v2_x0_5") == expected
 
 
@@ -168,8 +169,9 @@ def test_unsupported_size_names_the_usual_one(name: str, size: int) -> None:
 
 
 def test_preprocessing_matches_the_weights() -> None:
-    assert default_preprocessing("inception_v3").crop == 299
-    assert default_preprocessing("efficientnet_v2_l").mean == (0.5, 0.5, 0.5)
+    assert source_for("inception_v3").default_preprocessing("inception_v3").crop == 299
+    preprocessing = source_for("efficientnet_v2_l").default_preprocessing("efficientnet_v2_l")
+    assert preprocessing.mean == (0.5, 0.5, 0.5)
     preprocessing = preprocessing_for("efficientnet_v2_l", 224)
     assert (preprocessing.resize, preprocessing.crop, preprocessing.mean) == (
         256,

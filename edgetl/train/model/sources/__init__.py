@@ -1,0 +1,1 @@
+"""Sources of architectures: one module each, registered in edgetl.core.registry."""
