@@ -7,6 +7,7 @@ it depends on can change between two epochs.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class TracedModel:
         leaf_paths = {path for block in adapted.blocks for path in block.module_paths}
         leaf_paths.add(adapted.classifier_layer.path)
         try:
-            graph = _Tracer(leaf_paths).trace(adapted.model)
+            graph = _trace(adapted.model, leaf_paths)
         except Exception as cause:  # forward methods raise anything when given fx proxies
             raise ValueError(f"torch.fx cannot trace the model: {cause}") from cause
         self._model = adapted.model
@@ -145,6 +146,24 @@ def check_subgraphs(
         logits = traced.extract_subgraph(start)(*values)
     if not torch.allclose(logits, expected, rtol=1e-3, atol=1e-4):
         raise ValueError("the subgraphs do not reproduce the model's logits")
+
+
+def _trace(model: nn.Module, leaf_paths: set[str]) -> fx.Graph:
+    """Trace a model called with one image batch; its other arguments keep their defaults."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    defaults = {item.name: item.default for item in parameters if item.default is not item.empty}
+    graph = _Tracer(leaf_paths).trace(model, defaults or None)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for placeholder in placeholders[1:]:
+        _erase_with_users(graph, placeholder)
+    return graph
+
+
+def _erase_with_users(graph: fx.Graph, node: fx.Node) -> None:
+    # torch.fx only asserts that such an argument has its default.
+    for user in list(node.users):
+        _erase_with_users(graph, user)
+    graph.erase_node(node)
 
 
 class _Tracer(fx.Tracer):

@@ -1,17 +1,19 @@
 """Ordered blocks of a backbone, so that "the last N blocks" never splits one.
 
-Blocks are found by structure: containers are opened until the units that an architecture is stacked
-from remain (a residual block, an inverted residual, an encoder layer, a single convolution). A
-normalization layer belongs to the block before it. Parameters outside all blocks (a class token,
-position embeddings) belong to the stem, which is trained only with `all`.
+Blocks are found by structure: containers, and stages that only pass their input through repeated
+units, are opened until the units that an architecture is stacked from remain (a residual block, an
+inverted residual, an encoder layer, a single convolution). A normalization layer belongs to the
+block before it. Parameters outside all blocks (a class token, position embeddings) belong to the
+stem, which is trained only with `all`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
-from torch import nn
+from torch import fx, nn
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -85,11 +87,43 @@ def _is_stack(module: nn.Module, backbone_size: int) -> bool:
     if len(children) == 1 and isinstance(children[0], nn.ModuleList):
         return True  # MaxVitBlock contains only a list of layers
     # ViT's encoder holds most of the backbone.
-    return not _is_leaf(module) and 2 * _count_parameters(module) > backbone_size
+    is_large = not _is_leaf(module) and 2 * _count_parameters(module) > backbone_size
+    return is_large or (_has_repeated_units(module) and _is_chain(module))
+
+
+def _has_repeated_units(module: nn.Module) -> bool:
+    """Return whether a container in the module has only units of one class, and several.
+
+    A unit has several layers with weights, unlike the parts of an inverted residual.
+    """
+    for container in module.children():
+        units = list(container.children()) if isinstance(container, _CONTAINERS) else []
+        is_uniform = len({type(unit) for unit in units}) == 1
+        if is_uniform and len(units) > 1 and all(_count_weight_layers(unit) > 1 for unit in units):
+            return True
+    return False
+
+
+def _is_chain(module: nn.Module) -> bool:
+    """Return whether the module passes its input from child to child, without a branch."""
+    try:
+        nodes = list(_ChildTracer().trace(module).nodes)
+    except Exception:  # forward methods raise anything when given fx proxies
+        return False
+    return all(node.all_input_nodes == [previous] for previous, node in pairwise(nodes))
+
+
+class _ChildTracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return not isinstance(m, _CONTAINERS)
 
 
 def _is_leaf(module: nn.Module) -> bool:
     return not any(True for _ in module.children())
+
+
+def _count_weight_layers(module: nn.Module) -> int:
+    return sum(_has_weight_matrix(submodule) for submodule in module.modules())
 
 
 def _has_weight_matrix(module: nn.Module) -> bool:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgetl.core.architectures import load_architectures
 from edgetl.train.common.precision import ComputeConfig, choose_compute_config
@@ -14,8 +14,10 @@ from edgetl.train.features.extractor import (
     make_half_extractor,
 )
 from edgetl.train.features.partition import TracedModel, check_subgraphs
+from edgetl.train.model.blocks import find_blocks
 from edgetl.train.model.factory import AdaptedModel, build_adapted_model
 from edgetl.train.model.freezing import set_trainable
+from edgetl.train.model.head import ClassifierLayer
 from tests.helpers.architectures import mark_slow
 
 SMALLEST = {
@@ -100,6 +102,30 @@ def test_check_subgraphs_rejects_different_logits() -> None:
     adapted.model.forward = lambda x: torch.zeros(len(x), 3)  # type: ignore[method-assign]
     with pytest.raises(ValueError, match="do not reproduce the model's logits"):
         check_subgraphs(traced, adapted.model, [cut], 32)
+
+
+class _OptionalArguments(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, pixels: Tensor, mask: Tensor | None = None, flip: bool = False) -> Tensor:
+        values = self.layer(pixels)
+        if mask is not None:
+            values = values * mask
+        return self.head((values.flip(3) if flip else values).mean((2, 3)))
+
+
+def test_optional_arguments_keep_their_defaults() -> None:
+    model = _OptionalArguments()
+    layer = ClassifierLayer("head", "linear", 8, (), None)
+    adapted = AdaptedModel(model, layer, find_blocks(model, "head"))
+    set_trainable(adapted, "head").train_mode()
+    traced = TracedModel(adapted)
+    cut = traced.find_cut()
+    assert traced.has_blocks_before(cut)
+    check_subgraphs(traced, model, [cut], 16)
 
 
 def test_traced_model_rejects_data_dependent_control_flow() -> None:
