@@ -49,10 +49,11 @@ def generate_images(folder: Path, count: int) -> list[Path]:
 
 def _generate_image(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
     """Draw ellipses and bars with wave textures on a gradient and add faint sensor noise."""
-    rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
+    rows = np.arange(height, dtype=np.float32)[:, None]
+    columns = np.arange(width, dtype=np.float32)
     corners = generator.uniform(20, 235, (2, 3))
     slope = (rows / height + columns / width)[..., None] / 2
-    canvas = corners[0] * (1 - slope) + corners[1] * slope
+    canvas: NDArray[np.float64] = corners[0] * (1 - slope) + corners[1] * slope
     for shape in range(12):
         center_row, center_column = generator.uniform(0, height), generator.uniform(0, width)
         radius_row, radius_column = generator.uniform(0.04, 0.3, 2) * (height, width)
@@ -63,7 +64,7 @@ def _generate_image(generator: np.random.Generator, height: int, width: int) -> 
             mask = (along / radius_column) ** 2 + (across / radius_row) ** 2 < 1
         else:
             mask = (np.abs(along) < radius_column) & (np.abs(across) < radius_row)
-        wave = 1 + 0.3 * np.sin(along * generator.uniform(0.05, 2.5))[..., None]
-        canvas = np.where(mask[..., None], generator.uniform(0, 255, 3) * wave, canvas)
-    noisy: NDArray[np.float64] = canvas + generator.normal(0, 3, canvas.shape)
-    return np.clip(noisy, 0, 255).astype(np.uint8)
+        wave = 1 + 0.3 * np.sin(along[mask] * generator.uniform(0.05, 2.5))[:, None]
+        canvas[mask] = generator.uniform(0, 255, 3) * wave
+    canvas += generator.normal(0, 3, canvas.shape)
+    return np.clip(canvas, 0, 255).astype(np.uint8)

@@ -88,6 +88,11 @@ def build_adapted_model(
 
 
 @lru_cache(maxsize=256)
+def _check_image_size(architecture: str, image_size: int) -> None:
+    build_meta_model(architecture, image_size)
+
+
+@lru_cache(maxsize=256)
 def _find_stock_classifier(architecture: str, image_size: int) -> ClassifierLayer:
     # Cached, because its three passes on the meta device take up to a second, and an experiment
     # builds the same architecture many times.
@@ -158,7 +163,7 @@ def load_stock_model(architecture: str, weights: str, image_size: int | None = N
         )
     size = image_size or get_architecture(architecture).image_size
     source = source_for(architecture)
-    build_meta_model(architecture, size)
+    _check_image_size(architecture, size)
     pretrained = read_weights(weights, architecture)
     if pretrained is None:
         raise WeightsError(
