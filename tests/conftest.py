@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import forkserver
+from tests.helpers.shared_files import build_once
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -23,6 +24,9 @@ os.environ.pop("COLUMNS", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+# Files need not reach the disk: tests kill processes, but the machine keeps running.
+os.fsync = lambda descriptor: None
+
 ROOT = Path(__file__).parents[1]
 ARCHITECTURE, IMAGE_SIZE = "mobilenet_v3_small", 64
 """Small enough to train and export in seconds."""
@@ -33,7 +37,7 @@ LONG = (
     "export/web/test_export", "device/bench/test_runner", "fleet/test_bench",
     "experiment/test_compare", "e2e/test_main_job", "export/test_exporter",
     "device/loadgen/test_loadgen", "tools/checks/test_fuzz", "train/engine/test_phase_builder",
-    "export/graph/test_fixed_size", "test_api_reference", "train/common/test_distributed",
+    "export/graph/test_fixed_size", "train/common/test_distributed",
     "train/test_pytorch_backend", "device/bench/test_worker_process",
     "export/quantize/test_quantize", "report/bench/test_page",
 )  # fmt: skip
@@ -68,49 +72,50 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Without the statistics the signal would vanish before the logits.
     """
-    import torch
-    import torchvision
-    from safetensors.torch import save_file
 
-    torch.manual_seed(0)
-    model = torchvision.models.get_model(ARCHITECTURE)
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # cumulative average: a few passes are enough
-    with torch.no_grad():
-        for _ in range(4):
-            model(torch.randn(8, 3, IMAGE_SIZE, IMAGE_SIZE))
-        # Random features react to single grey levels, unlike trained ones.
-        model.classifier[-1].weight.mul_(0.2)
-    path = tmp_path_factory.mktemp("weights") / f"{ARCHITECTURE}.safetensors"
-    save_file(model.state_dict(), path)
-    return path
+    def build(folder: Path) -> None:
+        import torch
+        import torchvision
+        from safetensors.torch import save_file
+
+        torch.manual_seed(0)
+        model = torchvision.models.get_model(ARCHITECTURE)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None  # cumulative average: a few passes are enough
+        with torch.no_grad():
+            for _ in range(4):
+                model(torch.randn(8, 3, IMAGE_SIZE, IMAGE_SIZE))
+            # Random features react to single grey levels, unlike trained ones.
+            model.classifier[-1].weight.mul_(0.2)
+        save_file(model.state_dict(), folder / f"{ARCHITECTURE}.safetensors")
+
+    return build_once(tmp_path_factory, "random-weights", build) / f"{ARCHITECTURE}.safetensors"
 
 
 @pytest.fixture(scope="session")
 def stock_bundle(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Path:
     """Bundle of a stock architecture with 1000 classes. Read-only: copy it before changing it."""
-    from edgetl.core.config.export import ExportConfig
-    from edgetl.export.exporter import export_architecture
-    from tests.helpers.graphs import cache_graphs
 
-    output = tmp_path_factory.mktemp("stock") / "bundle"
-    with pytest.MonkeyPatch.context() as patch:
-        cache_graphs(random_weights, patch)
-        export_architecture(
-            ARCHITECTURE, str(random_weights), ExportConfig(output=output), image_size=IMAGE_SIZE
-        )
-    return output
+    def build(folder: Path) -> None:
+        from tests.helpers.graphs import quick_export
+
+        with pytest.MonkeyPatch.context() as patch:
+            quick_export(tmp_path_factory, random_weights, patch)(folder / "bundle")
+
+    return build_once(tmp_path_factory, "stock", build) / "bundle"
 
 
 @pytest.fixture(scope="session")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Small data set of five classes with train/ and val/. Read-only."""
-    from edgetl.demo.images.dataset import generate_inspection_dataset
 
-    return generate_inspection_dataset(
-        tmp_path_factory.mktemp("data") / "parts", train=8, val=4, size=80
-    )
+    def build(folder: Path) -> None:
+        from edgetl.demo.images.dataset import generate_inspection_dataset
+
+        generate_inspection_dataset(folder / "parts", train=8, val=4, size=80)
+
+    return build_once(tmp_path_factory, "data", build) / "parts"
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import onnx
@@ -26,12 +26,20 @@ from edgetl.export import latency
 from edgetl.export.exporter import export_run
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 from tests.helpers.browser import browser
+from tests.helpers.graphs import cache_graphs
 from tests.helpers.web_page import NPM, Page, agrees, needs_browser
 
 SHORT = BenchProtocol(
     block_seconds=0.05, block_runs=5, window_seconds=0.01, window_runs=2, max_windows=3
 )
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cached_graphs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        cache_graphs(tmp_path_factory, patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +56,18 @@ def finished_run(
     return run
 
 
-def test_export_writes_a_bundle(edgetl: Run, forked: Run, finished_run: Path) -> None:
-    process = edgetl("export", finished_run)
-    assert process.returncode == 0, process.stderr
-    assert "Matches PyTorch on 20 validation images" in process.stdout
+def test_export_writes_a_bundle(
+    forked: Run,
+    finished_run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["edgetl", "export", str(finished_run)])
+    with pytest.raises(SystemExit) as exit_info:
+        main()
+    captured = capsys.readouterr()
+    assert not exit_info.value.code, captured.err
+    assert "Matches PyTorch on 20 validation images" in captured.out
     manifest = json.loads((finished_run / "bundle/bundle.json").read_text())
     (variant,) = manifest["variants"]
     metrics = json.loads((finished_run / "metrics.json").read_text())

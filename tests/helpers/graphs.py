@@ -1,29 +1,63 @@
-"""Graphs of PyTorch's exporter, which takes seconds, cached within a process."""
+"""Graphs of PyTorch's exporter, which takes seconds, cached for a test run."""
 
 from __future__ import annotations
 
-from functools import cache
+import copy
+import hashlib
+import json
+from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
+import onnx
 import pytest
+from torch import nn
 
+from edgetl.core.config.export import ExportConfig
+from edgetl.device.runtime.bundle import Bundle
 from edgetl.export import exporter
+from edgetl.export.exporter import export_architecture
 from edgetl.export.graph.torch_export import NetworkGraph, export_network_graph
-from edgetl.train.model.factory import load_stock_model
-from tests.conftest import ARCHITECTURE
+from tests.conftest import ARCHITECTURE, IMAGE_SIZE
+from tests.helpers.shared_files import build_once
 
 
-@cache
-def cached_graph(weights: Path, image_size: int, classes: int, opset: int) -> NetworkGraph:
-    """Return the graph of the test architecture with these weights."""
-    network = load_stock_model(ARCHITECTURE, str(weights), image_size).model
-    return export_network_graph(network, image_size, classes, opset)
+def cache_graphs(factory: pytest.TempPathFactory, patch: pytest.MonkeyPatch) -> None:
+    """Let exports in this process reuse the graph of a network with the same weights."""
+    patch.setattr(exporter, "export_network_graph", partial(_cached_graph, factory))
 
 
-def cache_graphs(weights: Path, patch: pytest.MonkeyPatch) -> None:
-    """Let exports of the test architecture with these weights use `cached_graph`."""
-    patch.setattr(
-        exporter,
-        "export_network_graph",
-        lambda _network, *arguments: cached_graph(weights, *arguments),
-    )
+def _cached_graph(
+    factory: pytest.TempPathFactory, network: nn.Module, *arguments: int
+) -> NetworkGraph:
+    digest = hashlib.sha256(f"{network} {arguments}".encode())
+    for tensor in network.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+
+    def build(folder: Path) -> None:
+        graph = export_network_graph(copy.deepcopy(network).eval(), *arguments)
+        onnx.save(graph.model, folder / "graph.onnx")
+        (folder / "modules.json").write_text(json.dumps(graph.module_outputs))
+
+    folder = build_once(factory, f"graph-{digest.hexdigest()[:16]}", build)
+    modules = json.loads((folder / "modules.json").read_text())
+    return NetworkGraph(onnx.load(folder / "graph.onnx"), modules)
+
+
+class Export(Protocol):
+    """Export of the test architecture to the folder `output`."""
+
+    def __call__(self, output: Path, images: Path | None = None, **options: Any) -> Bundle: ...
+
+
+def quick_export(
+    factory: pytest.TempPathFactory, weights: Path, patch: pytest.MonkeyPatch
+) -> Export:
+    """Return an export function that uses cached graphs as long as `patch` lasts."""
+    cache_graphs(factory, patch)
+
+    def export(output: Path, images: Path | None = None, **options: Any) -> Bundle:
+        config = ExportConfig(output=output, **options)
+        return export_architecture(ARCHITECTURE, str(weights), config, images, IMAGE_SIZE)
+
+    return export

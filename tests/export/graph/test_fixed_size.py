@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from edgetl.device.runtime.preprocessing import resize_and_crop, resize_to
 from edgetl.device.verify import verify
 from edgetl.export.golden import generate_images
 from edgetl.export.graph.fixed_size import fixed_size_graph, resampling_matrix
+from tests.helpers.graphs import quick_export
 
 SIZE = (96, 128)
 NAME = "fixed-96x128"
@@ -45,10 +47,11 @@ def generated_images(tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarra
     return [np.asarray(Image.open(path)) for path in generate_images(folder, 4)]
 
 
-@pytest.fixture
-def bundle(export: Any, tmp_path: Path) -> Bundle:
-    exported: Bundle = export(tmp_path / "bundle", fixed_size=SIZE)
-    return exported
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Bundle:
+    with pytest.MonkeyPatch.context() as patch:
+        export = quick_export(tmp_path_factory, random_weights, patch)
+        return export(tmp_path_factory.mktemp("fixed-size") / "bundle", fixed_size=SIZE)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +152,8 @@ def update_golden_hash(bundle: Bundle) -> None:
     write_bundle_manifest(bundle.directory, replace(manifest, golden=golden))
 
 
-def test_verify_detects_wrong_fixed_size_logits(bundle: Bundle) -> None:
+def test_verify_detects_wrong_fixed_size_logits(bundle: Bundle, tmp_path: Path) -> None:
+    bundle = open_bundle(shutil.copytree(bundle.directory.path, tmp_path / "copy"))
     path = bundle.directory.golden_logits
     with np.load(path) as golden:
         arrays = dict(golden)
