@@ -12,7 +12,9 @@ from typer.testing import CliRunner
 from edgetl.cli.app import create_app
 from edgetl.core.config.compare import CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.experiment import task_process
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
+from tests.helpers import forkserver
 from tests.helpers.experiments import made_experiment
 
 NETWORK = "mobilenet_v2-224"
@@ -94,19 +96,17 @@ def test_json_prints_one_object(
 
 
 def test_dry_run_prints_the_plan_and_trains_nothing(
-    forked: Callable[..., subprocess.CompletedProcess[str]],
-    parts: Path,
-    random_weights: Path,
-    tmp_path: Path,
+    parts: Path, random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = forked(
-        "compare", parts, "--models", ARCHITECTURE, "--strategies", "scratch,head", "--seeds", 1,
+    forkserver.fork_workers(task_process, monkeypatch)
+    result = run(
+        parts, "--models", ARCHITECTURE, "--strategies", "scratch,head", "--seeds", 1,
         "--image-size", IMAGE_SIZE, "--weights", random_weights, "-o", tmp_path / "out", "--dry-run",
     )  # fmt: skip
-    assert process.returncode == 0, process.stderr
+    assert result.exit_code == 0, result.output
     for name in ("head", "scratch-equal-time", "scratch"):
-        assert f"{ARCHITECTURE}-{IMAGE_SIZE}-{name}-s0" in process.stdout
-    assert "3 of 3 runs left, about" in process.stdout
+        assert f"{ARCHITECTURE}-{IMAGE_SIZE}-{name}-s0" in result.stdout
+    assert "3 of 3 runs left, about" in result.stdout
     assert not (tmp_path / "out").exists()
 
 

@@ -35,6 +35,7 @@ from edgetl.core.errors import (
 from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory
 from edgetl.device.hardware.info import collect_device_info
 from edgetl.experiment import plan as plan_module
+from edgetl.experiment import task_process
 from edgetl.experiment.compare import compare, plan_experiment
 from edgetl.experiment.matrix import PlannedRun
 from edgetl.experiment.messages import WorkerMessage
@@ -56,6 +57,11 @@ def not_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
         "_estimate_run_seconds",
         lambda runs, progress, scratch: {run.name: 1.0 for run in runs},
     )
+
+
+@pytest.fixture(autouse=True)
+def _forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    forkserver.fork_workers(task_process, monkeypatch)
 
 
 class RecordingProgress(ExperimentProgress):
