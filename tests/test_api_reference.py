@@ -139,6 +139,7 @@ def write_typed_script() -> list[str]:
     return "\n".join(lines).splitlines()
 
 
+@pytest.mark.slow
 def test_public_api_is_typed_without_any(tmp_path: Path) -> None:
     lines = write_typed_script()
     script = tmp_path / "api_usage.py"

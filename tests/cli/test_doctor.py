@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from edgetl.cli.app import create_app
 from edgetl.device import doctor
 from edgetl.device.doctor import inspect_environment, list_providers, try_provider, try_torch
 from edgetl.device.runtime import cuda_libraries
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -34,17 +31,6 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
         lambda name: ["numpy>=1.26", 'torch>=2.11; extra == "train"', "typer<0.29,>=0.15"],
     )
     return versions
-
-
-def edgetl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    variables = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
-    return subprocess.run(
-        [sys.executable, "-m", "edgetl", *arguments],
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.usefixtures("installed")
@@ -151,9 +137,14 @@ def test_crashing_probe_returns_the_error(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert problem == "ImportError: libtorch.so: cannot open"
 
 
-def test_command_prints_a_table_or_json() -> None:
-    table, as_json = edgetl("doctor"), edgetl("doctor", "--json")
-    assert table.returncode == as_json.returncode == 0, table.stderr
+def test_command_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = inspect_environment()
+    monkeypatch.setattr(doctor, "inspect_environment", lambda: environment)
+    table, as_json = (
+        CliRunner().invoke(create_app("doctor"), ["doctor", *options], env={"COLUMNS": "100"})
+        for options in ([], ["--json"])
+    )
+    assert table.exit_code == as_json.exit_code == 0, table.output
     content = json.loads(as_json.stdout)
     assert (content["schema"], content["kind"], content["findings"]) == (1, "doctor", [])
     assert content["packages"]["numpy"] in table.stdout
