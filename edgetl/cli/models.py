@@ -12,7 +12,8 @@ from edgetl.cli.exit_codes import ExitCode
 
 _CAPTION = (
     "Unfreeze: blocks that phase 2 trains by default. "
-    "Builtin: weights ship with edgetl, for --weights builtin.\n"
+    "Weights: where they come from without a download at run time, either edgetl (--weights\n"
+    "builtin) or its extra of this name (--weights imagenet).\n"
     "Head: the layer that is replaced."
 )
 
@@ -27,11 +28,12 @@ def models(
 ) -> None:
     """List the available architectures.
 
-    Shows parameters, input size, blocks, builtin weights and the head that is replaced.
+    Shows parameters, input size, blocks, weights at hand and the head that is replaced.
     """
-    from edgetl.core.architectures import load_architectures
+    from edgetl.core.architectures import load_architectures, source_of
     from edgetl.core.builtin_weights import find_builtin_folders
     from edgetl.core.files import SCHEMA
+    from edgetl.core.registry import WEIGHTS_EXTRAS
     from edgetl.core.typed_json import to_json
 
     matches = [row for row in load_architectures().values() if pattern.lower() in row.name]
@@ -49,16 +51,17 @@ def models(
     table.add_column("Model", no_wrap=True)
     for heading in ("Parameters", "Size", "Blocks", "Unfreeze"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("Builtin", no_wrap=True)
+    table.add_column("Weights", no_wrap=True)
     table.add_column("Head", no_wrap=True)
     for row in matches:
+        weights = WEIGHTS_EXTRAS.get(source_of(row.name), "")
         table.add_row(
             row.name,
             f"{row.parameters / 1e6:.1f} M",
             f"{row.image_size}",
             f"{row.blocks}",
             f"{row.unfreeze}",
-            "yes" if row.name in builtin_folders else "",
+            "builtin" if row.name in builtin_folders else weights,
             row.head + (" (conv)" if row.head_kind == "conv" else ""),
         )
     out.print(table)

@@ -49,11 +49,11 @@ def source_of(architecture: str) -> str:
     """Return the source of an architecture: a name in `edgetl.core.registry.ARCHITECTURE_SOURCES`.
 
     `timm:NAME` has its source as a prefix, `module:function` is a function of the user's own, and
-    names without a colon are torchvision's.
+    names without a colon are torchvision's, apart from EfficientNet-Lite.
     """
     prefix, colon, _ = architecture.partition(":")
     if not colon:
-        return "torchvision"
+        return "efficientnet_lite" if prefix.startswith("efficientnet_lite") else "torchvision"
     return prefix if prefix in ARCHITECTURE_SOURCES else "python"
 
 

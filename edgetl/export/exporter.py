@@ -333,7 +333,9 @@ class _BundleExport:
         packages = ("torch", "torchvision", "onnx", "onnxscript")
         return BundleManifest(
             edgetl=__version__,
-            run=RunReference(model.run_id, model.architecture, model.weights_source),
+            run=RunReference(
+                model.run_id, model.architecture, model.weights_source, model.weights_license
+            ),
             labels=tuple(model.labels),
             preprocessing=model.preprocessing,
             golden=golden,

@@ -84,7 +84,7 @@ def model_card(manifest: BundleManifest) -> str:
         classes=len(labels),
         version=manifest.edgetl,
         run_id=manifest.run.id,
-        weights=manifest.run.weights,
+        weights=manifest.run.weights_text,
         labels=label_text,
         accuracy=_accuracy_text(variant.accuracy),
         proof_images=network.images,

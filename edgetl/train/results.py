@@ -176,4 +176,4 @@ def write_results(
 def _weights_info(setup: RunSetup) -> WeightsInfo:
     if setup.weights is None:
         return WeightsInfo("none", None)
-    return WeightsInfo(setup.weights.source, setup.weights.sha256)
+    return WeightsInfo(setup.weights.source, setup.weights.sha256, setup.weights.license)

@@ -14,6 +14,14 @@ def test_table_lists_all_architectures() -> None:
     assert all(name in result.output for name in load_architectures())
 
 
+def test_table_says_which_weights_are_at_hand() -> None:
+    result = CliRunner().invoke(create_app(), ["models", "e"])
+    cells = {line.split("│")[1].strip(): line for line in result.output.splitlines() if "│" in line}
+    assert "lite" in cells["efficientnet_lite0"].split("│")[6]
+    assert "builtin" in cells["mobilenet_v3_small"].split("│")[6]
+    assert not cells["resnet18"].split("│")[6].strip()
+
+
 def test_json_is_complete() -> None:
     content = json.loads(CliRunner().invoke(create_app(), ["models", "--json"]).stdout)
     assert content["schema"] == 1

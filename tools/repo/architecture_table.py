@@ -1,4 +1,4 @@
-"""Write edgetl/core/architectures.csv from the installed torchvision.
+"""Write edgetl/core/architectures.csv from the installed torchvision and EfficientNet-Lite.
 
 python tools/repo/architecture_table.py
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 import torchvision
 
 from edgetl.core.architectures import Architecture
+from edgetl.train.model.sources.efficientnet_lite_network import LITE_SCALES
 from edgetl.train.model.stock_models import describe_architecture
 
 TABLE = Path(__file__).parents[2] / "edgetl/core/architectures.csv"
@@ -19,7 +20,7 @@ TABLE = Path(__file__).parents[2] / "edgetl/core/architectures.csv"
 
 def main() -> None:
     names: list[str] = torchvision.models.list_models(module=torchvision.models)
-    rows = [describe_architecture(name) for name in names]
+    rows = [describe_architecture(name) for name in sorted([*names, *LITE_SCALES])]
     with TABLE.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(
             stream, [field.name for field in fields(Architecture)], lineterminator="\n"

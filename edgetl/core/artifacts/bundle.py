@@ -350,6 +350,15 @@ class RunReference:
     id: str
     model: str
     weights: str
+    weights_license: str | None = field(default=None, metadata=in_json(omit_default=True))
+    """SPDX identifier of the license of the pretrained weights, if their source states it."""
+
+    @property
+    def weights_text(self) -> str:
+        """Source of the pretrained weights with their license."""
+        if self.weights_license is None:
+            return self.weights
+        return f"{self.weights} ({self.weights_license})"
 
 
 @dataclass(frozen=True)

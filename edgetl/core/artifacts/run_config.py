@@ -49,9 +49,11 @@ class WeightsInfo:
     """Initial weights of a run."""
 
     source: str
-    """URL or file, `builtin` or `none`."""
+    """URL, file, name and version of a package, `builtin` or `none`."""
     sha256: str | None
     """SHA-256 of the file's bytes; None without weights."""
+    license: str | None = field(default=None, metadata=in_json(omit_default=True))
+    """SPDX identifier of the weights' license, if their source states it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,8 +99,8 @@ class FinetuneConfig:
     )
     weights: str = option(
         "imagenet",
-        help="Pretrained weights: imagenet (downloaded by torchvision), builtin (shipped with "
-        "edgetl, for some models), none, a .safetensors or .pth file, or a folder of "
+        help="Pretrained weights: imagenet (downloaded, or from the extra lite), builtin "
+        "(shipped with edgetl, for some models), none, a .safetensors or .pth file, or a folder of "
         "<architecture>.safetensors files.",
         panel=MODEL,
         basic=True,

@@ -73,7 +73,7 @@ def render_bundle_report(bundle: BundleRecord) -> str:
     manifest = bundle.manifest
     lead = (
         f"Exported by edgetl {manifest.edgetl} from run {bundle.run_id}, "
-        f"weights {manifest.run.weights}."
+        f"weights {manifest.run.weights_text}."
     )
     return render_page(bundle_title(bundle), lead, sections)
 
@@ -378,7 +378,7 @@ def _provenance_section(bundle: BundleRecord) -> Section:
     pairs = [
         ("architecture", Cell(bundle.model)),
         ("run", Cell(bundle.run_id)),
-        ("weights", Cell(manifest.run.weights)),
+        ("weights", Cell(manifest.run.weights_text)),
         ("edgetl", Cell(manifest.edgetl)),
         *((name, value_cell(value)) for name, value in manifest.versions.items()),
     ]

@@ -106,6 +106,7 @@ def recipe_section(run: RunRecord) -> Section:
         ("architecture", Cell(run.model)),
         ("weights", value_cell(weights.source)),
         ("SHA-256 of the weights", value_cell(weights.sha256)),
+        ("license of the weights", value_cell(weights.license)),
         ("preprocessing", Cell(format_value(run.configuration.preprocessing.to_json()))),
     ]
     blocks: list[Markup] = [definition_list(pairs)]

@@ -163,6 +163,12 @@ class _Writer:
             group=module.groups,
         )
 
+    def zero_pad(self, node: fx.Node, module: nn.ZeroPad2d) -> str:
+        # ONNX Runtime joins it with the convolution that follows.
+        left, right, top, bottom = module.padding
+        pads = np.array([0, 0, top, left, 0, 0, bottom, right])
+        return self._add_node("Pad", [self.input(node), self._add_initializer(pads)])
+
     def linear(self, node: fx.Node, module: nn.Linear) -> str:
         if len(_shapes(node)[0]) != 2:
             raise ExportError(f"{node.name}: a linear layer must have a two-dimensional input.")
@@ -274,6 +280,7 @@ _NodeWriter = Callable[..., Any]
 _PASS_THROUGH: _NodeWriter = lambda writer, node, *module: writer.input(node)  # noqa: E731
 _MODULES: dict[type[nn.Module], _NodeWriter] = {
     nn.Conv2d: _Writer.convolution,
+    nn.ZeroPad2d: _Writer.zero_pad,
     nn.Linear: _Writer.linear,
     nn.BatchNorm2d: _Writer.batch_norm,
     nn.MaxPool2d: lambda writer, node, module: writer.pool(

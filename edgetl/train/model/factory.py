@@ -42,7 +42,9 @@ class LoadedModel:
     run_id: str
     """First 12 hexadecimal digits of the SHA-256 of the weights file."""
     weights_source: str
-    """Source of the pretrained weights: `builtin`, `none`, or the name of a weights file."""
+    """Source of the pretrained weights: `builtin`, `none`, a package, or the name of a file."""
+    weights_license: str | None
+    """SPDX identifier of the pretrained weights' license, if their source states it."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def load_run_model(run: RunDirectory) -> LoadedModel:
         architecture,
         digest[:12],
         Path(configuration.weights.source).name,
+        configuration.weights.license,
     )
 
 
@@ -183,4 +186,5 @@ def load_stock_model(architecture: str, weights: str, image_size: int | None = N
         architecture,
         pretrained.sha256[:12],
         Path(pretrained.source).name,
+        pretrained.license,
     )

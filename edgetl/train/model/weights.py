@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,7 +40,8 @@ def read_weights(source: str, architecture: str) -> PretrainedWeights | None:
     if source == "imagenet":
         return source_for(architecture).read_imagenet_weights(architecture)
     path = _find_file(Path(source).expanduser(), architecture)
-    return read_weights_file(path, str(path), architecture)
+    weights = read_weights_file(path, str(path), architecture)
+    return replace(weights, tensors=source_for(architecture).rename_tensors(weights.tensors))
 
 
 def load_weights(

@@ -44,9 +44,11 @@ class PretrainedWeights:
 
     tensors: dict[str, Tensor]
     source: str
-    """URL, path of the file, or `builtin`."""
+    """URL, path of the file, name and version of a package, or `builtin`."""
     sha256: str
     """SHA-256 of the file."""
+    license: str | None = None
+    """SPDX identifier of the license, if it is known."""
 
 
 def read_weights_file(path: Path, source: str, architecture: str) -> PretrainedWeights:

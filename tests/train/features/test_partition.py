@@ -25,6 +25,7 @@ SMALLEST = {
     "convnext_tiny": 32,
     "densenet121": 32,
     "efficientnet_b0": 32,
+    "efficientnet_lite0": 32,
     "googlenet": 64,
     "inception_v3": 96,
     "mnasnet0_5": 32,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
-from torch import nn
+from torch import Tensor, nn
 
 from edgetl.core.architectures import source_of
 from edgetl.core.preprocessing import Preprocessing
@@ -61,6 +61,10 @@ class ArchitectureSource(ABC):
         Raises:
             WeightsError: there are none, or they are unreachable or damaged.
         """
+
+    def rename_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the tensors of a weights file by their names in the models of this source."""
+        return dict(tensors)
 
     @abstractmethod
     def labels(self, name: str) -> Sequence[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torchvision
 from torch import nn
 
+from edgetl.core.architectures import load_architectures
 from edgetl.core.errors import ArchitectureError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.model.sources.base import ArchitectureSource
@@ -22,7 +23,8 @@ class TorchvisionModels(ArchitectureSource):
         """Check that torchvision has a classifier of this name."""
         names: list[str] = torchvision.models.list_models(module=torchvision.models)
         if name not in names:
-            matches = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+            candidates = sorted({*names, *load_architectures()})
+            matches = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
             hint = f" Did you mean {' or '.join(matches)}?" if matches else ""
             raise ArchitectureError(
                 f"torchvision has no classifier {name!r}.{hint} `edgetl models` lists them all."
