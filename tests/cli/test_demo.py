@@ -101,8 +101,8 @@ def test_nonempty_folder_is_rejected(edgetl: Run, tmp_path: Path) -> None:
     assert (tmp_path / "mine/notes.txt").read_text() == "keep"
 
 
-def test_missing_weights_are_reported_before_writing(edgetl: Run, tmp_path: Path) -> None:
-    process = edgetl("demo", "--weights", "nowhere.safetensors", "--keep", tmp_path / "new")
+def test_missing_weights_are_reported_before_writing(forked: Run, tmp_path: Path) -> None:
+    process = forked("demo", "--weights", "nowhere.safetensors", "--keep", tmp_path / "new")
     assert process.returncode == 1
     assert "nowhere.safetensors" in process.stderr
     assert not (tmp_path / "new").exists()

@@ -200,16 +200,12 @@ def test_existing_folder_is_rejected_and_unchanged(
 
 
 def test_offline_error_names_the_file_to_download(
-    edgetl: Program, make_images: MakeImages, tmp_path: Path
+    forked: Program, make_images: MakeImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    offline = {
-        "https_proxy": "http://127.0.0.1:9",
-        "HTTPS_PROXY": "http://127.0.0.1:9",
-        "TORCH_HOME": str(tmp_path / "cache"),
-    }
-    process = edgetl(
-        "finetune", make_images("photos", ["a", "b"]), "-o", tmp_path / "run", env=offline
-    )
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    process = forked("finetune", make_images("photos", ["a", "b"]), "-o", tmp_path / "run")
     assert process.returncode == 1
     for part in (
         "https://download.pytorch.org/models/mobilenet_v2-",

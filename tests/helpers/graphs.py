@@ -1,10 +1,11 @@
-"""Graphs of PyTorch's exporter, which takes seconds, cached for a test run."""
+"""Exports in tests: graphs of PyTorch's exporter, which takes seconds, and images are cached."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from edgetl.core.config.export import ExportConfig
 from edgetl.device.runtime.bundle import Bundle
 from edgetl.export import exporter
 from edgetl.export.exporter import export_architecture
+from edgetl.export.golden import generate_images
 from edgetl.export.graph.torch_export import NetworkGraph, export_network_graph
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 from tests.helpers.shared_files import build_once
@@ -44,6 +46,13 @@ def _cached_graph(
     return NetworkGraph(onnx.load(folder / "graph.onnx"), modules)
 
 
+def _copy_generated_images(factory: pytest.TempPathFactory, folder: Path, count: int) -> list[Path]:
+    name = f"generated-images-{count}"
+    generated = build_once(factory, name, lambda target: generate_images(target, count))
+    shutil.copytree(generated, folder, dirs_exist_ok=True)
+    return [folder / f"generated_{number}.png" for number in range(count)]
+
+
 class Export(Protocol):
     """Export of the test architecture to the folder `output`."""
 
@@ -53,8 +62,9 @@ class Export(Protocol):
 def quick_export(
     factory: pytest.TempPathFactory, weights: Path, patch: pytest.MonkeyPatch
 ) -> Export:
-    """Return an export function that uses cached graphs as long as `patch` lasts."""
+    """Return an export function that reuses graphs and images as long as `patch` lasts."""
     cache_graphs(factory, patch)
+    patch.setattr(exporter, "generate_images", partial(_copy_generated_images, factory))
 
     def export(output: Path, images: Path | None = None, **options: Any) -> Bundle:
         config = ExportConfig(output=output, **options)
