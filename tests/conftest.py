@@ -33,13 +33,12 @@ ARCHITECTURE, IMAGE_SIZE = "mobilenet_v3_small", 64
 
 
 LONG = (
-    "cli/test_export", "train/test_finetune", "train/test_resume", "device/bench/test_sweep",
-    "export/web/test_export", "device/bench/test_runner", "fleet/test_bench",
-    "experiment/test_compare", "e2e/test_main_job", "export/test_exporter",
-    "device/loadgen/test_loadgen", "tools/checks/test_fuzz", "train/engine/test_phase_builder",
-    "export/graph/test_fixed_size", "train/common/test_distributed",
-    "train/test_pytorch_backend", "device/bench/test_worker_process",
-    "export/quantize/test_quantize", "report/bench/test_page",
+    "cli/test_export", "export/web/test_export", "train/test_finetune", "device/bench/test_runner",
+    "train/test_resume", "e2e/test_main_job", "device/bench/test_sweep", "fleet/test_bench",
+    "train/engine/test_phase_builder", "export/test_exporter", "device/loadgen/test_loadgen",
+    "export/quantize/test_quantize", "report/bench/test_page", "train/common/test_run_choices",
+    "device/bench/test_worker_process", "experiment/test_compare", "train/test_pytorch_backend",
+    "cli/test_console", "cli/test_bench", "train/test_device_placement",
 )  # fmt: skip
 """Slowest test files in descending order. They run first, so that workers finish together."""
 

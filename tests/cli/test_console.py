@@ -85,7 +85,7 @@ def test_predict_csv_stops_when_stdout_is_closed(bundle: Path, tmp_path: Path) -
     ) == (0, "")
 
 
-@pytest.mark.parametrize("form", ["", "--json"])
+@pytest.mark.parametrize("form", ["", pytest.param("--json", marks=pytest.mark.slow)])
 def test_bench_saves_result_when_stdout_is_closed(form: str, bundle: Path, tmp_path: Path) -> None:
     options = ("--scope", "model", "--rounds", "2", "--max-p99", "1us", *filter(None, [form]))
     status, stderr = run_with_closed_pipe("bench", bundle, *options, folder=tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -21,13 +20,13 @@ from edgetl.core.paths import RunDirectory
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
 from edgetl.device.predict import predict
-from edgetl.device.runtime.bundle import open_bundle
+from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.export import latency
 from edgetl.export.exporter import export_run
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 from tests.helpers.browser import browser
 from tests.helpers.graphs import cache_graphs
-from tests.helpers.web_page import NPM, Page, agrees, needs_browser
+from tests.helpers.web_page import Page, agrees, needs_browser
 
 SHORT = BenchProtocol(
     block_seconds=0.05, block_runs=5, window_seconds=0.01, window_runs=2, max_windows=3
@@ -128,23 +127,21 @@ def test_missing_images_are_reported(forked: Run, finished_run: Path, tmp_path: 
 
 @pytest.fixture(scope="module")
 def all_variants_bundle(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Export all variants with --ort-format and --web, and a short timing protocol."""
+    """Export all variants with --ort-format and a short timing protocol."""
     bundle = tmp_path_factory.mktemp("bundles") / "all"
     names = ("fp16", "int8", "int8-dynamic", "int8-weights")
-    web = NPM is not None or "CI" in os.environ
     config = ExportConfig(
-        output=bundle,
-        variants=names,
-        ort_format=True,
-        max_accuracy_drop=100,
-        optimise="size",
-        web=web,
+        output=bundle, variants=names, ort_format=True, max_accuracy_drop=100, optimise="size"
     )
+    export_with_short_timing(finished_run, config)
+    return bundle
+
+
+def export_with_short_timing(run: Path, config: ExportConfig) -> Bundle:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(latency, "BenchProtocol", lambda: SHORT)
         patch.setattr(latency, "_ROUNDS", 2)
-        export_run(RunDirectory(finished_run), config)
-    return bundle
+        return export_run(RunDirectory(run), config)
 
 
 def test_manifest_and_card_describe_every_variant(
@@ -176,22 +173,6 @@ def test_manifest_and_card_describe_every_variant(
     assert manifest["recommended"] == smallest["name"]
 
 
-@needs_browser
-def test_web_page_runs_recommended_variant_when_size_optimised(
-    all_variants_bundle: Path, tmp_path: Path
-) -> None:
-    bundle = open_bundle(all_variants_bundle)
-    assert bundle.manifest.web.variant == bundle.manifest.recommended != "fp32"
-    with browser(tmp_path / "browser") as web_browser:
-        page = Page(web_browser, bundle.directory.web)
-        page.visit()
-        assert f"variant {bundle.manifest.recommended}," in page.text("origin")
-        for prediction in predict(bundle, bundle.load_golden().files):
-            assert agrees(page.label(prediction.path, "click"), dict(prediction.top_labels))
-        assert web_browser.complaints == []
-        page.server.shutdown()
-
-
 def test_variants_share_preprocessing_and_metadata(all_variants_bundle: Path) -> None:
     bundle = all_variants_bundle
     reference = onnx.load(bundle / "fp32.onnx")
@@ -212,6 +193,30 @@ def test_variants_share_preprocessing_and_metadata(all_variants_bundle: Path) ->
         assert {entry.key: entry.value for entry in model.metadata_props} == {
             entry.key: entry.value for entry in reference.metadata_props
         }
+
+
+@pytest.mark.slow
+@needs_browser
+def test_web_page_runs_recommended_variant_when_size_optimised(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    config = ExportConfig(
+        output=tmp_path / "bundle",
+        variants=("int8-weights",),
+        max_accuracy_drop=100,
+        optimise="size",
+        web=True,
+    )
+    bundle = export_with_short_timing(finished_run, config)
+    assert bundle.manifest.web.variant == bundle.manifest.recommended != "fp32"
+    with browser(tmp_path / "browser") as web_browser:
+        page = Page(web_browser, bundle.directory.web)
+        page.visit()
+        assert f"variant {bundle.manifest.recommended}," in page.text("origin")
+        for prediction in predict(bundle, bundle.load_golden().files):
+            assert agrees(page.label(prediction.path, "click"), dict(prediction.top_labels))
+        assert web_browser.complaints == []
+        page.server.shutdown()
 
 
 @pytest.mark.slow

@@ -150,13 +150,15 @@ def program(*arguments: object) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("hosts")
+@pytest.mark.parametrize(
+    "measured", [("pi",), pytest.param(("pi", "jetson"), marks=pytest.mark.slow)], ids=len
+)
 def test_hosts_run_in_parallel_and_fail_independently(
-    bundle: Path, wheels: Path, hosts: dict[str, Sshd], tmp_path: Path
+    measured: tuple[str, ...], bundle: Path, wheels: Path, tmp_path: Path
 ) -> None:
     host_options = [
-        part
-        for host in ("pi", "jetson", "bare", "stranger", "nowhere")
-        for part in ("--host", host)
+        part for host in (*measured, "bare", "stranger", "nowhere") for part in ("--host", host)
     ]
     process = program(
         bundle,
@@ -174,7 +176,7 @@ def test_hosts_run_in_parallel_and_fail_independently(
     assert process.returncode == 1, stderr
     assert stdout, stderr
     outcomes = {outcome["host"]: outcome for outcome in json.loads(stdout)["hosts"]}
-    for host in ("pi", "jetson"):
+    for host in measured:
         assert outcomes[host]["failed"] is None
         assert outcomes[host]["status"] in (4, 5), "no network is that fast"
         result = read_result(tmp_path / "results" / f"{host}.json")

@@ -417,9 +417,15 @@ def is_gone(pid: int) -> bool:
     ("target", "number", "status", "message"),
     [
         ("worker", signal.SIGKILL, 1, "loadgen process of onnxruntime was killed by SIGKILL"),
-        ("worker", signal.SIGSEGV, 1, "loadgen process of onnxruntime was killed by SIGSEGV"),
+        pytest.param(
+            "worker",
+            signal.SIGSEGV,
+            1,
+            "loadgen process of onnxruntime was killed by SIGSEGV",
+            marks=pytest.mark.slow,
+        ),
         ("program", signal.SIGINT, 130, "nothing was kept"),
-        ("program", signal.SIGKILL, -signal.SIGKILL, ""),
+        pytest.param("program", signal.SIGKILL, -signal.SIGKILL, "", marks=pytest.mark.slow),
     ],
 )
 def test_stopped_process_leaves_no_files(
