@@ -134,7 +134,7 @@ def _print_parity(parity: ParityRecord) -> None:
         )
     difference = f"max |Δlogit| {path.max_abs_diff:.2g}  (limit {path.tolerance:g})"
     if path.max_grey_levels is not None:
-        difference += f", pixels within {path.max_grey_levels} grey level"
+        difference += f", pixels within {pluralize(path.max_grey_levels, 'grey level')}"
     ties = f" but {pluralize(path.ties, 'tie')}" if path.ties else ""
     out.print(f"  whole path, decoded photos   {difference}, same top-1 on all{ties}")
 

@@ -35,6 +35,7 @@ from edgetl.export.graph.assemble import extract_network, with_outputs
 from edgetl.export.graph.preprocessing import CROPPED_IMAGE, IMAGE, PIXELS
 from edgetl.export.graph.torch_export import LOGITS, NetworkGraph
 from edgetl.export.parity.diagnosis import (
+    PIXEL_TOLERANCE,
     diagnose_input,
     diagnose_logits,
     diagnose_pixels,
@@ -49,9 +50,6 @@ EXTRA_IMAGE_SIZES = ((97, 131), (333, 517), (640, 480), (1200, 900))
 """Additional image sizes (height, width) for the path part: small and large, odd and even."""
 RELATIVE_TOLERANCE = 0.01
 """Share of the largest |logit| added to the tolerance of the path part."""
-PIXEL_TOLERANCE = 1
-"""Largest difference between a pixel resized in the graph and by Pillow."""
-
 
 TIE_TOLERANCE = 1e-3
 """Largest logit difference of a tie.
@@ -287,7 +285,7 @@ class ParityProof:
             raise ParityError(
                 f"Parity failed in the path part (pixels): {files[image]} ({shape[2]} x {shape[1]} px), resized in the "
                 f"graph, differs from Pillow by {worst} grey levels at row {row}, column {column}, "
-                f"channel {'RGB'[channel]}; {PIXEL_TOLERANCE} is allowed. {diagnosis}No bundle was written. "
+                f"channel {'RGB'[channel]}; {PIXEL_TOLERANCE} are allowed. {diagnosis}No bundle was written. "
                 "{input} tensor leaves preprocessing out of the file.",
                 ExportConfig,
             )
