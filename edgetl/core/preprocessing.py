@@ -8,6 +8,8 @@ from typing import Literal
 from edgetl.core.errors import ConfigError
 from edgetl.core.typed_json import FieldError, JsonObject, in_json, parse_as, to_json
 
+Interpolation = Literal["bilinear", "bicubic"]
+"""Pillow's BILINEAR or BICUBIC, both of which antialias."""
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_RESIZE = 8192
@@ -22,7 +24,7 @@ _REQUIRED = in_json(required=True)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Antialiased bilinear resize of the shorter side, center crop, scale to [0, 1], normalize.
+    """Antialiased resize of the shorter side, center crop, scale to [0, 1], normalize.
 
     The geometry matches torchvision's `Resize` and `CenterCrop` on Pillow images to the pixel.
     """
@@ -35,8 +37,8 @@ class Preprocessing:
     """Mean of each RGB channel on the scale [0, 1]."""
     std: tuple[float, float, float] = field(default=IMAGENET_STD, metadata=_REQUIRED)
     """Standard deviation of each RGB channel on the scale [0, 1]."""
-    interpolation: Literal["bilinear"] = field(default="bilinear", metadata=_REQUIRED)
-    """Interpolation of the resize: Pillow's BILINEAR, which is antialiased."""
+    interpolation: Interpolation = field(default="bilinear", metadata=_REQUIRED)
+    """Interpolation of the resize."""
     color: Literal["RGB"] = field(default="RGB", metadata=_REQUIRED)
     """Order of the color channels."""
 

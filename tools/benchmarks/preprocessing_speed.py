@@ -1,6 +1,6 @@
 """Time preprocessing inside the ONNX graph against Pillow and NumPy.
 
-    python -m tools.benchmarks.preprocessing_speed PHOTO [--size 224]
+    python -m tools.benchmarks.preprocessing_speed PHOTO [--size 224] [--interpolation bicubic]
 
 With `--before FILE`, the baseline is the preprocessing graph of an earlier commit instead, and the
 outputs must be bit-identical.
@@ -16,9 +16,11 @@ import argparse
 import runpy
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import numpy as np
 import onnx
@@ -27,7 +29,7 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.preprocessing import Interpolation, Preprocessing
 from edgetl.device.runtime.images import load_image
 from edgetl.export.graph.preprocessing import IMAGE, PIXELS, preprocessing_graph
 
@@ -50,7 +52,8 @@ def preprocess_with_pillow(
         [1, 3, crop, crop].
     """
     height, width = preprocessing.compute_resized_size(*image.shape[:2])
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    resampling = Image.Resampling[preprocessing.interpolation.upper()]
+    resized = Image.fromarray(image).resize((width, height), resampling)
     top, left = preprocessing.compute_crop_offset(height, width)
     box = (left, top, left + preprocessing.crop, top + preprocessing.crop)
     crop = np.asarray(resized.crop(box))
@@ -96,13 +99,20 @@ def main() -> None:
         "--size", type=int, default=224, help="side of the model's input, in pixels [224]"
     )
     parser.add_argument(
+        "--interpolation",
+        choices=get_args(Interpolation),
+        default="bilinear",
+        help="interpolation of the resize [bilinear]",
+    )
+    parser.add_argument(
         "--before",
         type=Path,
         metavar="FILE",
         help="earlier edgetl/export/graph/preprocessing.py to use as the baseline",
     )
     arguments = parser.parse_args()
-    preprocessing = Preprocessing.for_image_size(arguments.size)
+    sizes = Preprocessing.for_image_size(arguments.size)
+    preprocessing = replace(sizes, interpolation=arguments.interpolation)
     session = _create_session(preprocessing_graph, preprocessing)
     earlier = None
     if arguments.before:
@@ -112,7 +122,7 @@ def main() -> None:
     photo = Image.fromarray(load_image(arguments.photo))
     print(
         f"Pillow {PIL.__version__}, onnxruntime {onnxruntime.__version__}, to {arguments.size} px, "
-        f"one thread, {ROUNDS} rounds"
+        f"{arguments.interpolation}, one thread, {ROUNDS} rounds"
     )
     for width, height in SIZES:
         image = np.asarray(photo.resize((width, height), Image.Resampling.LANCZOS))

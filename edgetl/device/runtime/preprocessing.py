@@ -19,7 +19,7 @@ def resize_and_crop(image: NDArray[np.uint8], preprocessing: Preprocessing) -> N
 
     Args:
         image: uint8 [height, width, 3].
-        preprocessing: sizes of the resize and the crop.
+        preprocessing: sizes of the resize and the crop, and the interpolation.
 
     Returns:
         uint8 [crop, crop, 3].
@@ -38,7 +38,7 @@ def resize_around_crop(image: NDArray[np.uint8], preprocessing: Preprocessing) -
 
     Args:
         image: uint8 [height, width, 3].
-        preprocessing: sizes of the resize and the crop.
+        preprocessing: sizes of the resize and the crop, and the interpolation.
 
     Returns:
         uint8 [resize, resize, 3].
@@ -57,8 +57,9 @@ def _resize(image: NDArray[np.uint8], preprocessing: Preprocessing) -> Image.Ima
     # The order of the passes affects the rounding of a fifth of the pixels. Two steps fix it: rows
     # first, as in Pillow before version 13 and in ONNX Runtime. Pillow 13 resizes the columns first
     # if that is cheaper.
-    rows = Image.fromarray(image).resize((width, image.shape[0]), Image.Resampling.BILINEAR)
-    return rows.resize((width, height), Image.Resampling.BILINEAR)
+    resampling = Image.Resampling[preprocessing.interpolation.upper()]
+    rows = Image.fromarray(image).resize((width, image.shape[0]), resampling)
+    return rows.resize((width, height), resampling)
 
 
 def resize_to(image: NDArray[np.uint8], size: tuple[int, int] | None) -> NDArray[np.uint8]:

@@ -41,12 +41,12 @@ def network_input(image: np.ndarray) -> np.ndarray:
         return image[None]
     config = MANIFEST["preprocessing"]
     resize, crop = config["resize"], config["crop"]
-    height, width = image.shape[:2]
-    size = (resize * width // min(height, width), resize * height // min(height, width))
-    left, top = (round((side - crop) / 2) for side in size)
+    width, height = (resize * side // min(image.shape[:2]) for side in image.shape[1::-1])
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
     # Resize the width first: the order affects rounding, and Pillow's depends on its version.
-    photo = Image.fromarray(image).resize((size[0], height), 2).resize(size, 2)  # 2: bilinear
-    photo = photo.crop((left, top, left + crop, top + crop))
+    method = Image.Resampling[config["interpolation"].upper()]
+    photo = Image.fromarray(image).resize((width, len(image)), method)
+    photo = photo.resize((width, height), method).crop((left, top, left + crop, top + crop))
     mean, std = np.float32(config["mean"]), np.float32(config["std"])
     return ((np.asarray(photo, np.float32) / 255 - mean) / std).transpose(2, 0, 1)[None]
 

@@ -18,7 +18,7 @@ import onnx
 import onnx.parser
 from onnx import TensorProto
 
-from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.preprocessing import Interpolation, Preprocessing
 
 IMAGE, CROPPED_IMAGE, PIXELS = "image", "cropped", "pixels"
 """Value names: the photo, its crop (uint8 [batch, 3, crop, crop]) and the network's input."""
@@ -30,6 +30,41 @@ DOUBLE, FLOAT, INT64, UINT8 = (
     TensorProto.INT64,
     TensorProto.UINT8,
 )
+
+_TAPS: dict[Interpolation, int] = {"bilinear": 2, "bicubic": 4}
+"""Number of pixels that an enlarged pixel is computed from, along one axis."""
+_RESIZE_MODES: dict[Interpolation, str] = {
+    "bilinear": 'mode = "linear"',
+    "bicubic": 'mode = "cubic", cubic_coeff_a = -0.5',
+}
+"""Attributes of `Resize`; Pillow's cubic has the coefficient -0.5, ONNX's default is -0.75."""
+_FILTER_CONSTANTS: dict[Interpolation, str] = {
+    "bilinear": "",
+    "bicubic": """double pre_near_cubic = {1.5}, double pre_near_square = {2.5},
+            double pre_far_square = {5.0}, double pre_far_linear = {8.0},
+            double pre_far_rest = {4.0}, double pre_coefficient = {-0.5},
+            double pre_white = {255.0},""",
+}
+_FILTERS: dict[Interpolation, str] = {
+    "bilinear": "AXIS_filter = Sub(pre_one, AXIS_distance)",
+    # (1.5 x - 2.5) x x + 1 up to a distance of 1, (((x - 5) x + 8) x - 4) a beyond it; both are 0
+    # at 1, so that their sum with x limited to its own side equals the one that applies.
+    "bicubic": """AXIS_near = Min(AXIS_distance, pre_one)
+        AXIS_near_1 = Mul(AXIS_near, pre_near_cubic)
+        AXIS_near_2 = Sub(AXIS_near_1, pre_near_square)
+        AXIS_near_3 = Mul(AXIS_near_2, AXIS_near)
+        AXIS_near_4 = Mul(AXIS_near_3, AXIS_near)
+        AXIS_near_5 = Add(AXIS_near_4, pre_one)
+        AXIS_far = Max(AXIS_distance, pre_one)
+        AXIS_far_1 = Sub(AXIS_far, pre_far_square)
+        AXIS_far_2 = Mul(AXIS_far_1, AXIS_far)
+        AXIS_far_3 = Add(AXIS_far_2, pre_far_linear)
+        AXIS_far_4 = Mul(AXIS_far_3, AXIS_far)
+        AXIS_far_5 = Sub(AXIS_far_4, pre_far_rest)
+        AXIS_far_6 = Mul(AXIS_far_5, pre_coefficient)
+        AXIS_filter = Add(AXIS_near_5, AXIS_far_6)""",
+}
+"""Nodes that compute the weights AXIS_filter from AXIS_distance, as Pillow does."""
 
 
 def preprocessing_graph(
@@ -45,7 +80,9 @@ def preprocessing_graph(
         opset: ONNX opset, 18 or newer.
         ir_version: ONNX IR version.
     """
-    crop = preprocessing.crop
+    crop, interpolation = preprocessing.crop, preprocessing.interpolation
+    taps = _TAPS[interpolation]
+    tap_offsets = ", ".join(f"{tap}.0" for tap in range(taps))
     fixed_one = f"{1 << FIXED_POINT_BITS}.0"
     scale = ", ".join(repr(1 / (255 * std)) for std in preprocessing.std)
     offset = ", ".join(
@@ -59,13 +96,17 @@ def preprocessing_graph(
         <
             int64 pre_resize = {{{preprocessing.resize}}}, int64[2] pre_crop = {{{crop}, {crop}}},
             int64[2] pre_axes = {{2, 3}}, int64[1] pre_channels = {{3}}, float pre_two = {{2.0}},
-            int64 pre_row = {{0}}, int64 pre_column = {{1}}, int64 pre_int_one = {{1}},
+            int64 pre_row = {{0}}, int64 pre_column = {{1}}, int64[1] pre_tap_axis = {{0}},
+            int64[1] pre_columns_tap_axis = {{2}}, int64[1] pre_rows_tap_axis = {{1}},
             double pre_zero = {{0.0}}, double pre_half = {{0.5}}, double pre_one = {{1.0}},
+            double pre_reach = {{{taps // 2 - 0.5}}},
+            double[{taps}, 1] pre_taps = {{{tap_offsets}}},
+            {_FILTER_CONSTANTS[interpolation]}
             double pre_fixed_one = {{{fixed_one}}},
-            double[1, 1, 1, 3] pre_fixed_pixel = {{{fixed_one}, {fixed_one}, {fixed_one}}},
+            double[3] pre_fixed_pixel = {{{fixed_one}, {fixed_one}, {fixed_one}}},
             double[{crop}] pre_middles = {{{middles}}},
-            int64[4] pre_along_columns = {{1, 1, {crop}, 1}},
-            int64[4] pre_along_rows = {{1, {crop}, 1, 1}},
+            int64[3] pre_along_columns = {{{taps}, {crop}, 1}},
+            int64[4] pre_along_rows = {{{taps}, {crop}, 1, 1}},
             float[3, 1, 1] pre_scale = {{{scale}}}, float[3, 1, 1] pre_offset = {{{offset}}},
             uint8[batch, 3, {crop}, {crop}] {CROPPED_IMAGE}
         >
@@ -85,13 +126,13 @@ def preprocessing_graph(
             pre_enlarge = Less(pre_shorter, pre_resize)
             {CROPPED_IMAGE} = If(pre_enlarge) <
                 then_branch = enlarge () => (uint8[batch, 3, {crop}, {crop}] pre_enlarged) {{
-                    {_enlarge_axis("pre_columns", IMAGE, "pre_wide", axis=2)}
-                    {_enlarge_axis("pre_rows", "pre_wide", "pre_high", axis=1)}
+                    {_enlarge_axis(interpolation, "pre_columns", IMAGE, "pre_wide", axis=2)}
+                    {_enlarge_axis(interpolation, "pre_rows", "pre_wide", "pre_high", axis=1)}
                     pre_enlarged = Transpose<perm = [0, 3, 1, 2]>(pre_high)
                 }},
                 else_branch = shrink () => (uint8[batch, 3, {crop}, {crop}] pre_shrunk) {{
                     pre_planes = Transpose<perm = [0, 3, 1, 2]>({IMAGE})
-                    pre_resized = Resize<mode = "linear", antialias = 1, exclude_outside = 1>(
+                    pre_resized = Resize<{_RESIZE_MODES[interpolation]}, antialias = 1, exclude_outside = 1>(
                         pre_planes, , , pre_sizes
                     )
                     pre_shrunk = Slice(pre_resized, pre_start, pre_end, pre_axes)
@@ -104,22 +145,65 @@ def preprocessing_graph(
     """)
 
 
-def _enlarge_axis(name: str, source: str, target: str, axis: int) -> str:
-    """Return the nodes of one enlarging pass of Pillow's bilinear resampling, within the crop.
+def _enlarge_axis(
+    interpolation: Interpolation, name: str, source: str, target: str, axis: int
+) -> str:
+    """Return the nodes of one enlarging pass of Pillow's resampling, within the crop.
 
-    Each output pixel is a weighted sum of its two neighbors. Pillow computes the weights in double
-    precision, rounds them to 22 bits, and sums in 30-bit integers (precompute_coeffs,
-    normalize_coeffs_8bpc and ImagingResampleHorizontal_8bpc in Resample.c). At the borders the
-    nearest pixel has the full weight.
+    Each output pixel is a weighted sum of its two (bilinear) or four (bicubic) nearest pixels, in
+    30-bit integers in Pillow (ImagingResampleHorizontal_8bpc in Resample.c). The weights are
+    multiples of 2^-22, so that products and sums in double are exact.
 
     Args:
+        interpolation: Pillow's filter.
         name: prefix of the value names.
         source: name of the input value, NHWC.
         target: name of the output value.
         axis: 1 for rows, 2 for columns.
     """
+    taps = range(_TAPS[interpolation])
+    indices, weights, parts = (
+        ", ".join(f"{name}_{value}_{tap}" for tap in taps) for value in ("index", "weight", "part")
+    )
+    weighted_pixels = "".join(
+        f"""
+        {name}_pixels_{tap} = Gather<axis = {axis}>({source}, {name}_index_{tap})
+        {name}_values_{tap} = Cast<to = {DOUBLE}>({name}_pixels_{tap})
+        {name}_part_{tap} = Mul({name}_values_{tap}, {name}_weight_{tap})"""
+        for tap in taps
+    )
+    limit, level = "", f"{name}_rounded"
+    if interpolation == "bicubic":
+        # Negative weights: the sum may leave the range of uint8.
+        level = f"{name}_limited"
+        limit = f"""
+        {name}_not_negative = Max({name}_rounded, pre_zero)
+        {level} = Min({name}_not_negative, pre_white)"""
+    return f"""
+        {_neighbor_weights(interpolation, name, axis)}
+        {indices} = Split<num_outputs = {len(taps)}>({name}_indices)
+        {weights} = Split<num_outputs = {len(taps)}>({name}_weights)
+        {weighted_pixels}
+        {name}_sum = Sum({parts})
+        {name}_rounded = Add({name}_sum, pre_half)
+        {limit}
+        {name}_levels = Cast<to = {UINT8}>({level})
+        {target} = Squeeze({name}_levels, {name}_tap_axis)
+    """
+
+
+def _neighbor_weights(interpolation: Interpolation, name: str, axis: int) -> str:
+    """Return the nodes that compute NAME_indices [taps, crop] and NAME_weights, which broadcast.
+
+    As in precompute_coeffs and normalize_coeffs_8bpc in Pillow's Resample.c, weights are computed in
+    double, those of pixels outside the image are left out, the others are divided by their sum and
+    rounded to 22 bits, halves away from zero.
+    """
     index = "pre_row" if axis == 1 else "pre_column"
     shape = "pre_along_rows" if axis == 1 else "pre_along_columns"
+    # One weight per channel: onnxruntime multiplies along rows of pixels eight times as fast as
+    # along three channels.
+    fixed_one = "pre_fixed_pixel" if axis == 2 else "pre_fixed_one"
     return f"""
         {name}_old = Gather(pre_size, {index})
         {name}_new = Gather(pre_resized_size, {index})
@@ -129,41 +213,29 @@ def _enlarge_axis(name: str, source: str, target: str, axis: int) -> str:
         {name}_first = Gather(pre_start, {index})
         {name}_first_double = Cast<to = {DOUBLE}>({name}_first)
         {name}_middle = Add(pre_middles, {name}_first_double)
-        {name}_centre = Mul({name}_middle, {name}_ratio)
-        {name}_shifted = Sub({name}_centre, pre_half)
-        {name}_last_double = Sub({name}_old_double, pre_one)
-        {name}_not_before = Max({name}_shifted, pre_zero)
-        {name}_position = Min({name}_not_before, {name}_last_double)
-        {name}_floor = Floor({name}_position)
-        {name}_share_flat = Sub({name}_position, {name}_floor)
-        {name}_share = Reshape({name}_share_flat, {shape})
-        {name}_rest = Sub(pre_one, {name}_share)
-        {name}_left = Cast<to = {INT64}>({name}_floor)
-        {name}_next = Add({name}_left, pre_int_one)
-        {name}_last = Sub({name}_old, pre_int_one)
-        {name}_right = Min({name}_next, {name}_last)
-        {_weighted_neighbors(name, "left", "rest", source, axis)}
-        {_weighted_neighbors(name, "right", "share", source, axis)}
-        {name}_sum = Add({name}_left_part, {name}_right_part)
-        {name}_rounded = Add({name}_sum, pre_half)
-        {target} = Cast<to = {UINT8}>({name}_rounded)
-    """
-
-
-def _weighted_neighbors(name: str, side: str, share: str, source: str, axis: int) -> str:
-    """Return the nodes that multiply the neighbors on one side by Pillow's weights.
-
-    The weights are multiples of 2^-22, so that products and sums in double are exact.
-    """
-    # One weight per channel: onnxruntime multiplies along rows of pixels eight times as fast as
-    # along three channels.
-    fixed_one = "pre_fixed_pixel" if axis == 2 else "pre_fixed_one"
-    return f"""
-        {name}_{side}_scaled = Mul({name}_{share}, {fixed_one})
-        {name}_{side}_up = Add({name}_{side}_scaled, pre_half)
-        {name}_{side}_floor = Floor({name}_{side}_up)
-        {name}_{side}_weight = Div({name}_{side}_floor, pre_fixed_one)
-        {name}_{side}_pixels = Gather<axis = {axis}>({source}, {name}_{side})
-        {name}_{side}_values = Cast<to = {DOUBLE}>({name}_{side}_pixels)
-        {name}_{side}_part = Mul({name}_{side}_values, {name}_{side}_weight)
+        {name}_center = Mul({name}_middle, {name}_ratio)
+        {name}_reach = Sub({name}_center, pre_reach)
+        {name}_nearest = Floor({name}_reach)
+        {name}_position = Add({name}_nearest, pre_taps)
+        {name}_last = Sub({name}_old_double, pre_one)
+        {name}_not_before = Max({name}_position, pre_zero)
+        {name}_inner = Min({name}_not_before, {name}_last)
+        {name}_is_inside = Equal({name}_position, {name}_inner)
+        {name}_inside = Cast<to = {DOUBLE}>({name}_is_inside)
+        {name}_offset = Sub({name}_position, {name}_center)
+        {name}_shifted = Add({name}_offset, pre_half)
+        {name}_distance = Abs({name}_shifted)
+        {_FILTERS[interpolation].replace("AXIS", name)}
+        {name}_kept = Mul({name}_filter, {name}_inside)
+        {name}_total = ReduceSum({name}_kept, pre_tap_axis)
+        {name}_share = Div({name}_kept, {name}_total)
+        {name}_scaled = Mul({name}_share, pre_fixed_one)
+        {name}_sign = Sign({name}_scaled)
+        {name}_signed_half = Mul({name}_sign, pre_half)
+        {name}_away = Add({name}_scaled, {name}_signed_half)
+        {name}_integer = Cast<to = {INT64}>({name}_away)
+        {name}_integer_double = Cast<to = {DOUBLE}>({name}_integer)
+        {name}_shaped = Reshape({name}_integer_double, {shape})
+        {name}_weights = Div({name}_shaped, {fixed_one})
+        {name}_indices = Cast<to = {INT64}>({name}_inner)
     """

@@ -17,10 +17,11 @@ import pytest
 from onnx import TensorProto, numpy_helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
-from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.preprocessing import Interpolation, Preprocessing
 from edgetl.export.graph.preprocessing import preprocessing_graph
 
 RECORDED = json.loads((Path(__file__).parent / "recorded/cuda_kernels.json").read_text())
+both_interpolations = pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 FOLDED_OPERATORS = {"Constant"}
 """Operators that onnxruntime folds when it loads a model."""
 
@@ -119,20 +120,28 @@ def test_missing_kernel_is_named() -> None:
 
 
 @pytest.mark.parametrize("opset", [18, 21])
-def test_preprocessing_has_cuda_kernels_in_every_opset(opset: int) -> None:
-    assert missing_kernels(preprocessing_graph(Preprocessing(256, 224), opset, 10)) == []
+@both_interpolations
+def test_preprocessing_has_cuda_kernels_in_every_opset(
+    opset: int, interpolation: Interpolation
+) -> None:
+    preprocessing = Preprocessing(256, 224, interpolation=interpolation)
+    assert missing_kernels(preprocessing_graph(preprocessing, opset, 10)) == []
 
 
-def branches() -> tuple[onnx.GraphProto, onnx.GraphProto, onnx.GraphProto]:
-    graph = preprocessing_graph(Preprocessing(256, 224), 18, 10).graph
+def branches(
+    interpolation: Interpolation,
+) -> tuple[onnx.GraphProto, onnx.GraphProto, onnx.GraphProto]:
+    preprocessing = Preprocessing(256, 224, interpolation=interpolation)
+    graph = preprocessing_graph(preprocessing, 18, 10).graph
     condition = next(node for node in graph.node if node.op_type == "If")
     by_name = {attribute.name: attribute.g for attribute in condition.attribute}
     return graph, by_name["then_branch"], by_name["else_branch"]
 
 
-def test_resize_and_slice_use_nchw() -> None:
+@both_interpolations
+def test_resize_and_slice_use_nchw(interpolation: Interpolation) -> None:
     """At run time, CUDA does not support antialiased Resize of uint8 in NHWC."""
-    graph, _, shrink = branches()
+    graph, _, shrink = branches(interpolation)
     assert [node.op_type for node in shrink.node] == ["Transpose", "Resize", "Slice"]
     transpose, resize, slice_node = shrink.node
     assert list(transpose.attribute[0].ints) == [0, 3, 1, 2]
@@ -143,17 +152,19 @@ def test_resize_and_slice_use_nchw() -> None:
     assert np.array_equal(numpy_helper.to_array(axes), [2, 3])
 
 
-def test_branches_compute_no_shapes() -> None:
+@both_interpolations
+def test_branches_compute_no_shapes(interpolation: Interpolation) -> None:
     """A shape computed inside the If causes a copy and a synchronization in every call."""
-    _, enlarge, shrink = branches()
+    _, enlarge, shrink = branches(interpolation)
     assert not {"Concat", "Shape", "Range", "BitShift"} & {
         node.op_type for node in (*enlarge.node, *shrink.node)
     }
 
 
-def test_sizes_and_pixels_share_no_constant() -> None:
+@both_interpolations
+def test_sizes_and_pixels_share_no_constant(interpolation: Interpolation) -> None:
     """A constant read by both host and device causes a copy."""
-    graph, enlarge, shrink = branches()
+    graph, enlarge, shrink = branches(interpolation)
     constants = {tensor.name for tensor in graph.initializer}
     host_values = {
         name
