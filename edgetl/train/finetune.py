@@ -123,10 +123,12 @@ def resume(run: StrPath, progress: TrainingProgress | None = None) -> RunDirecto
             use_recorded_threads(choices),
         ):
             state = processes.run_on_main(lambda: _read_checkpoint(directory))
-            # The free memory may differ now, but what was derived from it must not change.
+            # The free memory may differ now, but what was derived from it must not change; neither
+            # must the interpolation, which was bilinear for all models before there was a choice.
             config = replace(
                 config,
                 output=directory.path,
+                interpolation=recorded.preprocessing.interpolation,
                 cache_budget=recorded.config.cache_budget,
                 workers=recorded.config.workers,
             )

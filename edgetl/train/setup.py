@@ -89,7 +89,7 @@ def prepare_run(
     compute_config = _resolve_compute_config(config, run_choices)
     if compute_config.device.type == "cpu":
         keep_freed_memory()
-    preprocessing = preprocessing_for(config.model, config.image_size)
+    preprocessing = preprocessing_for(config.model, config.image_size, config.interpolation)
     augmentation = Augmentation(config.augment, preprocessing, config.seed, config.augment_file)
     # Checked before weights are downloaded, so that a missing folder is reported at once.
     find_files(Path(config.data).expanduser().absolute())
@@ -120,6 +120,7 @@ def prepare_run(
         _resolve_config(config, data, compute_config, processes),
         output=run.path,
         image_size=preprocessing.crop,
+        interpolation=preprocessing.interpolation,
         unfreeze=unfreeze,
         batch_size=batch_size,
         cache_budget=cache_budget,

@@ -232,6 +232,7 @@ OPTION_VALUES: dict[str, tuple[str, str, Any]] = {
     "--model": ("resnet18", "model", "resnet18"),
     "--weights": ("none", "weights", "none"),
     "--image-size": ("64", "image_size", 64),
+    "--interpolation": ("bicubic", "interpolation", "bicubic"),
     "--head-width": ("7", "head_width", 7),
     "--dropout": ("0", "dropout", 0.0),
     "--epochs": ("0", "epochs", 0),

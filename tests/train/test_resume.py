@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from edgetl.core.artifacts.run_metrics import read_metrics
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, RunError
 from edgetl.core.paths import RunDirectory
@@ -244,6 +245,19 @@ def test_resume_draws_missing_plots(interrupted_config: FinetuneConfig, tmp_path
     resumed_metrics = json.loads(run.metrics.read_text())
     assert resumed_metrics["val"] == metrics["val"]
     assert not run.checkpoint.exists()
+
+
+def test_resume_keeps_the_recorded_interpolation(interrupted_config: FinetuneConfig) -> None:
+    """Earlier versions knew one interpolation, and `auto` may resolve to another one today."""
+    assert interrupted_config.output is not None
+    run = RunDirectory(interrupted_config.output)
+    content = json.loads(run.config.read_text())
+    assert content["asked"].pop("interpolation") == "auto"
+    content["preprocessing"]["interpolation"] = "bicubic"
+    run.config.write_text(json.dumps(content))
+    final = read_metrics(resume_run(interrupted_config)).final
+    assert final is not None
+    assert final.preprocessing.interpolation == "bicubic"
 
 
 def test_resume_keeps_the_epochs_planned_for_the_budget(

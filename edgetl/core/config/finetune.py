@@ -30,6 +30,7 @@ Sampling = Literal["shuffled", "balanced"]
 Schedule = Literal["constant", "cosine"]
 Device = Literal["auto", "cpu", "cuda"]
 InputDevice = Literal["auto", "cpu", "cuda"]
+InterpolationChoice = Literal["auto", "bilinear", "bicubic"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 MAX_IMAGE_SIZE = MAX_RESIZE * 224 // 256
 """Largest image size, pixels; images are resized to 256/224 of it before the crop."""
@@ -115,6 +116,12 @@ class FinetuneConfig:
         le=MAX_IMAGE_SIZE,
         unit="pixels",
         affects_choices=True,
+    )
+    interpolation: InterpolationChoice = option(
+        "auto",
+        help="Interpolation of the resize in preprocessing. auto uses the one that the model's "
+        "pretrained weights were evaluated with.",
+        panel=MODEL,
     )
     preset: str = option(
         "default",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from edgetl.core.architectures import Architecture, load_architectures
-from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.config.finetune import FinetuneConfig, InterpolationChoice
 from edgetl.core.errors import ArchitectureError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.model.blocks import count_last_blocks, find_blocks
@@ -95,16 +96,21 @@ def _image_size_error(architecture: str, image_size: int, cause: Exception) -> A
     )
 
 
-def preprocessing_for(architecture: str, image_size: int | None) -> Preprocessing:
+def preprocessing_for(
+    architecture: str, image_size: int | None, interpolation: InterpolationChoice = "auto"
+) -> Preprocessing:
     """Return preprocessing for a size, with the usual resize : crop ratio of 256 : 224.
 
     Args:
         architecture: gives the normalization, that of its default weights.
         image_size: side of the crop, pixels; None uses the architecture's default.
+        interpolation: of the resize; `auto` uses that of the architecture's default weights.
     """
     default = source_for(architecture).default_preprocessing(architecture)
     sizes = Preprocessing.for_image_size(image_size or default.crop)
-    return Preprocessing(sizes.resize, sizes.crop, default.mean, default.std)
+    if interpolation == "auto":
+        interpolation = default.interpolation
+    return replace(sizes, mean=default.mean, std=default.std, interpolation=interpolation)
 
 
 def describe_architecture(architecture: str) -> Architecture:

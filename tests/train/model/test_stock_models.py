@@ -11,6 +11,7 @@ from torch import nn
 
 from edgetl.core.architectures import load_architectures
 from edgetl.core.errors import ArchitectureError
+from edgetl.core.preprocessing import Interpolation
 from edgetl.train.model.blocks import find_blocks
 from edgetl.train.model.factory import build_adapted_model
 from edgetl.train.model.freezing import set_trainable
@@ -179,6 +180,19 @@ def test_preprocessing_matches_the_weights() -> None:
         (0.5, 0.5, 0.5),
     )
     assert preprocessing_for("mobilenet_v2", None).resize == 256
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [("mobilenet_v2", "bilinear"), ("efficientnet_b0", "bicubic"), ("swin_t", "bicubic")],
+)
+def test_auto_interpolation_is_that_of_the_weights(
+    architecture: str, expected: Interpolation
+) -> None:
+    assert source_for(architecture).default_preprocessing(architecture).interpolation == expected
+    assert preprocessing_for(architecture, 64).interpolation == expected
+    assert preprocessing_for(architecture, 64, "bilinear").interpolation == "bilinear"
+    assert preprocessing_for(architecture, 64, "bicubic").interpolation == "bicubic"
 
 
 def test_squeezenet_has_no_activation_on_logits() -> None:

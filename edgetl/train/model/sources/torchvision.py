@@ -48,7 +48,13 @@ class TorchvisionModels(ArchitectureSource):
         transforms = torchvision.models.get_model_weights(name).DEFAULT.transforms()
         crop = transforms.crop_size[0]
         resize = transforms.resize_size[0]
-        return Preprocessing(max(resize, crop), crop, tuple(transforms.mean), tuple(transforms.std))
+        return Preprocessing(
+            max(resize, crop),
+            crop,
+            tuple(transforms.mean),
+            tuple(transforms.std),
+            transforms.interpolation.value,
+        )
 
     def read_imagenet_weights(self, name: str) -> PretrainedWeights:
         """Download torchvision's default weights."""
