@@ -147,7 +147,9 @@ def _make_convolution(
         groups=groups,
         bias=False,
     )
-    layers["norm"] = nn.BatchNorm2d(output_channels, eps=1e-3, momentum=0.01)
+    # TensorFlow's momentum is 0.01, too slow for the few hundred steps of a fine-tuning run: on
+    # images unlike ImageNet's (magnetic tiles, decision 005) it costs 8 points of accuracy.
+    layers["norm"] = nn.BatchNorm2d(output_channels, eps=1e-3, momentum=0.1)
     if activation:
         layers["activation"] = nn.ReLU6(inplace=True)
     return nn.Sequential(layers)
