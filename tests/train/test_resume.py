@@ -8,12 +8,12 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, RunError
 from edgetl.core.paths import RunDirectory
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE, ROOT
+from tests.helpers import forkserver
 from tests.helpers.forkserver import PROCESSES
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -159,6 +160,7 @@ def config(
 def test_resume_after_interrupted_validation_is_bit_identical(
     config: FinetuneConfig, tmp_path: Path
 ) -> None:
+    config = replace(config, epochs=4, finetune_epochs=2)
     uninterrupted = replace(config, output=tmp_path / "uninterrupted")
     assert train_process(uninterrupted, resumed=False)
     assert not train_process(config, resumed=False, kill=("validation", 3))
@@ -335,31 +337,28 @@ def test_resume_rejects_damaged_checkpoint(
         resume_run(interrupted_config)
 
 
+def _save_every_batch() -> None:
+    from edgetl.train.engine import trainer
+
+    trainer.CHECKPOINT_INTERVAL_S = 0.0
+
+
 @contextmanager
-def edgetl_process(*arguments: object, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """Start edgetl in a process that ends with the block."""
-    code = (
-        "import edgetl.train.engine.trainer as r; r.CHECKPOINT_INTERVAL_S = 0.0; "
-        "from edgetl.cli.app import main; main()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        cwd=ROOT,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **options,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+def edgetl_process(output: Path, *arguments: object) -> Iterator[ForkServerProcess]:
+    """Start edgetl in a process that ends with the block; its output is in `output`."""
+    output.mkdir()
+    process = forkserver.start([*map(str, arguments)], ROOT, output, _save_every_batch)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
 
 
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], process: ForkServerProcess, output: Path) -> None:
     deadline = time.monotonic() + 100
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[1]
+    while not condition():
+        assert process.exitcode is None, (output / "err").read_text()
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -380,8 +379,9 @@ def test_ctrl_c_locked_run_and_resume(
         "--finetune-epochs",
         1,
     )
-    with edgetl_process("finetune", parts, "-o", run.path, *options) as process:
-        wait_for(run.checkpoint, process)
+    first, second = tmp_path / "first", tmp_path / "second"
+    with edgetl_process(first, "finetune", parts, "-o", run.path, *options) as process:
+        wait_for(run.checkpoint.exists, process, first)
         for arguments in (
             ("finetune", parts, "-o", run.path, "--force", *options),
             ("finetune", "--resume", run.path),
@@ -389,20 +389,15 @@ def test_ctrl_c_locked_run_and_resume(
             result = forked(*arguments)
             assert result.returncode == 1
             assert "Another process trains in" in result.stderr
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=100)
-    assert process.returncode == 130
-    assert f"edgetl finetune --resume {run.path}" in stderr
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        process.join(100)
+        assert process.exitcode == 130
+    assert f"edgetl finetune --resume {run.path}" in (first / "err").read_text()
     epochs = len(run.history.read_text().splitlines())
     assert epochs < 5000
-    with edgetl_process("finetune", "--resume", run.path) as process:
-        wait_for(run.lock, process)
-        time.sleep(0.1)
-        deadline = time.monotonic() + 100
-        while len(run.history.read_text().splitlines()) <= epochs and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()[1]
-            time.sleep(0.02)
-        process.kill()
+    with edgetl_process(second, "finetune", "--resume", run.path) as process:
+        wait_for(lambda: len(run.history.read_text().splitlines()) > epochs, process, second)
     numbers = [
         json.loads(line)["epoch"]
         for line in run.history.read_text().splitlines()

@@ -19,6 +19,7 @@ from edgetl.core.errors import ConfigError
 from edgetl.train.model.factory import build_adapted_model
 from edgetl.train.model.weights import read_weights
 from tools.pretraining.card import render_card
+from tools.pretraining.pretrain import main
 from tools.pretraining.recipe import Recipe, read_recipe, write_recipe
 from tools.pretraining.release import write_card
 
@@ -132,15 +133,12 @@ def test_card_shows_cost_recipe_and_later_measurements(released: Path) -> None:
     assert subprocess.run(["sha256sum", "-c", "--quiet", CHECKSUMS_FILE], cwd=out).returncode == 0
 
 
-def test_work_folder_of_another_recipe_is_rejected(released: Path) -> None:
-    (released.parent / "tiny.toml").write_text(TINY.replace("steps = 10", "steps = 11"))
-    command = [sys.executable, "-m", "tools.pretraining.pretrain"]
-    command += ["--recipe", str(released.parent / "tiny.toml"), "--work", str(released / "work")]
-    command += ["-o", str(released / "out")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert process.returncode == 1
-    assert "contains the training of another recipe" in process.stderr
+def test_work_folder_of_another_recipe_is_rejected(released: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "other.toml"
+    recipe.write_text(TINY.replace("steps = 10", "steps = 11"))
+    arguments = ("--recipe", recipe, "--work", released / "work", "-o", released / "out")
+    with pytest.raises(SystemExit, match="contains the training of another recipe"):
+        main([*map(str, arguments)])
 
 
 def test_recipe_is_read_written_and_validated(tmp_path: Path) -> None:
