@@ -30,7 +30,8 @@ docs: $(STAMP)  ## build the documentation into build/site; a warning fails
 	$(BIN)/python -m mkdocs build --strict
 
 test: $(STAMP)  ## the test suite, about 10 minutes on 2 cores; three workers, as tests also wait
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@# Bytecode, because workers and the processes they start import the same files.
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP)  ## the tests that take minutes: exhaustive parameters, repeated kills, experiments, accuracy on real photos
 	$(BIN)/python -m pytest -m slow
