@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,11 +20,13 @@ def build_once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent  # each worker has a subfolder
     folder = base / "built-once" / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(exist_ok=True)
     complete = folder.with_name(f"{name}.complete")
     with folder.with_name(f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not complete.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # what a failed attempt has left
+            folder.mkdir()
             build(folder)
             complete.touch()
     return folder
