@@ -13,12 +13,14 @@ import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
-from edgetl.core.typed_json import JsonObject
+from edgetl.core.typed_json import FieldError, JsonObject, parse_as
 from edgetl.core.untrusted_text import escape_csv_cell, unescape_csv_cell
 
+T = TypeVar("T")
 SCHEMA = 1
 MAX_JSON_BYTES = 256 * 2**20
 """Size limit of files to read, ten times the size of a result with an hour of latencies."""
@@ -120,6 +122,54 @@ def read_json(path: Path, error: type[Exception], what: str) -> JsonObject:
             "Read it with the edgetl that wrote it, or recreate it."
         )
     return content
+
+
+@dataclass(frozen=True)
+class ReadPolicy:
+    """Treatment of broken files of one kind, such as the JSON files of a run."""
+
+    error: type[Exception]
+    """Class of the error to raise."""
+    advice: str
+    """Sentence that tells how to restore the file."""
+    extra: Literal["refuse", "ignore"] = "refuse"
+    """Whether unknown fields are an error."""
+
+
+def read_json_as(kind: type[T], path: Path, what: str, policy: ReadPolicy) -> T:
+    """Read a JSON file of the current schema as a dataclass.
+
+    Args:
+        kind: Dataclass of the file's content, without the schema number.
+        path: File to read.
+        what: Name of the file in messages, such as "The run's metrics".
+        policy: Treatment of broken files.
+
+    Raises:
+        policy.error: The file cannot be read, has another schema number, or a field is missing,
+            unknown or of the wrong type.
+    """
+    content = read_json(path, policy.error, what)
+    del content["schema"]
+    try:
+        return parse_as(kind, content, "it", extra=policy.extra)
+    except FieldError as cause:
+        problem = str(cause).removeprefix("it.").removeprefix("it: ")
+        raise policy.error(f"{path} is broken: {problem}. {policy.advice}") from cause
+
+
+def read_json_of_kind(path: Path, kind: str) -> JsonObject | None:
+    """Return the content of a file of the current schema with this `kind`, None if it is not one.
+
+    Fields are not checked.
+    """
+    try:
+        content = parse_json(read_regular_file(path, MAX_JSON_BYTES))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        return None
+    return content if content.get("kind") == kind else None
 
 
 def parse_json(encoded: bytes | str) -> Any:

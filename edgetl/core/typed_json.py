@@ -198,40 +198,6 @@ def _encode(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written to JSON: {value!r}")
 
 
-def read_as(
-    kind: type[T],
-    path: Path,
-    error: type[Exception],
-    what: str,
-    advice: str,
-    extra: Literal["refuse", "ignore"] = "refuse",
-) -> T:
-    """Read a JSON file of the current schema as a dataclass.
-
-    Args:
-        kind: Dataclass of the file's content, without the schema number.
-        path: File to read.
-        error: Class of the error to raise.
-        what: Name of the file in messages, such as "The run's metrics".
-        advice: Sentence that tells how to restore the file.
-        extra: Whether unknown fields are an error.
-
-    Raises:
-        error: The file cannot be read, has another schema number, or a field is missing, unknown or
-            of the wrong type.
-    """
-    # A benchmark's worker parses its job; the modules that `files` imports would delay it.
-    from edgetl.core.files import read_json
-
-    content = read_json(path, error, what)
-    del content["schema"]
-    try:
-        return parse_as(kind, content, "it", extra=extra)
-    except FieldError as cause:
-        problem = str(cause).removeprefix("it.").removeprefix("it: ")
-        raise error(f"{path} is broken: {problem}. {advice}") from cause
-
-
 def parse_as(
     kind: type[T], value: Any, where: str = "", *, extra: Literal["refuse", "ignore"] = "refuse"
 ) -> T:

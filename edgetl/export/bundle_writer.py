@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -21,14 +21,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgetl.core.artifacts.bundle import FileRecord, GoldenRecord, ImageSource
-from edgetl.core.artifacts.foreign_files import (
-    describe_foreign_files,
-    find_foreign_bundle_files,
-    read_manifest,
-)
+from edgetl.core.artifacts.foreign_files import describe_foreign_files, find_foreign_bundle_files
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import BundleError, ExportError
-from edgetl.core.files import move_aside, sha256_file
+from edgetl.core.files import move_aside, read_json_of_kind, sha256_file
 from edgetl.core.locks import exclusive_lock
 from edgetl.core.paths import BundleDirectory
 
@@ -79,12 +75,14 @@ def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
     """Yield a temporary bundle directory that replaces `path` if the block ends without an error.
 
     At any time `path` is the old bundle, the new one or, for an instant, missing; never a mixture.
+    After an error no files or new folders are left behind.
 
     Raises:
         BundleError: `path` exists and `force` is not set, `path` is not a bundle, another process
             is writing to it, or the disk is full.
     """
-    refuse_existing(path, force)
+    replaces_bundle = _check_replaceable(path, force)
+    new_parents = [parent for parent in path.parents if not parent.exists()]
     in_use = BundleError(
         f"Another process is writing a bundle to {path}. Wait for it, or choose another directory with -o."
     )
@@ -92,7 +90,7 @@ def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with exclusive_lock(path.parent / f".{path.name}.lock", in_use):
             # Another process may have written a bundle since the first check.
-            refuse_existing(path, force)
+            replaces_bundle = _check_replaceable(path, force)
             temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.partial-", dir=path.parent))
             try:
                 temporary.chmod(0o755)
@@ -101,11 +99,15 @@ def new_bundle(path: Path, force: bool) -> Iterator[BundleDirectory]:
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as cause:
-        untouched = " The existing bundle is unchanged." if BundleDirectory.exists_at(path) else ""
+        untouched = " The existing bundle is unchanged." if replaces_bundle else ""
         raise BundleError(
             f"The bundle cannot be written to {path} ({cause.strerror or cause}).{untouched} "
             "Free some disk space, or choose another directory with -o."
         ) from cause
+    finally:
+        for parent in new_parents:
+            with suppress(OSError):  # the folder of a complete bundle is not empty
+                parent.rmdir()
 
 
 def _swap(new: Path, path: Path) -> None:
@@ -122,8 +124,8 @@ def _swap(new: Path, path: Path) -> None:
     shutil.rmtree(old.parent, ignore_errors=True)
 
 
-def refuse_existing(path: Path, force: bool) -> None:
-    """Check that a bundle may be written to `path`.
+def _check_replaceable(path: Path, force: bool) -> bool:
+    """Check that a bundle may be written to `path`; return whether it replaces another bundle.
 
     Raises:
         BundleError: the folder is not writable, `path` is a link, or it exists and must not be
@@ -136,21 +138,23 @@ def refuse_existing(path: Path, force: bool) -> None:
             "Choose another directory with -o."
         )
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-        return
-    if not path.is_dir() or read_manifest(BundleDirectory(path).manifest) is None:
+        return False
+    manifest = read_json_of_kind(BundleDirectory(path).manifest, "bundle")
+    if manifest is None:
         raise BundleError(f"{path} exists and is not a bundle. Choose another directory with -o.")
     if not force:
         raise BundleError(
             f"The bundle {path} already exists. Replace it with {{force}}, or choose another directory with -o.",
             ExportConfig,
         )
-    foreign = find_foreign_bundle_files(path)
+    foreign = find_foreign_bundle_files(path, manifest)
     if foreign:
         raise BundleError(
             f"{describe_foreign_files(path, foreign)}, so {{force}} does not replace it. "
             "Move them away, or choose another directory with -o.",
             ExportConfig,
         )
+    return True
 
 
 def write_model(directory: BundleDirectory, name: str, model: onnx.ModelProto) -> Path:

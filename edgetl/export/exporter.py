@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -23,8 +23,9 @@ from edgetl.core.artifacts.bundle import (
     write_bundle_manifest,
 )
 from edgetl.core.artifacts.model_metadata import ModelMetadata
+from edgetl.core.artifacts.run_metrics import ValidationMetrics, read_trained_run
 from edgetl.core.config.export import ExportConfig, name_fixed_size_variant
-from edgetl.core.errors import DataError
+from edgetl.core.errors import DataError, ExportError
 from edgetl.core.paths import BundleDirectory, RunDirectory, StrPath
 from edgetl.core.progress import LOGGER, ProgressCallback, log_progress
 from edgetl.device.bench.protocol import QUICK_PROTOCOL
@@ -35,7 +36,6 @@ from edgetl.export.bundle_writer import (
     GoldenImages,
     new_bundle,
     read_back,
-    refuse_existing,
     write_client,
     write_golden,
     write_model,
@@ -59,7 +59,6 @@ from edgetl.export.web.export import write_web
 from edgetl.export.web.runtime import ensure_runtime_files
 from edgetl.train.data.splits import read_split
 from edgetl.train.model.factory import LoadedModel, load_run_model, load_stock_model
-from edgetl.train.model.final_model import check_accuracy
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,8 @@ class _ExportInputs:
     calibration_labels: Sequence[str] | None
     calibration_kind: str
     plots: Path | None = None
-    check_accuracy: Callable[[float, int], None] | None = None
-    """Called with PyTorch's top-1 accuracy and the number of proof images.
-
-    It raises an error if they do not match the run's metrics.
-    """
+    expected: ValidationMetrics | None = None
+    """The run's metrics for the proof images."""
 
 
 def export_run(
@@ -100,9 +96,8 @@ def export_run(
         DataError: images of the run are missing.
     """
     run, config = RunDirectory.open(run), config or ExportConfig()
-    output = config.output or run.bundle
-    refuse_existing(output, config.force)
-    rows = read_split(run)
+    trained = read_trained_run(run)
+    rows = read_split(run, trained.configuration)
     validation = [row for row in rows if row.split == "val"]
     proof_rows = validation or [row for row in rows if row.split == "train"]
     missing = [row.path for row in proof_rows if not row.path.is_file()]
@@ -123,9 +118,12 @@ def export_run(
         [row.label for row in training],
         "training",
         run.plots,
-        partial(check_accuracy, run),
+        None if trained.metrics is None else trained.metrics.val,
     )
-    return _export(load_run_model(run), sources, output, config, progress)
+    output = config.output or run.bundle
+    with new_bundle(output, config.force) as directory:
+        manifest = _export(directory, load_run_model(trained), sources, config, progress)
+    return Bundle(BundleDirectory(output), manifest)
 
 
 def export_architecture(
@@ -161,7 +159,6 @@ def export_architecture(
     """
     config = config or ExportConfig()
     output = config.output or Path("bundles") / file_stem(architecture)
-    refuse_existing(output, config.force)
     with tempfile.TemporaryDirectory() as folder:
         if images is None:
             proof = EvaluationImages(generate_images(Path(folder), 16), None, "generated")
@@ -175,17 +172,19 @@ def export_architecture(
             proof = EvaluationImages(files, None, "given")
         calibration_files = proof.files if proof.kind == "given" else []
         sources = _ExportInputs(proof, calibration_files, None, "--images")
-        model = load_stock_model(architecture, weights, image_size)
-        return _export(model, sources, output, config, progress)
+        with new_bundle(output, config.force) as directory:
+            model = load_stock_model(architecture, weights, image_size)
+            manifest = _export(directory, model, sources, config, progress)
+    return Bundle(BundleDirectory(output), manifest)
 
 
 def _export(
+    directory: BundleDirectory,
     model: LoadedModel,
     sources: _ExportInputs,
-    output: Path,
     config: ExportConfig,
     progress: ProgressCallback | None,
-) -> Bundle:
+) -> BundleManifest:
     notify = progress or log_progress
     # The proof runs PyTorch hundreds of times, and page faults would take a third of that time;
     # see docs/decisions/003.
@@ -198,12 +197,11 @@ def _export(
     graph = export_network_graph(
         model.model, model.preprocessing.crop, len(model.labels), config.opset
     )
-    with new_bundle(output, config.force) as directory:
-        export = _BundleExport(directory, model, graph, sources, config, notify)
-        manifest, built = export.write(runtime)
+    export = _BundleExport(directory, model, graph, sources, config, notify)
+    manifest, built = export.write(runtime)
     if sources.plots is not None:
         _draw_label_flips(built, sources.plots, len(sources.evaluation_images.files))
-    return Bundle(BundleDirectory(output), manifest)
+    return manifest
 
 
 @dataclass(frozen=True)
@@ -321,11 +319,22 @@ class _BundleExport:
         return ProvenVariant(name, proof, parity)
 
     def _check_accuracy(self, pytorch_logits: Logits) -> None:
-        accuracy = compute_accuracy(
+        """Check that PyTorch's accuracy is the one that the run's metrics have."""
+        expected = self.sources.expected
+        measured = compute_accuracy(
             pytorch_logits, pytorch_logits, self.sources.evaluation_images, self.model.labels
         )
-        if accuracy and self.sources.check_accuracy is not None:
-            self.sources.check_accuracy(accuracy.top1, accuracy.images)
+        if expected is None or measured is None:
+            return
+        low, high = expected.interval
+        if not low <= measured.top1 <= high:
+            raise ExportError(
+                f"The accuracy on the {measured.images} validation images is {measured.top1:.1%}, "
+                f"but metrics.json has {expected.accuracy:.1%} "
+                f"(95% interval {low:.1%} to {high:.1%}): "
+                "weights, classes, preprocessing, split.csv or images were changed after training. "
+                "Restore them, or run finetune again. No bundle was written."
+            )
 
     def _make_manifest(self, fp32: VariantRecord, golden: GoldenRecord) -> BundleManifest:
         """Copy the clients and return the manifest of a bundle with one variant."""

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from edgetl.core.artifacts.run_metrics import read_trained_run
 from edgetl.core.artifacts.session import OperatorProfile, SessionRecord
 from edgetl.core.config.torch_modes import TORCH_MODES
 from edgetl.core.errors import BenchError, ProviderError
@@ -95,7 +96,7 @@ class PyTorchBackend:
             torch.backends.cudnn.benchmark = True
             # TF32, the default of ONNX Runtime's CUDA provider.
             torch.set_float32_matmul_precision("high")
-        loaded = load_run_model(RunDirectory.open(source.model))
+        loaded = load_run_model(read_trained_run(RunDirectory.open(source.model)))
         self._preprocessing = loaded.preprocessing
         self._batch_size = source.batch
         self._model = loaded.model.eval().to(self._device, self._dtype)

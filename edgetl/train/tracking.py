@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from edgetl.core.artifacts.run import EpochRecord
-from edgetl.core.artifacts.run_config import read_run_file
+from edgetl.core.artifacts.run_config import RUN_FILE_POLICY
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, RunError
-from edgetl.core.files import write_json
+from edgetl.core.files import read_json_as, write_json
 from edgetl.core.paths import RunDirectory
 from edgetl.core.progress import TrainingProgress
 from edgetl.core.typed_json import to_json
@@ -145,7 +145,7 @@ class _MlflowTracker:
 
     def _resume_run(self, run: RunDirectory, store: str) -> str | None:
         try:
-            recorded = read_run_file(MlflowRun, run.mlflow, "The MLflow run")
+            recorded = read_json_as(MlflowRun, run.mlflow, "The MLflow run", RUN_FILE_POLICY)
             if recorded.store == store and self._client.get_run(recorded.run_id):
                 self._client.update_run(recorded.run_id, "RUNNING")
                 return recorded.run_id

@@ -14,14 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgetl.core.errors import BundleError
-from edgetl.core.files import write_json
+from edgetl.core.files import ReadPolicy, read_json_as, write_json
 from edgetl.core.typed_json import (
     FieldError,
     computed,
     computed_as,
     in_json,
     parse_as,
-    read_as,
     to_json,
 )
 
@@ -226,9 +225,9 @@ def test_unsupported_value_is_not_written() -> None:
 def test_broken_file_is_reported_with_path_and_advice(tmp_path: Path) -> None:
     path = tmp_path / "f.json"
     write_json(path, STORED)
-    arguments = (path, BundleError, "The file", "Copy it again.")
-    assert read_as(Stored, *arguments).middle == 1.5
+    policy = ReadPolicy(BundleError, "Copy it again.")
+    assert read_json_as(Stored, path, "The file", policy).middle == 1.5
     write_json(path, {**STORED, "ci95": None})
     with pytest.raises(BundleError) as error:
-        read_as(Stored, *arguments)
+        read_json_as(Stored, path, "The file", policy)
     assert str(error.value) == f"{path} is broken: ci95 must be a list, got None. Copy it again."

@@ -13,12 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from edgetl.core.paths import RunDirectory
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import preprocess
-from edgetl.train.data.splits import read_split
-from edgetl.train.model.factory import load_run_model
 from tests.device.runtime.test_images import UNREADABLE
+from tests.helpers.trained_runs import load_model, read_entries
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -41,8 +39,8 @@ def check_export(edgetl: Run, run: Path) -> None:
     assert variant["parity"]["path"]["max_abs_diff"] <= 0.05
     assert variant["parity"]["path"]["max_grey_levels"] <= 1
     assert variant["accuracy"]["flips"] == 0
-    model = load_run_model(RunDirectory(run))
-    images = [row.path for row in read_split(RunDirectory(run)) if row.split == "val"]
+    model = load_model(run)
+    images = [row.path for row in read_entries(run) if row.split == "val"]
     with torch.inference_mode():
         tensors = (
             torch.from_numpy(preprocess(load_image(path), model.preprocessing)) for path in images

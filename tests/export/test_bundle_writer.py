@@ -118,7 +118,7 @@ def fail_inside(path: Path) -> None:
 
 
 def test_new_bundle_leaves_no_files_after_error(tmp_path: Path, old: Path) -> None:
-    for path in (old, tmp_path / "fresh"):
+    for path in (old, tmp_path / "fresh", tmp_path / "new" / "folder" / "fresh"):
         with pytest.raises(ZeroDivisionError):
             fail_inside(path)
     assert is_old(old)

@@ -27,11 +27,10 @@ from edgetl.core.typed_json import to_json
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.train.common.precision import ComputeConfig
-from edgetl.train.data.splits import read_split
 from edgetl.train.finetune import finetune
-from edgetl.train.model.factory import load_run_model
 from edgetl.train.output_directory import OutputDirectory, choose_output_directory
 from tests.helpers.runs import write_run
+from tests.helpers.trained_runs import load_model, read_entries
 
 MakeImages = Callable[..., Path]
 MODEL = "mobilenet_v3_small"
@@ -144,7 +143,7 @@ def test_run_is_complete_and_metrics_are_reproducible(config: FinetuneConfig) ->
         predictions
     ) == pytest.approx(metrics["val"]["accuracy"])
     assert [row["path"] for row in predictions] == [
-        path_in(run, row.path) for row in read_split(run) if row.split == "val"
+        path_in(run, row.path) for row in read_entries(run) if row.split == "val"
     ]
     assert all(
         (row["probability"] == row["label_probability"]) == (row["label"] == row["predicted"])
@@ -169,11 +168,11 @@ def test_run_is_complete_and_metrics_are_reproducible(config: FinetuneConfig) ->
     )
 
     # The same accuracy from the model as loaded by export and bench, image by image.
-    model = load_run_model(run)
+    model = load_model(run)
     assert model.labels == metrics["classes"] == ["blue", "green", "red"]
     assert model.run_id == sha256_file(run.weights)[:12]
     for part in ("train", "val"):
-        rows = [row for row in read_split(run) if row.split == part]
+        rows = [row for row in read_entries(run) if row.split == part]
         pixels = [
             torch.from_numpy(preprocess(load_image(row.path), model.preprocessing)) for row in rows
         ]
@@ -274,7 +273,7 @@ def test_weights_none_trains_all_layers_in_one_phase(config: FinetuneConfig) -> 
     assert metrics["weights"] == {"source": "none", "sha256": None}
     assert json.loads(run.config.read_text())["config"]["unfreeze"] == "all"
     assert any("nothing is pretrained" in text for text in progress.notes)
-    statistics = load_run_model(run).model.get_submodule("features.0.1").running_mean
+    statistics = load_model(run).model.get_submodule("features.0.1").running_mean
     assert float(statistics.abs().sum()) > 0  # type: ignore[operator,union-attr]
     with pytest.raises(ConfigError, match="batch_size must be >= 2"):
         finetune(replace(config, weights="none", batch_size=1, output=run.path.parent / "other"))
@@ -295,15 +294,13 @@ def test_one_image_per_class_trains(make_images: MakeImages, config: FinetuneCon
         replace(config, data=data, image_size=96, epochs=1, finetune_epochs=0, val_split=0)
     )
     assert metrics_of(run)["best_epoch"] == 1
-    assert load_run_model(run).preprocessing.crop == 96
+    assert load_model(run).preprocessing.crop == 96
 
 
 def test_bfloat16_trains(config: FinetuneConfig) -> None:
     run = finetune(replace(config, precision="bf16", epochs=1, finetune_epochs=1))
     assert metrics_of(run)["precision"] == "bf16"
-    assert all(
-        parameter.dtype == torch.float32 for parameter in load_run_model(run).model.parameters()
-    )
+    assert all(parameter.dtype == torch.float32 for parameter in load_model(run).model.parameters())
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])
@@ -348,8 +345,8 @@ def test_metrics_match_the_saved_model_for_every_option(
     config: FinetuneConfig, change: dict[str, Any]
 ) -> None:
     run = finetune(replace(config, **change))
-    metrics, model = metrics_of(run), load_run_model(run)
-    rows = [row for row in read_split(run) if row.split == "val"]
+    metrics, model = metrics_of(run), load_model(run)
+    rows = [row for row in read_entries(run) if row.split == "val"]
     with torch.inference_mode():
         logits = [
             model.model(torch.from_numpy(preprocess(load_image(row.path), model.preprocessing)))
@@ -495,7 +492,7 @@ def test_infinite_loss_fails_and_keeps_the_best_weights(config: FinetuneConfig) 
     assert not config.output.exists()
     with pytest.raises(RunError, match="not finite in epoch 2"):
         finetune(replace(config, epochs=1, finetune_epochs=3, finetune_lr=1e30, head_width=16))
-    assert load_run_model(RunDirectory.open(config.output)).labels == ["blue", "green", "red"]
+    assert load_model(config.output).labels == ["blue", "green", "red"]
 
 
 def test_choose_output_directory_finds_a_free_name(
@@ -647,13 +644,13 @@ def test_load_run_model_rejects_changed_files(config: FinetuneConfig) -> None:
     content = json.loads(run.config.read_text())
     write_json(run.config, {**content, "classes": ["a", "b"]})
     with pytest.raises(RunError, match="was changed after the training"):
-        load_run_model(run)
+        load_model(run)
     run.metrics.unlink()
     with pytest.raises(RunError, match=r"do not match config\.json"):
-        load_run_model(run)
+        load_model(run)
     write_json(run.config, {"classes": ["a", "b"]})
     with pytest.raises(RunError, match="is broken"):
-        load_run_model(run)
+        load_model(run)
 
 
 def start(config: FinetuneConfig, epochs: int) -> subprocess.Popen[str]:
@@ -714,7 +711,7 @@ def test_sigterm_and_sighup_keep_the_best_epoch(
     for part in ("Interrupted after", str(run.path), "edgetl export", "--resume"):
         assert part in err
     assert run.checkpoint.exists()
-    assert load_run_model(RunDirectory.open(run.path)).labels == ["blue", "green", "red"]
+    assert load_model(run.path).labels == ["blue", "green", "red"]
 
 
 @pytest.mark.slow
@@ -733,8 +730,8 @@ def test_ctrl_c_keeps_the_best_epoch(config: FinetuneConfig) -> None:
     for part in ("Interrupted after", str(run.path), "edgetl export", "--resume"):
         assert part in err
     assert not run.metrics.exists(), "metrics.json marks a finished run"
-    assert load_run_model(RunDirectory.open(run.path)).labels == ["blue", "green", "red"]
-    assert len(read_split(run)) == 30
+    assert load_model(run.path).labels == ["blue", "green", "red"]
+    assert len(read_entries(run)) == 30
 
 
 def _wait(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:

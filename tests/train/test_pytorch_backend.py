@@ -36,9 +36,10 @@ from edgetl.device.runtime.preprocessing import normalize, preprocess
 from edgetl.export.graph.assemble import assemble
 from edgetl.export.graph.torch_export import export_network_graph
 from edgetl.train.common.cuda_graph import CapturedGraph, CudaGraphRunner, InferenceFunction
-from edgetl.train.model.factory import build_adapted_model, load_run_model
+from edgetl.train.model.factory import build_adapted_model
 from edgetl.train.pytorch_backend import CHANNELS_LAST, CONTIGUOUS, PyTorchBackend
 from tests.helpers.bundles import write_bundle, write_pictures
+from tests.helpers.trained_runs import load_model
 
 PREPROCESSING = Preprocessing(resize=73, crop=64)
 BRIEF = BenchProtocol(
@@ -72,7 +73,7 @@ def write_run(folder: Path, seed: int = 0) -> RunDirectory:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     run = write_run(tmp_path_factory.mktemp("runs") / "parts")
-    model = load_run_model(run)
+    model = load_model(run)
     images = write_pictures(run.bundle / "golden")
     with torch.inference_mode():
         logits = [
@@ -118,7 +119,7 @@ def test_baseline_logits_match_the_model(exported: RunDirectory, memory_format: 
     backend = PyTorchBackend(
         ModelSource(exported.path, 1, settings={"memory_format": memory_format})
     )
-    model = load_run_model(exported).model
+    model = load_model(exported).model
     generator = np.random.default_rng(0)
     square = generator.integers(
         0, 256, (2, PREPROCESSING.resize, PREPROCESSING.resize, 3), np.uint8

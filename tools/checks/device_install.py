@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from edgetl.core.artifacts.run_metrics import read_trained_run
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
@@ -68,8 +69,9 @@ def pytorch_labels(run: RunDirectory) -> dict[str, str]:
 
     Uses the training images if there are no validation images.
     """
-    run_model = load_run_model(run)
-    entries = read_split(run)
+    trained = read_trained_run(run)
+    run_model = load_run_model(trained)
+    entries = read_split(run, trained.configuration)
     val_entries = [entry for entry in entries if entry.split == "val"]
     labels = {}
     with torch.inference_mode():

@@ -11,17 +11,11 @@ from typing import Literal
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.config.export import InputKind
 from edgetl.core.errors import BundleError
-from edgetl.core.files import sha256_file, write_json
+from edgetl.core.files import ReadPolicy, read_json_as, sha256_file, write_json
 from edgetl.core.formatting import pluralize
 from edgetl.core.paths import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.core.typed_json import (
-    FieldError,
-    JsonObject,
-    in_json,
-    read_as,
-    to_json,
-)
+from edgetl.core.typed_json import FieldError, JsonObject, in_json, to_json
 
 FileStatus = Literal["as proven", "altered", "missing"]
 ImageSource = Literal["validation", "training", "given", "generated"]
@@ -549,13 +543,8 @@ def read_bundle_manifest(directory: BundleDirectory) -> BundleManifest:
     Raises:
         BundleError: It is missing, or a field is missing, unknown or of the wrong type.
     """
-    return read_as(
-        BundleManifest,
-        directory.manifest,
-        BundleError,
-        "The bundle's manifest",
-        "Copy or export the bundle again.",
-    )
+    policy = ReadPolicy(BundleError, "Copy or export the bundle again.")
+    return read_json_as(BundleManifest, directory.manifest, "The bundle's manifest", policy)
 
 
 def write_bundle_manifest(directory: BundleDirectory, manifest: BundleManifest) -> None:

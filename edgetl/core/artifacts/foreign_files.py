@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from edgetl.core.files import MAX_JSON_BYTES, SCHEMA, parse_json, read_regular_file
+from edgetl.core.files import read_json_of_kind
 from edgetl.core.typed_json import JsonObject
 
 _RUN_FILES = re.compile(
@@ -45,21 +45,20 @@ def find_foreign_run_files(run: Path) -> list[str]:
     if bundle.is_symlink():
         foreign.append("bundle")
     elif bundle.is_dir():
-        foreign += [f"bundle/{name}" for name in find_foreign_bundle_files(bundle)]
+        manifest = read_json_of_kind(bundle / "bundle.json", "bundle")
+        foreign += [f"bundle/{name}" for name in find_foreign_bundle_files(bundle, manifest)]
     return sorted(foreign)
 
 
-def find_foreign_bundle_files(bundle: Path) -> list[str]:
+def find_foreign_bundle_files(bundle: Path, manifest: JsonObject | None) -> list[str]:
     """Return the files below a bundle that its manifest does not name, as sorted relative paths.
 
-    All files are foreign if `bundle.json` is not a manifest of edgetl.
+    All files are foreign if there is no manifest.
     """
-    names = list(_iterate_files(bundle))
-    manifest = read_manifest(bundle / "bundle.json")
-    if manifest is None:
-        return sorted(names)
-    bundle_files = _BUNDLE_FILES | set(_iterate_manifest_files(manifest))
-    return sorted(name for name in names if name not in bundle_files)
+    bundle_files = set(_iterate_manifest_files(manifest))
+    if manifest is not None:
+        bundle_files |= _BUNDLE_FILES
+    return sorted(name for name in _iterate_files(bundle) if name not in bundle_files)
 
 
 def describe_foreign_files(path: Path, foreign: Sequence[str]) -> str:
@@ -68,17 +67,6 @@ def describe_foreign_files(path: Path, foreign: Sequence[str]) -> str:
     if len(foreign) > _MAX_LISTED_FILES:
         listed += f" and {len(foreign) - _MAX_LISTED_FILES} more"
     return f"{path} contains files that edgetl did not write ({listed})"
-
-
-def read_manifest(path: Path) -> JsonObject | None:
-    """Return the content of a bundle's manifest, or None if the file is not one."""
-    try:
-        content = parse_json(read_regular_file(path, MAX_JSON_BYTES))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        return None
-    return content if content.get("kind") == "bundle" else None
 
 
 def _is_run_file(name: str) -> bool:

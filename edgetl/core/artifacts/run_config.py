@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 from edgetl.core.artifacts.measured_choices import AutoChoices, BatchSizeResult
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError, RunError
-from edgetl.core.files import write_json
+from edgetl.core.files import ReadPolicy, read_json_as, write_json
 from edgetl.core.paths import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.core.typed_json import FieldError, in_json, read_as, to_json
+from edgetl.core.typed_json import FieldError, in_json, to_json
 
-T = TypeVar("T")
 MAX_CLASSES = 2**16
 """Maximum number of classes, so that a broken file cannot request a head of gigabytes.
 
 ImageNet-21k has 21,841 classes.
 """
-_ADVICE = "Restore the file, or train again with `edgetl finetune`."
+RUN_FILE_POLICY = ReadPolicy(
+    RunError, "Restore the file, or train again with `edgetl finetune`.", extra="ignore"
+)
+"""Policy for the files of a run directory.
+
+Fields of other versions are ignored: their effect is in the weights.
+"""
 _MAX_REASON_LENGTH = 200
 """Maximum characters of a reason in a message, since a broken cell may contain the whole file."""
 
@@ -98,7 +102,7 @@ def read_run_configuration(run: RunDirectory) -> RunConfiguration:
         RunError: The file is missing or broken, or a value has the wrong type or is out of range;
             the message names the first such value.
     """
-    return read_run_file(RunConfiguration, run.config, "The run's configuration")
+    return read_json_as(RunConfiguration, run.config, "The run's configuration", RUN_FILE_POLICY)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def read_recorded_run(path: Path) -> RecordedRun:
         ConfigError: The file cannot be read or is not a run's config.json.
     """
     try:
-        run = read_run_file(RunConfiguration, path, "The run's config.json")
+        run = read_json_as(RunConfiguration, path, "The run's config.json", RUN_FILE_POLICY)
         if run.requested_config is None:
             raise RunError("It was written by a version that cannot repeat runs.")
     except RunError as cause:
@@ -130,26 +134,10 @@ def read_recorded_run(path: Path) -> RecordedRun:
     return RecordedRun(path, config, run.choices)
 
 
-def read_run_file(kind: type[T], path: Path, what: str) -> T:
-    """Read a JSON file of a run directory.
-
-    Fields of other versions are ignored: their effect is in the weights.
-
-    Args:
-        kind: Dataclass of the file's content.
-        path: File to read.
-        what: Name of the file in messages.
-
-    Raises:
-        RunError: The file is missing or broken; the message names the first invalid field.
-    """
-    return read_as(kind, path, RunError, what, _ADVICE, extra="ignore")
-
-
 def broken_file_error(path: Path, cause: BaseException) -> RunError:
     """Return the error for a file of a run directory that cannot be used."""
     reason = f"it has no column {cause}" if isinstance(cause, KeyError) else str(cause)
     reason = reason.rstrip(".").replace("\n", " ")
     if len(reason) > _MAX_REASON_LENGTH:
         reason = f"{reason[:_MAX_REASON_LENGTH]}..."
-    return RunError(f"{path} is broken: {reason}. {_ADVICE}")
+    return RunError(f"{path} is broken: {reason}. {RUN_FILE_POLICY.advice}")

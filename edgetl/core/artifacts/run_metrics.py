@@ -1,4 +1,4 @@
-"""A run's metrics.json, which exists once the run has finished."""
+"""A run's metrics.json, which exists once the run has finished, and the model it describes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from edgetl.core.artifacts.measured_choices import BatchSizeResult, StepRunner
-from edgetl.core.artifacts.run_config import WeightsInfo, read_run_file
-from edgetl.core.files import write_json
+from edgetl.core.artifacts.run_config import (
+    RUN_FILE_POLICY,
+    RunConfiguration,
+    WeightsInfo,
+    read_run_configuration,
+)
+from edgetl.core.errors import RunError
+from edgetl.core.files import read_json_as, sha256_file, write_json
 from edgetl.core.paths import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.statistics import ClassScore
@@ -160,4 +166,41 @@ def read_metrics(run: RunDirectory) -> RunMetrics:
     Raises:
         RunError: The file is missing, because the run has not finished, or broken.
     """
-    return read_run_file(RunMetrics, run.metrics, "The run's metrics")
+    return read_json_as(RunMetrics, run.metrics, "The run's metrics", RUN_FILE_POLICY)
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run whose weights, classes and preprocessing are those that its metrics belong to."""
+
+    directory: RunDirectory
+    configuration: RunConfiguration
+    metrics: RunMetrics | None
+    """None if the run was interrupted after an epoch."""
+    weights_sha256: str
+
+
+def read_trained_run(run: RunDirectory) -> TrainedRun:
+    """Read a run that has weights and check that its files belong together.
+
+    Raises:
+        RunError: A file is missing or broken, or was changed after the training.
+    """
+    metrics = read_metrics(run) if run.metrics.exists() else None
+    configuration = read_run_configuration(run)
+    try:
+        digest = sha256_file(run.weights)
+    except OSError as cause:
+        raise RunError(
+            f"Cannot read the weights {run.weights} ({cause.strerror}). Run finetune again."
+        ) from cause
+    model = FinalModel(digest, configuration.classes, configuration.preprocessing)
+    final = None if metrics is None else metrics.final
+    if final is not None and final != model:
+        changed = f"{run.config} was changed after the training: its classes or its preprocessing"
+        if final.weights_sha256 != digest:
+            changed = f"{run.weights} was changed after the training: its SHA-256"
+        raise RunError(
+            f"{changed} does not match metrics.json. Restore the file, or run finetune again."
+        )
+    return TrainedRun(run, configuration, metrics, digest)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edgetl.core.artifacts.run_config import RunConfiguration, read_run_configuration
+from edgetl.core.artifacts.run_config import RunConfiguration
 from edgetl.core.errors import RunError
 from edgetl.core.files import read_csv, write_csv
 from edgetl.core.paths import RunDirectory
@@ -79,15 +79,14 @@ def write_rejected(run: RunDirectory, data: Path, rejected: Sequence[RejectedFil
         write_csv(run.rejected_files, ("path", "reason"), rows)
 
 
-def read_split(run: RunDirectory) -> list[SplitEntry]:
-    """Read the images of a run from split.csv and the data folder in config.json.
+def read_split(run: RunDirectory, configuration: RunConfiguration) -> list[SplitEntry]:
+    """Read split.csv of a run; paths are relative to the data folder of its configuration.
 
     It is not checked whether the images still exist.
 
     Raises:
-        RunError: if either file is missing or invalid.
+        RunError: the file is missing or invalid.
     """
-    configuration = read_run_configuration(run)
     try:
         rows = read_csv(run.split)
         if not rows:

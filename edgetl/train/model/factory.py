@@ -10,19 +10,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from edgetl.core.artifacts.run_config import read_run_configuration
+from edgetl.core.artifacts.run_metrics import TrainedRun
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import RunError, WeightsError
-from edgetl.core.files import sha256_file
-from edgetl.core.paths import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.model.blocks import BackboneBlock, find_blocks
-from edgetl.train.model.final_model import check_model_unchanged
-from edgetl.train.model.head import ClassifierLayer, find_classifier_layer, replace_head
+from edgetl.train.model.head import ClassifierLayer, replace_head
 from edgetl.train.model.sources.base import source_for
 from edgetl.train.model.stock_models import (
     build_meta_model,
     build_model,
+    find_stock_classifier,
     get_architecture,
     preprocessing_for,
 )
@@ -63,7 +61,6 @@ def build_adapted_model(
     head_width: int,
     dropout: float,
     weights: PretrainedWeights | None,
-    initialize: bool = True,
 ) -> AdaptedModel:
     """Build a stock model and replace its classification layer by a new head.
 
@@ -74,15 +71,14 @@ def build_adapted_model(
         head_width: width of the head's hidden layer; 0 for a single layer.
         dropout: dropout rate of the head.
         weights: pretrained weights; None for random ones.
-        initialize: False skips slow random initialization, because weights are loaded next.
 
     Raises:
         ArchitectureError: the name is unknown, the size is not supported, or the head cannot be
             replaced.
         WeightsError: the weights do not fit.
     """
-    layer = _find_stock_classifier(architecture, image_size)
-    model = build_model(architecture, image_size, initialize and weights is None)
+    layer = find_stock_classifier(architecture, image_size)
+    model = build_model(architecture, image_size, initialize=weights is None)
     if weights is not None:
         load_weights(model, weights, architecture, replaced=layer.path)
     replace_head(model, layer, classes, head_width, dropout)
@@ -94,51 +90,46 @@ def _check_image_size(architecture: str, image_size: int) -> None:
     build_meta_model(architecture, image_size)
 
 
-@lru_cache(maxsize=256)
-def _find_stock_classifier(architecture: str, image_size: int) -> ClassifierLayer:
-    # Cached, because its three passes on the meta device take up to a second, and an experiment
-    # builds the same architecture many times.
-    skeleton = build_meta_model(architecture, image_size)
-    return find_classifier_layer(skeleton, image_size, architecture)
+def build_uninitialized_model(
+    architecture: str, image_size: int, classes: int, head_width: int, dropout: float
+) -> nn.Module:
+    """Build a stock model with a new head, to load the weights of a run into it.
+
+    It skips slow random initialization. For the arguments and errors see `build_adapted_model`.
+    """
+    model = build_model(architecture, image_size, initialize=False)
+    layer = find_stock_classifier(architecture, image_size)
+    replace_head(model, layer, classes, head_width, dropout)
+    return model
 
 
-def load_run_model(run: RunDirectory) -> LoadedModel:
+def load_run_model(run: TrainedRun) -> LoadedModel:
     """Load the best epoch's model of a run; a run that was interrupted after an epoch loads too.
 
     Raises:
-        RunError: config.json or weights.safetensors is missing, damaged or changed since training,
-            or they do not match.
+        RunError: the weights are damaged or do not match config.json.
         ArchitectureError: the installed libraries lack the architecture.
     """
-    configuration = read_run_configuration(run)
+    configuration = run.configuration
     config = configuration.config
     labels = list(configuration.classes)
     preprocessing = configuration.preprocessing
-    architecture = config.model
-    model = build_adapted_model(
-        architecture,
-        preprocessing.crop,
-        len(labels),
-        config.head_width,
-        config.dropout,
-        None,
-        initialize=False,
-    ).model
+    model = build_uninitialized_model(
+        config.model, preprocessing.crop, len(labels), config.head_width, config.dropout
+    )
+    file, digest = run.directory.weights, run.weights_sha256
     try:
-        tensors = load_file(run.weights)
-        digest = sha256_file(run.weights)
-        check_model_unchanged(run, digest, labels, preprocessing)
         # Not load_state_dict: MNASNet's version needs metadata that safetensors does not store.
-        load_weights(model, PretrainedWeights(tensors, str(run.weights), digest), architecture)
+        load_weights(model, PretrainedWeights(load_file(file), str(file), digest), config.model)
     except (OSError, SafetensorError, WeightsError) as cause:
         raise RunError(
-            f"The weights in {run.weights} do not match config.json ({cause}). Run finetune again."
+            f"The weights in {file} do not match config.json ({cause}). Run finetune again."
         ) from cause
     return LoadedModel(
         model.eval(),
         labels,
         preprocessing,
-        architecture,
+        config.model,
         digest[:12],
         Path(configuration.weights.source).name,
         configuration.weights.license,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from edgetl.core.config.finetune import FinetuneConfig, InterpolationChoice
 from edgetl.core.errors import ArchitectureError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.model.blocks import count_last_blocks, find_blocks
-from edgetl.train.model.head import find_classifier_layer
+from edgetl.train.model.head import ClassifierLayer, find_classifier_layer
 from edgetl.train.model.sources.base import source_for
 
 
@@ -66,6 +67,20 @@ def build_meta_model(architecture: str, image_size: int) -> nn.Module:
     except (RuntimeError, ValueError, AssertionError) as cause:
         raise _image_size_error(architecture, image_size, cause) from cause
     return model
+
+
+@lru_cache(maxsize=256)
+def find_stock_classifier(architecture: str, image_size: int) -> ClassifierLayer:
+    """Find the classification layer of a stock model.
+
+    Raises:
+        ArchitectureError: the name is unknown, or the architecture does not support this size or a
+            new head.
+    """
+    # Cached, because three passes on the meta device take up to a second, and an experiment builds
+    # the same architecture many times.
+    skeleton = build_meta_model(architecture, image_size)
+    return find_classifier_layer(skeleton, image_size, architecture)
 
 
 class _MetaParameterMode(TorchFunctionMode):

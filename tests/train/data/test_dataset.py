@@ -15,8 +15,9 @@ from edgetl.core.errors import DataError, RunError
 from edgetl.core.paths import RunDirectory
 from edgetl.train.data.dataset import SplitDataset, read_dataset
 from edgetl.train.data.folders import RejectedFile, find_files
-from edgetl.train.data.splits import SplitEntry, read_split, write_rejected, write_split
+from edgetl.train.data.splits import SplitEntry, write_rejected, write_split
 from tests.helpers.runs import write_run
+from tests.helpers.trained_runs import read_entries
 
 MakeImages = Callable[..., Path]
 
@@ -287,7 +288,7 @@ def test_split_csv_round_trip(tmp_path: Path) -> None:
         SplitEntry(data / "b/ä\n.png", "b", "val"),
     ]
     write_split(run, data, entries)
-    assert read_split(run) == entries
+    assert read_entries(run) == entries
     with run.split.open(newline="") as stream:
         assert next(csv.DictReader(stream)) == {
             "path": 'a "class"/x, y.png',
@@ -322,7 +323,7 @@ def test_write_rejected_writes_no_file_when_empty(tmp_path: Path) -> None:
 def test_read_split_raises_when_file_is_missing(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     with pytest.raises(RunError, match="Cannot read the split"):
-        read_split(run)
+        read_entries(run)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +349,7 @@ def test_read_split_raises_when_file_is_invalid(tmp_path: Path, content: str, me
     run = write_run(tmp_path / "run")
     run.split.write_text(content, encoding="utf-8")
     with pytest.raises(RunError, match=message):
-        read_split(run)
+        read_entries(run)
 
 
 def test_find_files_raises_when_val_is_empty(

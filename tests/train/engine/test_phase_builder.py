@@ -27,7 +27,7 @@ from edgetl.train.features.batches import (
 )
 from edgetl.train.features.extractor import FeatureExtractor, make_extractor
 from edgetl.train.finetune import finetune
-from edgetl.train.model.factory import load_run_model
+from tests.helpers.trained_runs import load_model
 
 MakeImages = Callable[..., Path]
 
@@ -256,7 +256,7 @@ def test_features_stay_in_memory_without_cache_folder(
 def test_cached_run_has_weights_of_whole_model(config: FinetuneConfig) -> None:
     run = finetune(config)
     metrics = json.loads(run.metrics.read_text())
-    model = load_run_model(run)
+    model = load_model(run)
     best = max((record for record in epochs(run)), key=lambda record: record["val_accuracy"])
     assert metrics["val"]["accuracy"] == best["val_accuracy"]
     assert all(parameter.dtype == torch.float32 for parameter in model.model.parameters())

@@ -23,8 +23,9 @@ from edgetl.core.errors import WeightsError
 from edgetl.core.files import read_json, sha256_file
 from edgetl.core.paths import RunDirectory
 from edgetl.train.finetune import finetune
-from edgetl.train.model.factory import load_run_model, load_stock_model
+from edgetl.train.model.factory import load_stock_model
 from edgetl.train.model.weights import read_weights
+from tests.helpers.trained_runs import load_model
 
 ROOT = Path(__file__).parents[3]
 MODEL = "mobilenet_v3_small"
@@ -75,7 +76,7 @@ def test_finetune_uses_and_records_builtin_weights(
         "sha256": sha256_file(shipped / WEIGHTS_FILE),
     }
     expected = load_file(shipped / WEIGHTS_FILE)["features.0.0.weight"]
-    model = load_run_model(run)
+    model = load_model(run)
     assert model.weights_source == "builtin"
     assert torch.equal(model.model.state_dict()["features.0.0.weight"], expected.float())
 

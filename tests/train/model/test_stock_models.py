@@ -13,7 +13,7 @@ from edgetl.core.architectures import load_architectures
 from edgetl.core.errors import ArchitectureError
 from edgetl.core.preprocessing import Interpolation
 from edgetl.train.model.blocks import find_blocks
-from edgetl.train.model.factory import build_adapted_model
+from edgetl.train.model.factory import build_adapted_model, build_uninitialized_model
 from edgetl.train.model.freezing import set_trainable
 from edgetl.train.model.head import find_classifier_layer, replace_head
 from edgetl.train.model.sources.base import source_for
@@ -103,9 +103,7 @@ def test_step_changes_head_and_no_frozen_tensor(name: str) -> None:
 @pytest.mark.parametrize("name", ["mnasnet0_5", "googlenet", "squeezenet1_1"])
 def test_weights_load_into_uninitialized_model(name: str) -> None:
     network = build_adapted_model(name, 32, 3, head_width=8, dropout=0.2, weights=None).model.eval()
-    uninitialized = build_adapted_model(
-        name, 32, 3, head_width=8, dropout=0.2, weights=None, initialize=False
-    ).model.eval()
+    uninitialized = build_uninitialized_model(name, 32, 3, head_width=8, dropout=0.2).eval()
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         load_weights(uninitialized, PretrainedWeights(network.state_dict(), "memory", ""), name)

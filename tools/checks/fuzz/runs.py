@@ -66,13 +66,17 @@ def use(case: Path) -> None:
     # `read_unfinished_run` refuses a finished run before it reads the files.
     read_config = read_run_configuration if run.metrics.exists() else read_unfinished_run
     errors = []
-    for read in (_report, read_split, read_config):
+    for read in (_report, _read_split, read_config):
         try:
             read(run)
         except EdgetlError as error:
             errors.append(error)
     if errors:
         raise errors[0]
+
+
+def _read_split(run: RunDirectory) -> None:
+    read_split(run, read_run_configuration(run))
 
 
 def _report(run: RunDirectory) -> None:
