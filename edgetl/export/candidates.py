@@ -93,18 +93,15 @@ def time_candidates(
         runner = RoundRunner()
         with runner.capture_stop():
             runner.measure(cases, config.rounds, config.seed, folder, report)
-    row_names = {
-        item.gated_case.case.name: item.row.name
-        for item in candidates
-        if item.gated_case is not None
-    }
+    timed = [(item.gated_case, item.row.name) for item in candidates if item.gated_case is not None]
+    case_names = {gated_case.case.name: name for gated_case, name in timed}
+    row_names = {gated_case.rows[0].id: name for gated_case, name in timed}
     rows = tuple(_attach_rounds(item, runner) for item in candidates)
-    rounds_by_row = {row.name: row.rounds for row in rows}
     result = CandidatesResult(
         created=created.isoformat(timespec="seconds"),
         edgetl=edgetl.__version__,
         device=runner.describe_device(device_info),
-        noise=runner.evaluate_noise(rounds_by_row),
+        noise=runner.evaluate_noise(row_names),
         protocol={
             **asdict(protocol),
             "rounds": config.rounds,
@@ -112,7 +109,7 @@ def time_candidates(
             "scope": "model",
             "batch": 1,
         },
-        order=tuple(tuple(row_names[name] for name in order) for order in runner.case_order),
+        order=tuple(tuple(case_names[name] for name in order) for order in runner.case_order),
         classes=config.classes,
         latency_budget_ms=config.latency_budget_ms,
         provider=config.provider,
@@ -121,7 +118,7 @@ def time_candidates(
         interrupted=runner.stop_cause is not None,
     )
     path, notes = store_result(partial(write_result, result), config.output, RESULTS, created)
-    runner.raise_if_stopped(rounds_by_row, path, notes)
+    runner.raise_if_stopped(len(rows), path, notes)
     return replace(result, path=path, notes=(*result.notes, *notes))
 
 

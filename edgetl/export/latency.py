@@ -12,6 +12,7 @@ from edgetl.core.config.bench import BenchConfig
 from edgetl.core.progress import ProgressCallback
 from edgetl.core.statistics import paired_speedup, sign_test
 from edgetl.device.bench.correctness_gate import run_gates
+from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.rounds import RoundRunner
 from edgetl.device.bench.target import find_target
@@ -38,13 +39,13 @@ def measure_variant_latencies(
         protocol: lengths of blocks and warm-up; None for the default protocol.
     """
     threads = available_cores()
-    target = find_target(BenchConfig(bundle, scopes=("model",)), (threads,))
-    cases = [case for case in target.cases if case.runtime == "onnxruntime"]
+    target = find_target(BenchConfig(bundle, scopes=("model",), torch_modes=()), (threads,))
+    assert target.bundle is not None
     with tempfile.TemporaryDirectory(prefix="edgetl-latency-") as name:
         folder = Path(name)
         gated_cases, omissions = run_gates(
-            cases,
-            target.bundle,
+            target.cases,
+            prepare_bench_inputs(target.bundle, target.input_specs, folder),
             protocol or BenchProtocol(),
             folder,
             lambda step, done, total: notify("Timing variants", 0, 0),
@@ -60,11 +61,10 @@ def measure_variant_latencies(
     rows = {}
     failures = {}
     for gated in gated_cases:
-        rounds = runner.rounds_by_row.get(gated.rows[0].id, ())
-        rows[gated.case.variant] = replace(gated.rows[0], rounds=tuple(rounds))
+        rows[gated.case.variant] = runner.attach_rounds(gated.rows[0])
         if (error := runner.failures.get(gated.case.name)) is not None:
             failures[gated.case.variant] = str(error)
-    for case in cases:
+    for case in target.cases:
         if case.variant not in rows:
             failures[case.variant] = "; ".join(omissions)
     untimed = LatencyRecord(None, threads, collect_device_info().cpu, _ROUNDS)

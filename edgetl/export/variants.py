@@ -23,9 +23,8 @@ from edgetl.core.files import sha256_file
 from edgetl.core.paths import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.registry import QUANTIZERS, load_from_registry
-from edgetl.device.bench.inputs import make_model_input
 from edgetl.device.runtime.images import load_image
-from edgetl.device.runtime.preprocessing import normalize, resize_and_crop
+from edgetl.device.runtime.preprocessing import make_model_input, normalize, resize_and_crop
 from edgetl.device.runtime.profile import profile_nodes, summarize_operators
 from edgetl.device.runtime.session import create_session
 from edgetl.export.bundle_writer import write_model, write_ort

@@ -14,6 +14,7 @@ from edgetl.core.config.options import (
     validate,
 )
 from edgetl.core.config.parsers import parse_duration, parse_milliseconds, parse_share
+from edgetl.core.config.session_modes import has_session_mode, providers_with_mode
 from edgetl.core.paths import OptionalPath, RequiredPath
 
 BenchScope = Literal["model", "image", "file"]
@@ -125,7 +126,7 @@ class BenchConfig:
         panel=CASES,
         nonempty="mode",
     )
-    """See `edgetl.device.runtime.session_modes`."""
+    """See `edgetl.core.config.session_modes`."""
     torch_modes: tuple[TorchModeName, ...] = option(
         ("eager",),
         help="PyTorch baselines: `eager`, `bf16`, `compile`; on a GPU also `fp16`, `cuda-graph`, "
@@ -228,4 +229,14 @@ class BenchConfig:
                 "model" in self.scopes or all(batch <= 1 for batch in self.batches),
                 "{batches} above 1 needs scope model: add it to {scopes}.",
             ),
+            *(self._check_session_mode(mode) for mode in self.session_modes),
         ]
+
+    def _check_session_mode(self, mode: str) -> str | None:
+        providers = providers_with_mode(mode)
+        return check(
+            not providers or any(has_session_mode(name, mode) for name in self.providers),
+            f"{{session_modes}} {mode} needs provider {' or '.join(providers)}, "
+            f"got {{providers}} {', '.join(self.providers)}. "
+            f"Add {{providers}} {', '.join(providers[:1])}, or leave out {{session_modes}} {mode}.",
+        )

@@ -13,12 +13,11 @@ from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import BenchError, EdgetlError
 from edgetl.core.progress import ProgressCallback
-from edgetl.device.bench.inputs import BenchInputs, InputSpec, prepare_bench_inputs
+from edgetl.device.bench.inputs import BenchInputs, InputSpec
 from edgetl.device.bench.job import GateReply, WorkerJob, Workload
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.target import NO_GOLDEN_REASON, BenchCase
 from edgetl.device.bench.worker_process import run_job
-from edgetl.device.runtime.bundle import Bundle
 from edgetl.device.runtime.golden import check_logits, gate_tolerance
 from edgetl.device.runtime.io_binding import DEVICE_TYPES
 
@@ -45,7 +44,7 @@ class GatedCase:
 
 def run_gates(
     cases: Sequence[BenchCase],
-    bundle: Bundle | None,
+    inputs: BenchInputs | None,
     protocol: BenchProtocol,
     folder: Path,
     progress: ProgressCallback,
@@ -55,7 +54,7 @@ def run_gates(
 
     Args:
         cases: the cases to check.
-        bundle: the bundle with the golden images; None skips the comparison of logits.
+        inputs: the golden images; None skips the comparison of logits.
         protocol: the protocol of the measurement that follows.
         folder: an existing folder for temporary files.
         progress: called with a description of each step.
@@ -65,13 +64,9 @@ def run_gates(
         The checked cases, and notes on the cases that could not be opened.
 
     Raises:
-        BundleError, DecodeError: a golden image is missing, modified or cannot be decoded.
         EdgetlError: the only ONNX Runtime case cannot be opened as requested, or its process died.
         BenchError: no ONNX Runtime case could be opened.
     """
-    inputs = None
-    if bundle is not None:
-        inputs = prepare_bench_inputs(bundle, {case.input_spec for case in cases}, folder)
     gated_cases: list[GatedCase] = []
     notes: list[str] = []
     references: _References = {}

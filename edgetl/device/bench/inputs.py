@@ -9,13 +9,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from edgetl.core.config.export import InputKind
-from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.runtime.bundle import Bundle
 from edgetl.device.runtime.images import load_image
-from edgetl.device.runtime.preprocessing import normalize, resize_and_crop, resize_to
+from edgetl.device.runtime.preprocessing import make_model_input
 
 InputSpec = tuple[InputKind, tuple[int, int] | None]
 """Input kind of a variant, and its fixed image size (height, width) or None."""
@@ -69,18 +67,3 @@ def prepare_bench_inputs(bundle: Bundle, specs: set[InputSpec], folder: Path) ->
     logits: dict[tuple[int, int] | None, NDArray[np.float32]] = {None: golden.logits}
     logits |= {variant.size: golden.logits_for(variant) for variant in bundle.variants}
     return BenchInputs(files, tensor_files, logits, golden.tolerance, description)
-
-
-def make_model_input(
-    image: NDArray[np.uint8],
-    preprocessing: Preprocessing,
-    kind: InputKind,
-    size: tuple[int, int] | None = None,
-) -> NDArray[np.uint8] | NDArray[np.float32]:
-    """Return the input of scope `model` for a decoded photo, a batch of one."""
-    if kind == "tensor":
-        return normalize(resize_and_crop(image, preprocessing)[None], preprocessing)
-    if size is not None:
-        return resize_to(image, size)[None]
-    side = (preprocessing.resize, preprocessing.resize)
-    return np.asarray(Image.fromarray(image).resize(side, Image.Resampling.BILINEAR))[None]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.artifacts.session import OperatorProfile, SessionRecord
+from edgetl.core.config.session_modes import CUDA_GRAPH_MODE, DEFAULT_MODE, provider_options
 from edgetl.core.errors import BenchError, EdgetlError, ProviderError
 from edgetl.device.bench.backend import ModelSource, Stage
 from edgetl.device.runtime.io_binding import (
@@ -28,7 +29,6 @@ from edgetl.device.runtime.placement import (
 from edgetl.device.runtime.preprocessing import preprocess, resize_to
 from edgetl.device.runtime.profile import profile_nodes, summarize_operators
 from edgetl.device.runtime.session import create_session, raise_provider_failure
-from edgetl.device.runtime.session_modes import CUDA_GRAPH_MODE, DEFAULT_MODE, provider_options
 
 _NUMPY_DTYPES = {
     "uint8": np.uint8, "int8": np.int8, "int32": np.int32, "int64": np.int64, "bool": np.bool_,

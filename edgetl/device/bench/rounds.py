@@ -12,7 +12,7 @@ from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from typing import Any
 
-from edgetl.core.artifacts.bench_rows import BlockResult, relative_spread
+from edgetl.core.artifacts.bench_rows import BenchRow, BlockResult, relative_spread
 from edgetl.core.artifacts.device import DeviceInfo, DeviceState
 from edgetl.core.artifacts.noise import NoiseReport
 from edgetl.core.errors import BenchError, EdgetlError
@@ -57,10 +57,13 @@ class RoundRunner:
         seed: int,
         folder: Path,
         progress: ProgressCallback,
-    ) -> None:
+    ) -> list[GatedCase]:
         """Measure `count` rounds and record the device's state around them.
 
         Later work, such as profiling, does not affect the noise of these rounds.
+
+        Returns:
+            The cases that did not fail, with their rounds.
 
         Raises:
             BenchError: every ONNX Runtime case has failed.
@@ -73,6 +76,14 @@ class RoundRunner:
         finally:
             self.device_states = (state_before, read_device_state())
             self._process_cpu_s = read_process_cpu_s() - cpu_s_before
+        return [
+            replace(item, rows=tuple(self.attach_rounds(row) for row in item.rows))
+            for item in self._without_failures(gated_cases)
+        ]
+
+    def attach_rounds(self, row: BenchRow) -> BenchRow:
+        """Return a row with its measured rounds."""
+        return replace(row, rounds=tuple(self.rounds_by_row.get(row.id, ())))
 
     def _measure_rounds(
         self,
@@ -150,6 +161,11 @@ class RoundRunner:
                 for row, workload in zip(gated_case.rows, gated_case.job.streams, strict=True):
                     self.rounds_by_row.setdefault(row.id, []).append(result[workload.name])
 
+    @property
+    def failure_notes(self) -> list[str]:
+        """Notes on the cases that failed."""
+        return [f"{name} failed and was dropped: {error}" for name, error in self.failures.items()]
+
     @contextmanager
     def capture_stop(self) -> Iterator[None]:
         """Store an exception that stops the block early in `stop_cause`.
@@ -178,21 +194,27 @@ class RoundRunner:
         before, after = self.device_states
         return replace(info, before=before, after=after)
 
-    def evaluate_noise(self, rounds_by_row: Mapping[str, Sequence[BlockResult]]) -> NoiseReport:
-        """Assess interference from the device's states and the rounds of each row."""
-        timed = {name: rounds for name, rounds in rounds_by_row.items() if rounds}
-        if not timed or self.device_states is None:
+    def evaluate_noise(self, names: Mapping[str, str] | None = None) -> NoiseReport:
+        """Assess interference from the device's states and the rounds of each row.
+
+        Args:
+            names: names of rows in the reasons by row id; None uses the ids.
+        """
+        if not self.rounds_by_row or self.device_states is None:
             return NoiseReport(())
         spreads = {
-            name: relative_spread([block.median_ns for block in rounds])
-            for name, rounds in timed.items()
+            (names or {}).get(row_id, row_id): relative_spread(
+                [block.median_ns for block in rounds]
+            )
+            for row_id, rounds in self.rounds_by_row.items()
         }
         clocks = [
             [block.frequency_khz for block in rounds if block.frequency_khz is not None]
-            for rounds in timed.values()
+            for rounds in self.rounds_by_row.values()
         ]
         gpu_readings = [
-            [block.gpu for block in rounds if block.gpu is not None] for rounds in timed.values()
+            [block.gpu for block in rounds if block.gpu is not None]
+            for rounds in self.rounds_by_row.values()
         ]
         return assess_noise(
             *self.device_states,
@@ -202,16 +224,11 @@ class RoundRunner:
             gpu_rounds=[readings for readings in gpu_readings if readings],
         )
 
-    def raise_if_stopped(
-        self,
-        rounds_by_row: Mapping[str, Sequence[BlockResult]],
-        path: Path | None,
-        notes: Sequence[str],
-    ) -> None:
+    def raise_if_stopped(self, row_count: int, path: Path | None, notes: Sequence[str]) -> None:
         """Raise the exception that stopped the measurement early, if any.
 
         Args:
-            rounds_by_row: the measured rounds of every row.
+            row_count: number of rows of the result.
             path: the result file; None if it could not be written.
             notes: notes from writing the result.
 
@@ -222,8 +239,8 @@ class RoundRunner:
             return
         sentences = list(notes)
         if path is not None:
-            timed = sum(map(bool, rounds_by_row.values()))
-            sentences.insert(0, f"{timed} of {len(rounds_by_row)} rows were timed, see {path}.")
+            timed = len(self.rounds_by_row)
+            sentences.insert(0, f"{timed} of {row_count} rows were timed, see {path}.")
         text = " ".join(sentences)
         if isinstance(self.stop_cause, KeyboardInterrupt):
             raise KeyboardInterrupt(f"Interrupted: {text}") from self.stop_cause

@@ -25,6 +25,7 @@ from edgetl.core.config.bench import BenchConfig
 from edgetl.core.progress import ProgressCallback, log_progress
 from edgetl.device.bench.baseline import match_rows, read_baseline
 from edgetl.device.bench.correctness_gate import GatedCase, run_gates
+from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.rounds import RoundRunner
 from edgetl.device.bench.sustained import run_sustained_job
@@ -80,8 +81,11 @@ def bench(
 
     with tempfile.TemporaryDirectory(prefix="edgetl-bench-") as name:
         folder = Path(name)
+        inputs = None
+        if target.bundle is not None:
+            inputs = prepare_bench_inputs(target.bundle, target.input_specs, folder)
         gated_cases, gate_notes = run_gates(
-            target.cases, target.bundle, protocol, folder, report, config.rates
+            target.cases, inputs, protocol, folder, report, config.rates
         )
         rows = [row for gated_case in gated_cases for row in gated_case.rows]
         baseline_pairs: list[EarlierPair] = []
@@ -92,14 +96,10 @@ def bench(
         if not any(gated_case.case.runtime != "pytorch" for gated_case in passed_cases):
             passed_cases = []
         with runner.capture_stop():
-            runner.measure(passed_cases, config.rounds, config.seed, folder, report)
-            _profile_and_sustain(passed_cases, config, runner, extras, folder, report)
-    rows = _attach_rounds(rows, runner)
-    rounds_by_row = {row.id: row.rounds for row in rows}
-    noise = _add_emulation_reason(runner.evaluate_noise(rounds_by_row), device_info)
-    failure_notes = [
-        f"{case} failed and was dropped: {error}" for case, error in runner.failures.items()
-    ]
+            measured = runner.measure(passed_cases, config.rounds, config.seed, folder, report)
+            _profile_and_sustain(measured, config, extras, folder, report)
+    rows = [runner.attach_rounds(row) for row in rows]
+    noise = _add_emulation_reason(runner.evaluate_noise(), device_info)
     energy = EnergyCounters(tuple(meter.source_names), tuple(meter.denied_source_names))
     result = BenchResult(
         created=created.isoformat(timespec="seconds"),
@@ -113,7 +113,7 @@ def bench(
         rows=tuple(rows),
         pairs=tuple(_pair_rows(rows)),
         earlier_pairs=tuple(baseline_pairs),
-        notes=(*target.notes, *gate_notes, *failure_notes),
+        notes=(*target.notes, *gate_notes, *runner.failure_notes),
         sustained=extras.sustained,
         profiles=extras.profiles,
         limits=config.limits,
@@ -123,7 +123,7 @@ def bench(
     path, notes = store_result(
         partial(write_result, result), config.output, target.results_folder, created
     )
-    runner.raise_if_stopped(rounds_by_row, path, notes)
+    runner.raise_if_stopped(len(rows), path, notes)
     return replace(result, path=path, notes=(*result.notes, *notes))
 
 
@@ -142,16 +142,12 @@ def _add_emulation_reason(noise: NoiseReport, device: DeviceInfo) -> NoiseReport
 
 
 def _profile_and_sustain(
-    gated_cases: Sequence[GatedCase],
+    measured_cases: Sequence[GatedCase],
     config: BenchConfig,
-    runner: RoundRunner,
     extras: _ExtraMeasurements,
     folder: Path,
     report: ProgressCallback,
 ) -> None:
-    measured_cases = [
-        gated_case for gated_case in gated_cases if gated_case.case.name not in runner.failures
-    ]
     if config.profile:
         for gated_case in measured_cases:
             report(f"profile: {gated_case.case.name}", 0, 0)
@@ -159,8 +155,7 @@ def _profile_and_sustain(
             extras.profiles[gated_case.rows[0].id] = profile
     onnx_cases = [item for item in measured_cases if item.case.runtime != "pytorch"]
     if config.sustained_s and onnx_cases:
-        rows = [row for gated_case in onnx_cases for row in gated_case.rows]
-        recommendation = recommend(_attach_rounds(rows, runner))
+        recommendation = recommend([row for case in onnx_cases for row in case.rows])
         assert recommendation is not None
         row_id = recommendation.latency.row
         gated_case, row = next(
@@ -178,10 +173,6 @@ def _profile_and_sustain(
             folder,
             lambda sustained: setattr(extras, "sustained", sustained),
         )
-
-
-def _attach_rounds(rows: Sequence[BenchRow], runner: RoundRunner) -> list[BenchRow]:
-    return [replace(row, rounds=tuple(runner.rounds_by_row.get(row.id, ()))) for row in rows]
 
 
 def _pair_rows(rows: Sequence[BenchRow]) -> Iterator[Pair]:

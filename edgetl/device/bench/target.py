@@ -11,22 +11,18 @@ from edgetl.core.artifacts.bench import BenchedModel
 from edgetl.core.artifacts.bundle import VariantRecord
 from edgetl.core.config.bench import BenchConfig, BenchScope
 from edgetl.core.config.export import InputKind
+from edgetl.core.config.session_modes import DEFAULT_MODE, has_session_mode, variant_name
 from edgetl.core.config.torch_modes import TORCH_MODES
 from edgetl.core.errors import BenchError, BundleError
 from edgetl.core.files import sha256_file
 from edgetl.core.formatting import pluralize
 from edgetl.core.paths import RunDirectory
+from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.inputs import InputSpec
 from edgetl.device.hardware.info import installed_version
 from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.device.runtime.providers import CUDA_PROVIDERS
-from edgetl.device.runtime.session_modes import (
-    DEFAULT_MODE,
-    has_session_mode,
-    providers_with_mode,
-    variant_name,
-)
 
 NO_GOLDEN_REASON = "a lone ONNX file has no golden images: its logits were not checked"
 
@@ -75,6 +71,11 @@ class BenchTarget:
     notes: tuple[str, ...] = ()
     """Notes on what is not measured."""
 
+    @property
+    def input_specs(self) -> set[InputSpec]:
+        """Input kinds and sizes of all cases."""
+        return {case.input_spec for case in self.cases}
+
 
 def torch_device(provider: str) -> str:
     """Return the PyTorch device that is compared with an execution provider."""
@@ -98,7 +99,6 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
             BenchConfig,
         )
     _check_torch_modes(config)
-    _check_session_modes(config)
     bundle = open_bundle(config.target)
     variants = [bundle.select_variant(name) for name in dict.fromkeys(config.variants)]
     variants = variants or list(bundle.variants)
@@ -111,18 +111,20 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
                 "which needs scope model. Add model to {scopes}.",
                 BenchConfig,
             )
-    onnx_cases = [
-        case
-        for variant in variants
-        for case in _expand_session_modes(_variant_case(bundle, variant, config), config, threads)
-    ]
-    run, missing_torch_note = _find_run(Path(config.target), bundle)
+    onnx_cases: list[BenchCase] = []
+    for variant in variants:
+        file = bundle.variant_path(variant).resolve()
+        case = _variant_case(file, variant, bundle.preprocessing, config.scopes)
+        onnx_cases += _expand_session_modes(case, config, threads)
+    run, weights_sha256, missing_torch_note = _find_run(Path(config.target), bundle)
     notes = _describe_skipped_scopes(config, fixed_size_names) + _describe_skipped_modes(config)
     if missing_torch_note and config.torch_modes:
         notes.append(missing_torch_note)
     torch_cases: list[BenchCase] = []
-    if run is not None and not missing_torch_note and config.torch_modes:
-        torch_cases = _list_torch_cases(run, bundle, variants[0].input, config, threads)
+    if run is not None and not missing_torch_note:
+        torch_cases = _list_torch_cases(
+            run, weights_sha256, bundle.preprocessing, variants[0].input, config, threads
+        )
     return BenchTarget(
         cases=(*torch_cases, *onnx_cases),
         bundle=bundle,
@@ -132,17 +134,23 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
     )
 
 
-def _variant_case(bundle: Bundle, variant: VariantRecord, config: BenchConfig) -> BenchCase:
+def _variant_case(
+    file: Path,
+    variant: VariantRecord,
+    preprocessing: Preprocessing,
+    scopes: tuple[BenchScope, ...],
+) -> BenchCase:
     source = ModelSource(
-        bundle.variant_path(variant).resolve(),
+        file,
         1,
         input=variant.input,
         size=variant.size,
-        preprocessing=bundle.preprocessing,
+        preprocessing=preprocessing,
         precision=variant.precision,
     )
     # Golden images differ in size, so variants of a fixed size are only comparable in scope model.
-    scopes: tuple[BenchScope, ...] = config.scopes if variant.size is None else ("model",)
+    if variant.size is not None:
+        scopes = ("model",)
     return BenchCase(
         "onnxruntime",
         variant.name,
@@ -156,7 +164,8 @@ def _variant_case(bundle: Bundle, variant: VariantRecord, config: BenchConfig) -
 
 def _list_torch_cases(
     run: RunDirectory,
-    bundle: Bundle,
+    weights_sha256: str,
+    preprocessing: Preprocessing,
     input_kind: InputKind,
     config: BenchConfig,
     threads: Sequence[int],
@@ -164,7 +173,6 @@ def _list_torch_cases(
     """Return the PyTorch baselines, in every mode and on every device."""
     cases: list[BenchCase] = []
     devices = tuple(dict.fromkeys(map(torch_device, config.providers)))
-    digest = sha256_file(run.weights)
     size = run.weights.stat().st_size
     for name in dict.fromkeys(config.torch_modes):
         mode = TORCH_MODES[name]
@@ -172,10 +180,10 @@ def _list_torch_cases(
             run.path.resolve(),
             1,
             input=input_kind,
-            preprocessing=bundle.preprocessing,
+            preprocessing=preprocessing,
             settings={"mode": name},
         )
-        case = BenchCase("pytorch", mode.variant, source, digest, size, config.scopes)
+        case = BenchCase("pytorch", mode.variant, source, weights_sha256, size, config.scopes)
         for device in devices:
             if mode.gpu_only and device == "cpu":
                 continue
@@ -215,18 +223,6 @@ def _expand_session_modes(
         yield from _expand_combinations(mode_case, config, threads, providers)
 
 
-def _check_session_modes(config: BenchConfig) -> None:
-    for mode in config.session_modes:
-        if not any(has_session_mode(provider, mode) for provider in config.providers):
-            providers = providers_with_mode(mode)
-            raise BenchError(
-                f"{{session_modes}} {mode} needs provider {' or '.join(providers)}, "
-                f"got {{providers}} {', '.join(config.providers)}. "
-                f"Add {{providers}} {providers[0]}, or leave out {{session_modes}} {mode}.",
-                BenchConfig,
-            )
-
-
 def _describe_skipped_modes(config: BenchConfig) -> list[str]:
     pairs = product(dict.fromkeys(config.session_modes), dict.fromkeys(config.providers))
     return [
@@ -261,44 +257,52 @@ def _expand_combinations(
         yield replace(case, source=source, scopes=scopes)
 
 
-def _find_run(path: Path, bundle: Bundle) -> tuple[RunDirectory | None, str]:
-    """Return the run that the bundle came from, and why PyTorch cannot be measured, if so."""
-    is_run = RunDirectory.exists_at(path)
+def _find_run(path: Path, bundle: Bundle) -> tuple[RunDirectory | None, str, str]:
+    """Find the run that a bundle came from.
+
+    Args:
+        path: the bundle or its run directory.
+        bundle: the bundle.
+
+    Returns:
+        The run, the SHA-256 of its weights, and why PyTorch cannot be measured, if so.
+    """
+    is_run = path != bundle.directory.path
     folder = path if is_run else bundle.directory.path.resolve().parent
     run = RunDirectory(folder)
     if not is_run and not (run.config.is_file() and run.weights.is_file()):
-        return (
-            None,
+        note = (
             "PyTorch is not measured: the bundle is not in its run directory. "
-            "Pass the run directory for a speed-up.",
+            "Pass the run directory for a speed-up."
         )
+        return None, "", note
     run = RunDirectory.open(folder)
-    if sha256_file(run.weights)[:12] != bundle.run_id:
+    digest = sha256_file(run.weights)
+    if digest[:12] != bundle.run_id:
         if is_run:
             raise BenchError(
                 f"The bundle in {path} was exported from other weights (run {bundle.run_id}). "
                 f"`edgetl export {path} --force` renews it."
             )
-        return (
-            None,
+        note = (
             f"PyTorch is not measured: the bundle was exported from run {bundle.run_id}, "
-            "not from the run directory around it.",
+            "not from the run directory around it."
         )
+        return None, "", note
     packages = ("torch", "torchvision", "safetensors")
     missing = [package for package in packages if installed_version(package) is None]
+    note = ""
     if missing:
-        return (
-            run,
+        note = (
             f"PyTorch is not measured: {', '.join(missing)} not installed. "
-            '`pip install "edgetl[train]"` adds the baseline.',
+            '`pip install "edgetl[train]"` adds the baseline.'
         )
-    return run, ""
+    return run, digest, note
 
 
 def _find_onnx_file(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
     path = Path(config.target)
     _check_onnx_file_options(config)
-    _check_session_modes(config)
     photo_scopes = [scope for scope in dict.fromkeys(config.scopes) if scope != "model"]
     notes = []
     if photo_scopes:

@@ -30,6 +30,7 @@ from edgetl.core.errors import BenchError
 from edgetl.core.progress import ProgressCallback, log_progress
 from edgetl.core.registry import convert_import_error
 from edgetl.device.bench.correctness_gate import GatedCase, run_gates
+from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.job import WorkerJob
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.rounds import read_process_cpu_s
@@ -190,7 +191,8 @@ def _run_gate(
     Raises:
         BenchError: the gate failed.
     """
-    (gated_case,), _ = run_gates(target.cases, bundle, protocol, folder, report)
+    inputs = prepare_bench_inputs(bundle, target.input_specs, folder)
+    (gated_case,), _ = run_gates(target.cases, inputs, protocol, folder, report)
     if not gated_case.passed:
         row = gated_case.rows[0]
         raise BenchError(

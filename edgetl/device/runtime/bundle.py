@@ -60,8 +60,9 @@ class Bundle(BundleRecord):
         """
         record = self.manifest.golden
         files = [self._checked_path(image) for image in record.images]
+        logits_file = self._checked_path(record.logits)
         fixed_size_names = [variant.name for variant in self.variants if variant.size is not None]
-        with GoldenArchive(self._checked_path(record.logits), len(files), self.labels) as archive:
+        with GoldenArchive(logits_file, len(files), self.labels) as archive:
             logits = archive.read_logits()
             fixed_size_logits = {
                 name: archive.read_logits(f"logits_{name}") for name in fixed_size_names

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgetl.core.config.export import InputKind
 from edgetl.core.preprocessing import Preprocessing
 
 
@@ -85,3 +86,15 @@ def normalize(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArra
 def preprocess(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Resize, crop and normalize uint8 [height, width, 3] to float32 [1, 3, crop, crop]."""
     return normalize(resize_and_crop(image, preprocessing)[None], preprocessing)
+
+
+def make_model_input(
+    image: NDArray[np.uint8],
+    preprocessing: Preprocessing,
+    kind: InputKind,
+    size: tuple[int, int] | None = None,
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Return the input of the benchmark's scope `model` for a decoded photo, a batch of one."""
+    if kind == "tensor":
+        return preprocess(image, preprocessing)
+    return resize_to(image, size or (preprocessing.resize, preprocessing.resize))[None]

@@ -8,6 +8,7 @@ import pytest
 
 from edgetl.core.errors import BenchError, ProviderError
 from edgetl.device.bench.rounds import RoundRunner
+from edgetl.device.hardware.state import read_device_state
 from tests.core.artifacts.test_bench import block
 
 DISK_FULL = OSError(28, "No space left on device")
@@ -57,20 +58,25 @@ def test_stop_reports_where_completed_rounds_are(
         raise cause
     assert runner.stop_cause is cause
     with pytest.raises(error_type, match=message):
-        runner.raise_if_stopped(
-            {"row": [block(1000)], "other": []}, Path("partial.json"), ["A note."]
-        )
+        runner.raise_if_stopped(2, Path("partial.json"), ["A note."])
     with pytest.raises(error_type) as raised:
-        runner.raise_if_stopped(
-            {"row": [block(1000)]}, None, ["There is no space: the result was NOT written."]
-        )
+        runner.raise_if_stopped(1, None, ["There is no space: the result was NOT written."])
     assert str(raised.value).endswith("NOT written.")
     assert "None" not in str(raised.value)
+
+
+def test_noise_reasons_use_names_of_rows() -> None:
+    runner = RoundRunner()
+    runner.rounds_by_row["id"] = [block(1_000_000), block(2_000_000)]
+    runner.device_states = (read_device_state(), read_device_state())
+    for names, name in ((None, "id"), ({"id": "resnet18"}, "resnet18"), ({"other": "x"}, "id")):
+        reasons = runner.evaluate_noise(names).reasons
+        assert f"the rounds of {name} differ by 67%" in reasons
 
 
 def test_complete_run_without_timed_rows_raises_nothing() -> None:
     runner = RoundRunner()
     with runner.capture_stop():
         pass
-    runner.raise_if_stopped({}, None, [])
-    assert not runner.evaluate_noise({"row": []}).is_noisy
+    runner.raise_if_stopped(1, None, [])
+    assert not runner.evaluate_noise().is_noisy
