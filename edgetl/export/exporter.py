@@ -59,6 +59,7 @@ from edgetl.export.web.export import write_web
 from edgetl.export.web.runtime import ensure_runtime_files
 from edgetl.train.data.splits import read_split
 from edgetl.train.model.factory import LoadedModel, load_run_model, load_stock_model
+from edgetl.train.model.reparameterization import fuse_branches, has_branches
 
 
 @dataclass(frozen=True)
@@ -194,8 +195,9 @@ def _export(
     # Fetch the runtime first, so that a missing npm is reported before anything is computed.
     runtime = ensure_runtime_files() if config.web else None
     notify("Writing the ONNX graph", 0, 0)
+    # Parity compares the file with the model as trained, so it covers the fusion.
     graph = export_network_graph(
-        model.model, model.preprocessing.crop, len(model.labels), config.opset
+        fuse_branches(model.model), model.preprocessing.crop, len(model.labels), config.opset
     )
     export = _BundleExport(directory, model, graph, sources, config, notify)
     manifest, built = export.write(runtime)
@@ -352,6 +354,7 @@ class _BundleExport:
             cpp_client=write_client(self.directory.cpp_client),
             versions={name: version(name) for name in packages},
             variants=(fp32,),
+            fused_branches=has_branches(model.model),
         )
 
     def _create_golden_images(self, proofs: Sequence[ProvenVariant]) -> GoldenRecord:

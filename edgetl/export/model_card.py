@@ -23,7 +23,7 @@ Exported by edgetl $version (run `$run_id`, weights from $weights).
 
 **Proof:** on $proof_images $proof_kind images the logits differ from PyTorch's by at most
 $network_diff on identical tensors, and by at most $path_diff from decoded photo to logits, with the
-same label on every image.
+same label on every image.$fused
 
 **Input** `$input`: $input_format.
 **Outputs:** `logits` and `probabilities`, float32 `[batch, classes]`.
@@ -46,6 +46,8 @@ $variants$fixed
 `golden/` contains golden images ($golden) with PyTorch's logits. On a device with other logits the
 model does not run correctly; check with `edgetl verify`.
 """)
+
+_FUSED = " The parallel branches that PyTorch's model\nwas trained with are fused into single layers here."
 
 _WEB = Template("""
 In a browser, with variant $variant and $runtime on the device itself:
@@ -91,6 +93,7 @@ def model_card(manifest: BundleManifest) -> str:
         proof_kind=network.kind,
         network_diff=f"{network.max_abs_diff:.2g}",
         path_diff=f"{path.max_abs_diff:.2g}",
+        fused=_FUSED if manifest.fused_branches else "",
         input="image" if has_image_input else "pixels",
         input_format=input_format,
         where=" (inside the ONNX file)" if has_image_input else "",

@@ -29,6 +29,7 @@ from edgetl.train.common.autotune import best_duration_s
 from edgetl.train.features.fusion import fold_batch_norm
 from edgetl.train.features.fx_to_onnx import convert_fx_to_onnx
 from edgetl.train.model.factory import build_adapted_model
+from edgetl.train.model.reparameterization import fuse_branches
 from edgetl.train.model.sources.base import source_for
 from edgetl.train.model.stock_models import (
     check_architecture,
@@ -108,7 +109,7 @@ def write_untrained(
             None,
         ).model
         pixels = torch.randn(_BATCH_SIZE, 3, crop, crop)
-        _initialize_batch_norm_stats(network, pixels)
+        initialize_batch_norm_stats(network, pixels)
     metadata = ModelMetadata(
         labels=tuple(f"class {number}" for number in range(classes)),
         preprocessing=preprocessing,
@@ -117,7 +118,7 @@ def write_untrained(
         version=__version__,
         model=architecture,
     )
-    graph = _export_untrained_graph(network, architecture, crop, classes)
+    graph = _export_untrained_graph(fuse_branches(network), architecture, crop, classes)
     model = assemble(graph, preprocessing, "image", metadata)
     file.write_bytes(model.SerializeToString(deterministic=True))
     parity, inference_s = _check_and_time(network, file, pixels, threads)
@@ -132,7 +133,7 @@ def write_untrained(
     )
 
 
-def _initialize_batch_norm_stats(network: nn.Module, pixels: torch.Tensor) -> None:
+def initialize_batch_norm_stats(network: nn.Module, pixels: torch.Tensor) -> None:
     """Set BatchNorm statistics from `pixels`.
 
     With the initial statistics, values vanish or grow from block to block, and a comparison of

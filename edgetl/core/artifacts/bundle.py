@@ -405,6 +405,8 @@ class BundleManifest:
     """Reasons against variants that are not recommended, by name."""
     cpp_client: FileRecord | None = field(default=None, metadata=in_json(omit_default=True))
     web: WebRecord | None = field(default=None, metadata=in_json(omit_default=True))
+    fused_branches: bool = field(default=False, metadata=in_json(omit_default=True))
+    """Whether the files have fused branches that the PyTorch model was trained with (RepVGG)."""
     kind: Literal["bundle"] = "bundle"
 
     def __post_init__(self) -> None:

@@ -103,7 +103,11 @@ def find_classifier_layer(skeleton: nn.Module, image_size: int, name: str) -> Cl
     return layer
 
 
-def build_head(layer: ClassifierLayer, classes: int, width: int, dropout: float) -> nn.Sequential:
+class Head(nn.Sequential):
+    """New head that has replaced a classification layer."""
+
+
+def build_head(layer: ClassifierLayer, classes: int, width: int, dropout: float) -> Head:
     """Build a head: dropout, a layer of `width` outputs, ReLU, a layer of `classes` outputs.
 
     Width 0 means dropout and a single layer. The layers are 1x1 convolutions if the replaced layer
@@ -118,10 +122,8 @@ def build_head(layer: ClassifierLayer, classes: int, width: int, dropout: float)
         return nn.Conv2d(inputs, outputs, 1)
 
     if not width:
-        return nn.Sequential(first, make_layer(layer.in_features, classes))
-    return nn.Sequential(
-        first, make_layer(layer.in_features, width), nn.ReLU(), make_layer(width, classes)
-    )
+        return Head(first, make_layer(layer.in_features, classes))
+    return Head(first, make_layer(layer.in_features, width), nn.ReLU(), make_layer(width, classes))
 
 
 def replace_head(
