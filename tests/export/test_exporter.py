@@ -60,6 +60,7 @@ def test_bundle_matches_its_manifest(stock_bundle: Path) -> None:
 def test_file_has_metadata_and_no_local_paths(stock_bundle: Path) -> None:
     model = onnx.load(stock_bundle / "fp32.onnx", load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
+    assert [entry.domain for entry in model.opset_import] == [""]
     properties = {entry.key: entry.value for entry in model.metadata_props}
     metadata = ModelMetadata.from_properties(properties)
     assert metadata is not None

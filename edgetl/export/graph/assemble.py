@@ -49,6 +49,9 @@ def assemble(
             front = fixed_size_graph(preprocessing, fixed_size, opset, network.ir_version)
             crop_type = TensorProto.FLOAT
         model = onnx.compose.merge_models(front, network, io_map=[(PIXELS, PIXELS)])
+        # The merged model lists the opset of both parts, which onnxruntime's quantizer refuses.
+        del model.opset_import[:]
+        model.opset_import.extend(network.opset_import)
         # The parity proof splits the shipped file at these values, which must be declared.
         shape: list[str | int | None] = ["batch", 3, preprocessing.crop, preprocessing.crop]
         model.graph.value_info.extend(
