@@ -35,10 +35,11 @@ import numpy as np
 from edgetl import __version__
 from edgetl.core.architectures import file_stem
 from edgetl.core.artifacts.bench_rows import BenchRow, round_ratios
+from edgetl.core.artifacts.run_config import read_run_configuration
 from edgetl.core.artifacts.run_metrics import read_metrics
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import ConfigError, EdgetlError
-from edgetl.core.files import write_json
+from edgetl.core.files import ReadPolicy, read_json_as, write_json
 from edgetl.core.paired_tests import (
     AccuracyDifference,
     apply_holm_correction,
@@ -47,8 +48,9 @@ from edgetl.core.paired_tests import (
 )
 from edgetl.core.paths import RunDirectory
 from edgetl.core.statistics import Speedup, paired_speedup
-from edgetl.core.typed_json import read_as, to_json
+from edgetl.core.typed_json import to_json
 from edgetl.device.bench.correctness_gate import GatedCase, run_gates
+from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.rounds import RoundRunner
 from edgetl.device.bench.target import find_target
@@ -182,8 +184,8 @@ def read_comparison(file: Path) -> ComparisonResult:
     Raises:
         ConfigError: the file cannot be read, or a field is missing or of the wrong type.
     """
-    advice = "Delete it and repeat the command; finished runs are kept."
-    return read_as(ComparisonResult, file, ConfigError, "The comparison", advice)
+    policy = ReadPolicy(ConfigError, "Delete it and repeat the command; finished runs are kept.")
+    return read_json_as(ComparisonResult, file, "The comparison", policy)
 
 
 def latency_name(architecture: str, variant: str) -> str:
@@ -283,9 +285,8 @@ def measure_run(data: Path, backbone: Backbone, seed: int, folder: Path) -> Comp
     """Train and export what is missing of a run, and classify the validation images."""
     checkpoint = folder.with_name(f"{folder.name}.json")
     if checkpoint.is_file():
-        return read_as(
-            ComparedRun, checkpoint, ConfigError, "The run's result", "Delete it to repeat the run."
-        )
+        policy = ReadPolicy(ConfigError, "Delete it to repeat the run.")
+        return read_json_as(ComparedRun, checkpoint, "The run's result", policy)
     run = RunDirectory(folder)
     program = [sys.executable, "-m", "edgetl"]
     with tempfile.TemporaryDirectory(prefix="backbone-comparison-") as cache:
@@ -323,7 +324,7 @@ def classify_run(run: RunDirectory, data: str, backbone: Backbone, seed: int) ->
 def correct_digits(run: RunDirectory, bundle: Bundle, variant: VariantName) -> str:
     """Return 1 for each validation image that the variant classifies correctly, else 0."""
     record = bundle.select_variant(variant)
-    images = [row for row in read_split(run) if row.split == "val"]
+    images = [row for row in read_split(run, read_run_configuration(run)) if row.split == "val"]
     logits = logits_for_images(
         bundle.variant_path(record),
         [row.path for row in images],
@@ -356,12 +357,8 @@ def measure_latency(
             inputs.mkdir()
             gated_cases += _gate(architecture, folder, threads, protocol, inputs)
         runner.measure(gated_cases, rounds, 0, Path(name), _print_step)
-    rows = [
-        replace(row, rounds=tuple(runner.rounds_by_row.get(row.id, ())))
-        for gated_case in gated_cases
-        for row in gated_case.rows
-    ]
-    noise = runner.evaluate_noise({row.id: row.rounds for row in rows})
+    rows = [runner.attach_rounds(row) for item in gated_cases for row in item.rows]
+    noise = runner.evaluate_noise()
     return LatencyResult(created, collect_device_info().cpu, noise.verdict, tuple(rows))
 
 
@@ -375,8 +372,13 @@ def _gate(
     """Check the files of a bundle; the cases carry the name of the architecture."""
     config = BenchConfig(folder, scopes=("model",), torch_modes=(), variants=("fp32", "int8"))
     target = find_target(config, (threads,))
+    assert target.bundle is not None
     cases, notes = run_gates(
-        target.cases, target.bundle, protocol or BenchProtocol(), inputs, _print_step
+        target.cases,
+        prepare_bench_inputs(target.bundle, target.input_specs, inputs),
+        protocol or BenchProtocol(),
+        inputs,
+        _print_step,
     )
     for note in notes:
         print(note, file=sys.stderr)

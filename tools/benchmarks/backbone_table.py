@@ -198,12 +198,7 @@ def time_files(
     runner.measure(gated_cases, rounds, SEED, folder, lambda *_: None)
     for error in runner.failures.values():
         raise error
-    return {
-        item.case.variant: replace(
-            item.rows[0], rounds=tuple(runner.rounds_by_row[item.rows[0].id])
-        )
-        for item in gated_cases
-    }
+    return {item.case.variant: runner.attach_rounds(item.rows[0]) for item in gated_cases}
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

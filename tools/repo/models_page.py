@@ -15,8 +15,8 @@ from typing import Literal
 from edgetl.core.architectures import source_of
 from edgetl.core.config.candidates import CandidatesConfig
 from edgetl.core.errors import ConfigError
+from edgetl.core.files import ReadPolicy, read_json_as
 from edgetl.core.formatting import pluralize
-from edgetl.core.typed_json import read_as
 
 RESULT = Path(__file__).parents[1] / "benchmarks/backbones.json"
 ANCHOR = "mobilenet_v2"
@@ -76,7 +76,8 @@ def read_table(file: Path = RESULT) -> BackboneTable:
     Raises:
         ConfigError: the file cannot be read, or a field is missing or of the wrong type.
     """
-    return read_as(BackboneTable, file, ConfigError, "The table", "Restore it from git.")
+    policy = ReadPolicy(ConfigError, "Restore it from git.")
+    return read_json_as(BackboneTable, file, "The table", policy)
 
 
 def models_page(table: BackboneTable) -> str:
