@@ -71,6 +71,7 @@ def test_class_defined_twice_is_reported_once() -> None:
     assert "edgetl/a.py" in message
 
 
+@pytest.mark.slow  # `make check` checks the tree as well
 def test_tree_has_no_violation() -> None:
     paths = [
         path
