@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -22,6 +22,10 @@ def models(
     pattern: Annotated[
         str, typer.Argument(help="Show only names that contain this text.", show_default="all")
     ] = "",
+    source: Annotated[
+        Literal["timm"] | None,
+        typer.Option(help="List the tested architectures of timm, which needs the extra `timm`."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.")
     ] = False,
@@ -30,20 +34,25 @@ def models(
 
     Shows parameters, input size, blocks, weights at hand and the head that is replaced.
     """
-    from edgetl.core.architectures import load_architectures, source_of
+    from edgetl.core.architectures import load_architectures, load_timm_architectures, source_of
     from edgetl.core.builtin_weights import find_builtin_folders
     from edgetl.core.files import SCHEMA
     from edgetl.core.registry import WEIGHTS_EXTRAS
     from edgetl.core.typed_json import to_json
 
-    matches = [row for row in load_architectures().values() if pattern.lower() in row.name]
+    rows = load_timm_architectures() if source else load_architectures()
+    matches = [row for row in rows.values() if pattern.lower() in row.name]
     builtin_folders = find_builtin_folders()
     if as_json:
-        rows = [{**to_json(row), "builtin": row.name in builtin_folders} for row in matches]
-        typer.echo(json.dumps({"schema": SCHEMA, "kind": "models", "models": rows}, indent=2))
+        objects = [{**to_json(row), "builtin": row.name in builtin_folders} for row in matches]
+        typer.echo(json.dumps({"schema": SCHEMA, "kind": "models", "models": objects}, indent=2))
         return
     if not matches:
-        err.print(f"No architecture matches {pattern!r}. `edgetl models` lists all.", markup=False)
+        err.print(
+            f"No architecture matches {pattern!r}. `edgetl models` lists all, "
+            "`edgetl models --source timm` those of timm that were tested.",
+            markup=False,
+        )
         raise typer.Exit(ExitCode.USER_ERROR)
     from rich.table import Table
 

@@ -1,8 +1,8 @@
-"""Names and table of classification architectures, readable without torch.
+"""Names and tables of classification architectures, readable without torch.
 
-architectures.csv is written by tools/repo/architecture_table.py and tested against the installed
-libraries. Architectures that it lacks are inspected at run time by
-`edgetl.train.model.stock_models`.
+architectures.csv is written by tools/repo/architecture_table.py, timm_architectures.csv by
+tools/checks/timm_models.py; tests compare them with the installed libraries. Others are inspected
+at run time by `edgetl.train.model.stock_models`.
 """
 
 from __future__ import annotations
@@ -62,10 +62,24 @@ def file_stem(architecture: str) -> str:
     return architecture.replace(":", "-")
 
 
-@cache
 def load_architectures() -> dict[str, Architecture]:
-    """Read the table of architectures, by name."""
-    table = files("edgetl.core").joinpath("architectures.csv").read_text(encoding="utf-8")
+    """Read the table of the architectures that need no further package, by name."""
+    return _load_table("architectures.csv")
+
+
+def load_timm_architectures() -> dict[str, Architecture]:
+    """Read the table of timm's architectures that were tested, by name."""
+    return _load_table("timm_architectures.csv")
+
+
+def find_architecture(name: str) -> Architecture | None:
+    """Return the row of an architecture of either table, or None if they lack it."""
+    return load_architectures().get(name) or load_timm_architectures().get(name)
+
+
+@cache
+def _load_table(file: str) -> dict[str, Architecture]:
+    table = files("edgetl.core").joinpath(file).read_text(encoding="utf-8")
     return {row["name"]: _parse(row) for row in csv.DictReader(table.splitlines())}
 
 

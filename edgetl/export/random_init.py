@@ -14,6 +14,7 @@ from onnx import helper, numpy_helper
 from torch import fx, nn
 
 from edgetl import __version__
+from edgetl.core.architectures import source_of
 from edgetl.core.artifacts.candidates import CandidateParity
 from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.config.export import ExportConfig
@@ -164,7 +165,8 @@ def _export_untrained_graph(
     without effect) and DenseNet (only the exporter folds its BatchNorm; traced, it is a third
     slower).
     """
-    if get_architecture(architecture).family in _TRACEABLE_FAMILIES:
+    is_traceable = get_architecture(architecture).family in _TRACEABLE_FAMILIES
+    if is_traceable and source_of(architecture) != "timm":
         # If the tracer fails on an unsupported forward method, use the exporter.
         with contextlib.suppress(Exception):
             module = fold_batch_norm(fx.symbolic_trace(network))

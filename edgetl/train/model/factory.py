@@ -158,6 +158,7 @@ def load_stock_model(architecture: str, weights: str, image_size: int | None = N
     size = image_size or get_architecture(architecture).image_size
     source = source_for(architecture)
     _check_image_size(architecture, size)
+    labels = list(source.labels(architecture))
     pretrained = read_weights(weights, architecture)
     if pretrained is None:
         raise WeightsError(
@@ -172,7 +173,7 @@ def load_stock_model(architecture: str, weights: str, image_size: int | None = N
         preprocessing = preprocessing_for(architecture, size)
     return LoadedModel(
         model.eval(),
-        list(source.labels(architecture)),
+        labels,
         preprocessing,
         architecture,
         pretrained.sha256[:12],

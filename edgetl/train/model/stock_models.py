@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from edgetl.core.architectures import Architecture, load_architectures
+from edgetl.core.architectures import Architecture, find_architecture
 from edgetl.core.config.finetune import FinetuneConfig, InterpolationChoice
 from edgetl.core.errors import ArchitectureError
 from edgetl.core.preprocessing import Preprocessing
@@ -99,7 +99,7 @@ class _MetaParameterMode(TorchFunctionMode):
 
 
 def _image_size_error(architecture: str, image_size: int, cause: Exception) -> ArchitectureError:
-    row = load_architectures().get(architecture)
+    row = find_architecture(architecture)
     hint = "Choose another {image_size}."
     if row:
         hint = f"Its usual {{image_size}} is {row.image_size}."
@@ -159,4 +159,4 @@ def get_architecture(architecture: str) -> Architecture:
         ArchitectureError: see `describe_architecture`.
     """
     check_architecture(architecture)
-    return load_architectures().get(architecture) or describe_architecture(architecture)
+    return find_architecture(architecture) or describe_architecture(architecture)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -40,8 +39,7 @@ def read_weights(source: str, architecture: str) -> PretrainedWeights | None:
     if source == "imagenet":
         return source_for(architecture).read_imagenet_weights(architecture)
     path = _find_file(Path(source).expanduser(), architecture)
-    weights = read_weights_file(path, str(path), architecture)
-    return replace(weights, tensors=source_for(architecture).rename_tensors(weights.tensors))
+    return read_weights_file(path, str(path), architecture)
 
 
 def load_weights(
@@ -60,7 +58,8 @@ def load_weights(
         WeightsError: tensors are missing, unexpected, of another shape or type, or not finite; the
             message lists a few of them.
     """
-    tensors = _resize_pos_embed(model, weights.tensors)
+    adapted = source_for(architecture).adapt_tensors(model, weights.tensors, architecture)
+    tensors = _resize_pos_embed(model, adapted)
     targets = model.state_dict()
     mismatches = _describe_mismatches(tensors, targets, replaced)
     if mismatches:

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from edgetl.core.architectures import load_architectures
+from edgetl.core.architectures import find_architecture
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import WeightsError
 from edgetl.core.files import sha256_file
@@ -81,14 +81,8 @@ def download_weights(url: str, architecture: str) -> PretrainedWeights:
                 url, map_location="cpu", progress=False, check_hash=True, weights_only=True
             )
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as cause:
-        reason = str(cause).strip("<>") or type(cause).__name__
         hint = f" The cached {path} may be damaged: delete it." if path.exists() else ""
-        raise WeightsError(
-            f"Cannot download the ImageNet weights of {architecture} ({reason}).{hint} "
-            f"On a machine with internet access, download {url}, copy the file here and use "
-            "{weights} FILE; or train from scratch with {weights} none.",
-            FinetuneConfig,
-        ) from cause
+        raise download_error(url, architecture, cause, hint) from cause
     finally:
         socket.setdefaulttimeout(previous_timeout)
     return PretrainedWeights(
@@ -96,9 +90,21 @@ def download_weights(url: str, architecture: str) -> PretrainedWeights:
     )
 
 
+def download_error(url: str, architecture: str, cause: Exception, hint: str = "") -> WeightsError:
+    """Return the error for ImageNet weights that cannot be downloaded."""
+    lines = str(cause).strip("<>").strip().splitlines()
+    reason = lines[0].rstrip(".") if lines else type(cause).__name__
+    return WeightsError(
+        f"Cannot download the ImageNet weights of {architecture} ({reason}).{hint} "
+        f"On a machine with internet access, download {url}, copy the file here and use "
+        "{weights} FILE; or train from scratch with {weights} none.",
+        FinetuneConfig,
+    )
+
+
 def max_file_bytes(architecture: str) -> int:
     """Return the size limit of a weights file: float32 weights, two Adam moments and an EMA."""
-    row = load_architectures().get(architecture)
+    row = find_architecture(architecture)
     return _MAX_BYTES if row is None else 4 * 4 * row.parameters + _SLACK_BYTES
 
 

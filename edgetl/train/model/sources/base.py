@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 
 from torch import Tensor, nn
@@ -62,9 +62,11 @@ class ArchitectureSource(ABC):
             WeightsError: there are none, or they are unreachable or damaged.
         """
 
-    def rename_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the tensors of a weights file by their names in the models of this source."""
-        return dict(tensors)
+    def adapt_tensors(
+        self, model: nn.Module, tensors: dict[str, Tensor], name: str
+    ) -> dict[str, Tensor]:
+        """Return the tensors of a file by the names and in the shapes of `model`, where possible."""
+        return tensors
 
     @abstractmethod
     def labels(self, name: str) -> Sequence[str]:

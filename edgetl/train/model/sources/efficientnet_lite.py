@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torchvision
@@ -125,13 +125,12 @@ class EfficientNetLiteModels(ArchitectureSource):
                 f"{release.distribution}=={release.version}`."
             )
         source = f"{release.distribution} {release.version}"
-        weights = read_weights_file(path, source, name)
-        return PretrainedWeights(
-            rename_checkpoint_tensors(weights.tensors), source, weights.sha256, _LICENSE
-        )
+        return replace(read_weights_file(path, source, name), license=_LICENSE)
 
-    def rename_tensors(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename the tensors of the packages' files, which users may have at hand."""
+    def adapt_tensors(
+        self, model: nn.Module, tensors: dict[str, Tensor], name: str
+    ) -> dict[str, Tensor]:
+        """Rename the tensors of the packages' files."""
         return rename_checkpoint_tensors(tensors)
 
     def labels(self, name: str) -> Sequence[str]:
