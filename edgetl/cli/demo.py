@@ -23,10 +23,11 @@ def demo(
     weights: Annotated[
         str,
         typer.Option(
-            help="Pretrained weights: `builtin` (shipped with edgetl), `imagenet` (downloaded by "
-            "torchvision), or a file."
+            help="Pretrained weights: `builtin` (MobileNetV3-small, shipped with edgetl), `imagenet` "
+            "(EfficientNet-Lite0, from the extra `lite`), `auto` (imagenet if the extra is installed, "
+            "builtin otherwise), or a file for MobileNetV3-small."
         ),
-    ] = "builtin",
+    ] = "auto",
     keep: Annotated[
         Path | None,
         typer.Option(
@@ -53,7 +54,7 @@ def demo(
             f"{folder} already exists and is not empty. Choose another folder with --keep."
         )
     with heavy_imports():
-        from edgetl.demo.demo import DEMO_SETTINGS, PAGES, run_demo
+        from edgetl.demo.demo import PAGES, run_demo
 
     start_time = time.perf_counter()
     result = run_demo(folder, weights, keep is not None, _TerminalProgress())
@@ -66,7 +67,8 @@ def demo(
         out.print(f"  {folder / page!s:<34} {description}", markup=False, soft_wrap=True)
     if keep is None:
         out.print("Use --keep DIR to keep the images, runs, bundle and results.")
-        command = f"edgetl compare DATA --models {DEMO_SETTINGS.model} --weights {weights}"
+        model, weights = result.settings.model, result.settings.weights
+        command = f"edgetl compare DATA --models {model} --weights {weights}"
         out.print(f"With your own images: {command}", markup=False, soft_wrap=True)
     else:
         out.print(

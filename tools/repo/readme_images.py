@@ -63,7 +63,16 @@ def run_demo(folder: Path) -> str:
         SystemExit: the demo failed.
     """
     primary, secondary = pty.openpty()
-    command = [sys.executable, "-m", "edgetl", "demo", "--keep", folder.name]
+    command = [
+        sys.executable,
+        "-m",
+        "edgetl",
+        "demo",
+        "--weights",
+        "builtin",
+        "--keep",
+        folder.name,
+    ]
     environment = {
         **os.environ,
         "COLUMNS": str(WIDTH),
