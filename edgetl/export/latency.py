@@ -83,9 +83,11 @@ def _complete_record(
         reason = row.gate.reason or "its process ended before the first measurement"
         return replace(untimed, reason=reason)
     record = replace(untimed, p50_ms=row.percentile_ms(50))
-    if fp32_row is None or row is fp32_row or not fp32_row.rounds:
+    if fp32_row is None or row is fp32_row:
         return record
     ratios = round_ratios(fp32_row, row)
+    if len(ratios) < 2:  # a process ended early, and the interval needs two rounds
+        return record
     speedup = paired_speedup(ratios)
     # On a shared machine the interval from six rounds is too narrow, so the sign test over the
     # rounds must agree.
