@@ -45,11 +45,9 @@ def find_builtin_weights(architecture: str) -> Path:
     """
     folders = find_builtin_folders()
     if architecture not in folders:
-        hint = "Use {weights} imagenet, none, or a file."
+        hint = "Use {weights} auto, none, or a file."
         if folders:
-            hint = (
-                f"Use {{weights}} imagenet, none, or a file, or {{model}} {' or '.join(folders)}."
-            )
+            hint = f"Use {{weights}} auto, none, or a file, or {{model}} {' or '.join(folders)}."
         raise WeightsError(f"edgetl ships no weights for {architecture}. {hint}", FinetuneConfig)
     file = folders[architecture] / WEIGHTS_FILE
     try:

@@ -27,6 +27,7 @@ ARCHITECTURE_SOURCES = {
     "torchvision": "edgetl.train.model.sources.torchvision:TorchvisionModels",
     "efficientnet_lite": "edgetl.train.model.sources.efficientnet_lite:EfficientNetLiteModels",
     "timm": "edgetl.train.model.sources.timm:TimmModels",
+    "python": "edgetl.train.model.sources.python:PythonModels",
 }
 """Sources of architectures: name to class; see edgetl.train.model.sources.base and
 `edgetl.core.architectures.source_of`."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgetl.core.architectures import file_stem
+from edgetl.core.architectures import file_stem, source_of
 from edgetl.core.config.compare import EQUAL_TIME, REFERENCE_STRATEGIES, CompareConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
@@ -90,9 +90,13 @@ def _plan_network_runs(
     config: CompareConfig, recipe: FinetuneConfig, network: NetworkSpec, seed: int
 ) -> Iterator[PlannedRun]:
     strategies = config.expanded_strategies
+    weights = recipe.weights
+    if weights == "auto" and source_of(network.architecture) != "python":
+        weights = "imagenet"  # as in the plans of versions without `auto`
     base = replace(
         recipe,
         model=network.architecture,
+        weights=weights,
         image_size=network.image_size,
         seed=seed,
         split_seed=recipe.resolved_split_seed,

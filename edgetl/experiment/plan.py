@@ -102,7 +102,7 @@ def _list_networks(config: CompareConfig) -> list[NetworkSpec]:
     image_sizes = dict.fromkeys(config.image_sizes) or (None,)
     networks = []
     for name, image_size in product(dict.fromkeys(config.models), image_sizes):
-        architecture = get_architecture(name)
+        architecture = get_architecture(name, image_size)
         networks.append(
             NetworkSpec(name, image_size or architecture.image_size, architecture.blocks)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from edgetl.core.typed_json import parse_as, to_json
 from edgetl.device.bench.worker_process import make_worker_environment
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.experiment.messages import WorkerMessage, WorkerTask
+from edgetl.train.model.model_code import record_code
 
 _LOG_TAIL_LINES = 12
 _EXIT_TIMEOUT_S = 60.0
@@ -50,7 +52,7 @@ def run_task(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env={**make_worker_environment(available_cores()), "EDGETL_CACHE": cache},
+            env={**_make_environment(task), "EDGETL_CACHE": cache},
             text=True,
             encoding="utf-8",
             # Ctrl-C must reach this process only, which then kills the worker.
@@ -83,6 +85,16 @@ def run_task(
         raise RunError(_describe_death(process.returncode, log))
     if last_message.error is not None:
         raise error_from_json(last_message.error)
+
+
+def _make_environment(task: WorkerTask) -> dict[str, str]:
+    environment = make_worker_environment(available_cores())
+    # A run that has not started has no record of the code of its model yet.
+    configs = [config for config in (task.train, *task.estimate) if config is not None]
+    codes = [record_code(config.model) for config in configs]
+    folders = dict.fromkeys(str(code.root) for code in codes if code is not None)
+    search_path = [*folders, environment.get("PYTHONPATH", "")]
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, search_path))}
 
 
 def _describe_death(returncode: int, log: Path) -> str:

@@ -15,7 +15,7 @@ from edgetl.core.artifacts.bundle import (
 
 CARD = Template("""# $model: $classes classes
 
-Exported by edgetl $version (run `$run_id`, weights from $weights).
+Exported by edgetl $version (run `$run_id`, weights: $weights).
 
 **Classes:** $labels
 

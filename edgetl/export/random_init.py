@@ -165,7 +165,7 @@ def _export_untrained_graph(
     without effect) and DenseNet (only the exporter folds its BatchNorm; traced, it is a third
     slower).
     """
-    is_traceable = get_architecture(architecture).family in _TRACEABLE_FAMILIES
+    is_traceable = get_architecture(architecture, image_size).family in _TRACEABLE_FAMILIES
     if is_traceable and source_of(architecture) != "timm":
         # If the tracer fails on an unsupported forward method, use the exporter.
         with contextlib.suppress(Exception):

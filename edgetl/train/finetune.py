@@ -37,6 +37,7 @@ from edgetl.train.engine.trainer import Trainer
 from edgetl.train.engine.training_state import TrainerState, read_training_checkpoint
 from edgetl.train.features.batches import CachedBatches
 from edgetl.train.features.cache import RunContext
+from edgetl.train.model.model_code import restore_code
 from edgetl.train.output_directory import OutputDirectory, choose_output_directory
 from edgetl.train.results import package_versions, write_choices, write_results, write_run_config
 from edgetl.train.setup import RunSetup, prepare_run
@@ -116,6 +117,8 @@ def resume(run: StrPath, progress: TrainingProgress | None = None) -> RunDirecto
         assert recorded.requested_config is not None
         config = recorded.requested_config
         choices = recorded.choices
+        if recorded.code is not None:
+            restore_code(recorded.code)
         reopened = OutputDirectory.reopen(directory) if processes.is_main else nullcontext()
         with (
             reopened as output,
@@ -332,6 +335,7 @@ def _feature_key(setup: RunSetup, indices: dict[str, list[int]]) -> dict[str, An
         "format": 1,
         "model": config.model,
         "weights": setup.weights.sha256 if setup.weights else None,
+        **({} if setup.code is None else {"code": setup.code.files}),
         "preprocessing": setup.preprocessing.to_json(),
         "augmentation": setup.augmentation.name,
         "seed": config.seed,

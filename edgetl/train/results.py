@@ -95,6 +95,7 @@ def write_run_config(setup: RunSetup) -> None:
         versions=package_versions(),
         data=setup.data.summarize(),
         weights=_weights_info(setup),
+        code=setup.code,
         batch=setup.batch_fit,
         choices=setup.choices.current,
     ).write(setup.run)

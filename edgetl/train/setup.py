@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from edgetl.core.artifacts.measured_choices import AutoChoices, BatchSizeResult
+from edgetl.core.artifacts.run_config import ModelCode
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ConfigError
 from edgetl.core.paths import RunDirectory
@@ -27,6 +28,7 @@ from edgetl.train.engine.batch_size import autotune_batch_size, describe_batch_s
 from edgetl.train.engine.phases import Phase, default_batch_size, plan_phases
 from edgetl.train.model.factory import AdaptedModel, build_adapted_model
 from edgetl.train.model.freezing import resolve_unfreeze
+from edgetl.train.model.model_code import record_code
 from edgetl.train.model.stock_models import get_architecture, preprocessing_for
 from edgetl.train.model.weights import read_weights
 from edgetl.train.model.weights_file import PretrainedWeights
@@ -64,6 +66,8 @@ class RunSetup:
     augmentation: Augmentation
     decoded_cache: DecodedImageCache
     weights: PretrainedWeights | None
+    code: ModelCode | None
+    """Code of a model of the user's own; None for a stock architecture."""
     adapted_model: AdaptedModel
     processes: Processes
     choices: RunChoices
@@ -84,7 +88,7 @@ def prepare_run(
         ConfigError: the device or precision is not available, the backbone has fewer blocks, or
             there are too many processes for the images of a step.
     """
-    architecture = get_architecture(config.model)
+    architecture = get_architecture(config.model, config.image_size)
     run_choices = RunChoices(choices, fixed=config.deterministic)
     compute_config = _resolve_compute_config(config, run_choices)
     if compute_config.device.type == "cpu":
@@ -94,7 +98,7 @@ def prepare_run(
     # Checked before weights are downloaded, so that a missing folder is reported at once.
     find_files(Path(config.data).expanduser().absolute())
     with processes.local_group.main_process_first():
-        weights = read_weights(config.weights, config.model)
+        weights = read_weights(config.weights, config.model, preprocessing.crop)
     cache_budget, decoded_budget = processes.broadcast(_cache_budgets(config, run_choices))
     data, decoded_cache = _read_data(config, decoded_budget, preprocessing, progress, processes)
     adapted = _build_model(config, preprocessing.crop, len(data.labels), weights)
@@ -144,6 +148,7 @@ def prepare_run(
         augmentation=augmentation,
         decoded_cache=decoded_cache,
         weights=weights,
+        code=record_code(config.model),
         adapted_model=adapted,
         processes=processes,
         choices=run_choices,

@@ -56,13 +56,11 @@ def test_package_folder_takes_precedence(
 def test_missing_weights_name_available_ones(search_folders: tuple[Path, Path]) -> None:
     with pytest.raises(
         WeightsError,
-        match=r"ships no weights for b_net\. Use weights imagenet, none, or a file\.$",
+        match=r"ships no weights for b_net\. Use weights auto, none, or a file\.$",
     ):
         find_builtin_weights("b_net")
     make_backbone(search_folders[1], "a_net")
-    with pytest.raises(
-        WeightsError, match=r"Use weights imagenet, none, or a file, or model a_net\.$"
-    ):
+    with pytest.raises(WeightsError, match=r"Use weights auto, none, or a file, or model a_net\.$"):
         find_builtin_weights("b_net")
 
 

@@ -53,11 +53,23 @@ class WeightsInfo:
     """Initial weights of a run."""
 
     source: str
-    """URL, file, name and version of a package, `builtin` or `none`."""
+    """URL, file, name and version of a package, `builtin`, `as built` or `none`."""
     sha256: str | None
-    """SHA-256 of the file's bytes; None without weights."""
+    """SHA-256 of the file's bytes, or of the tensors as built; None without weights."""
     license: str | None = field(default=None, metadata=in_json(omit_default=True))
     """SPDX identifier of the weights' license, if their source states it."""
+
+
+@dataclass(frozen=True)
+class ModelCode:
+    """Python code of a model of the user's own."""
+
+    root: Path
+    """Folder from which the module was imported."""
+    module: str
+    """Module of the function that returns the model."""
+    files: Mapping[str, str]
+    """SHA-256 of the module's file and of those that it imports from `root`, by path in `root`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +87,8 @@ class RunConfiguration:
     """Version of each package, None if it is missing."""
     data: DatasetInfo
     weights: WeightsInfo
+    code: ModelCode | None = field(default=None, metadata=in_json(omit_default=True))
+    """Code of a model of the user's own; None for a stock architecture."""
     batch: BatchSizeResult | None = None
     """Result of `--batch-size auto`."""
     choices: AutoChoices = field(default_factory=AutoChoices)

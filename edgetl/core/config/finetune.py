@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from edgetl.core.config.model_names import ModelName, name_model
 from edgetl.core.config.options import (
     MAX_SEED,
     check,
@@ -91,18 +92,20 @@ class FinetuneConfig:
         basic=True,
         in_files=False,
     )
-    model: str = option(
+    model: ModelName = option(
         "mobilenet_v2",
-        help="Torchvision classification architecture; `edgetl models` lists them.",
+        help="Classification architecture; `edgetl models` lists them. Or a function that returns "
+        "a model of your own, as module:function.",
         panel=MODEL,
         basic=True,
         affects_choices=True,
     )
     weights: str = option(
-        "imagenet",
+        "auto",
         help="Pretrained weights: imagenet (downloaded, or from the extra lite), builtin "
         "(shipped with edgetl, for some models), none, a .safetensors or .pth file, or a folder of "
-        "<architecture>.safetensors files.",
+        "<architecture>.safetensors files. auto is imagenet, or for a model of your own the values "
+        "that its function returns.",
         panel=MODEL,
         basic=True,
     )
@@ -456,7 +459,12 @@ class FinetuneConfig:
     __repr__ = repr_config
 
     def __post_init__(self) -> None:
-        validate(self, self._find_contradictions())
+        problem = None
+        try:
+            object.__setattr__(self, "model", name_model(self.model))
+        except ConfigError as cause:
+            problem = str(cause)
+        validate(self, [problem, *self._find_contradictions()])
 
     def _find_contradictions(self) -> list[str | None]:
         is_valid_unfreeze = self.unfreeze in ("auto", "head", "all") or re.fullmatch(

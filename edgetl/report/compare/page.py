@@ -88,6 +88,7 @@ def find_hard_images(folder: Path, runs: Sequence[StrategyRun]) -> list[HardImag
     return sorted(images, key=lambda image: (-image.wrong_runs, image.path))
 
 
+_AUTO_WEIGHTS_NOTE = "ImageNet weights; a model of one's own as its function returns it"
 _MAX_LISTED_IMAGES = 12
 """Maximum number of hard images listed by name."""
 
@@ -287,7 +288,7 @@ def _method_section(experiment: Experiment) -> Section:
         ("epochs", Cell(epochs)),
         ("seeds", Cell(str(request.seeds), "all on the same split")),
         ("preset", Cell(recipe.preset)),
-        ("weights", Cell(weights)),
+        ("weights", Cell(weights, _AUTO_WEIGHTS_NOTE if weights == "auto" else "")),
         ("images", Cell(fingerprint, "fingerprint of paths, labels, split and pixels")),
         ("device", Cell(experiment.device.description)),
         ("created", Cell(experiment.created, f"edgetl {experiment.edgetl}")),

@@ -16,6 +16,7 @@ from edgetl.core.errors import RunError, WeightsError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.model.blocks import BackboneBlock, find_blocks
 from edgetl.train.model.head import ClassifierLayer, replace_head
+from edgetl.train.model.model_code import restore_code
 from edgetl.train.model.sources.base import source_for
 from edgetl.train.model.stock_models import (
     build_meta_model,
@@ -107,13 +108,16 @@ def load_run_model(run: TrainedRun) -> LoadedModel:
     """Load the best epoch's model of a run; a run that was interrupted after an epoch loads too.
 
     Raises:
-        RunError: the weights are damaged or do not match config.json.
+        RunError: the weights are damaged or do not match config.json, or the code of a model of
+            the user's own is gone or was changed.
         ArchitectureError: the installed libraries lack the architecture.
     """
     configuration = run.configuration
     config = configuration.config
     labels = list(configuration.classes)
     preprocessing = configuration.preprocessing
+    if configuration.code is not None:
+        restore_code(configuration.code)
     model = build_uninitialized_model(
         config.model, preprocessing.crop, len(labels), config.head_width, config.dropout
     )

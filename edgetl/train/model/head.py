@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgetl.core.architectures import HeadKind
+from edgetl.core.architectures import HeadKind, source_of
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import ArchitectureError
 
@@ -48,7 +48,7 @@ class ClassifierLayer:
 
 
 def find_classifier_layer(skeleton: nn.Module, image_size: int, name: str) -> ClassifierLayer:
-    """Find and verify the classification layer of a model on the meta device.
+    """Find and verify the classification layer of a model by running it on its device.
 
     The model does not change.
 
@@ -171,7 +171,8 @@ def _verify(
     skeleton: nn.Module, layer: ClassifierLayer, image_size: int, name: str, classes: int
 ) -> None:
     original = skeleton.get_submodule(layer.path)
-    with torch.device("meta"):
+    # On the CPU, the random values of this head would change those of the model built next.
+    with torch.random.fork_rng(devices=[]), _device_of(skeleton):
         skeleton.set_submodule(layer.path, build_head(layer, classes, 8, 0.0))
     try:
         output = _run(skeleton, image_size)
@@ -187,7 +188,11 @@ def _verify(
 def _run(skeleton: nn.Module, image_size: int) -> object:
     skeleton.eval()
     with torch.no_grad():
-        return skeleton(torch.empty(2, 3, image_size, image_size, device="meta"))
+        return skeleton(torch.zeros(2, 3, image_size, image_size, device=_device_of(skeleton)))
+
+
+def _device_of(skeleton: nn.Module) -> torch.device:
+    return next(skeleton.parameters()).device
 
 
 def _output_width(module: nn.Module) -> int | None:
@@ -197,8 +202,10 @@ def _output_width(module: nn.Module) -> int | None:
 
 
 def _head_error(name: str, reason: str) -> ArchitectureError:
+    hint = "Choose another {model}; `edgetl models` lists them."
+    if source_of(name) == "python":
+        hint = "Return features [batch, F] instead of logits; a linear layer is then appended."
     return ArchitectureError(
-        f"The head of {name} cannot be replaced: {reason}. "
-        "Choose another {model}; `edgetl models` lists them.",
+        f"The head of {name} cannot be replaced: {reason}. {hint}",
         FinetuneConfig,
     )

@@ -55,9 +55,14 @@ def build_model(architecture: str, image_size: int, initialize: bool = True) -> 
 def build_meta_model(architecture: str, image_size: int) -> nn.Module:
     """Build a stock model on the meta device (shapes without memory) and check the input size.
 
+    A model whose source does not support that device is built on the CPU.
+
     Raises:
         ArchitectureError: the name is unknown, or the architecture does not support this size.
     """
+    if not source_for(architecture).runs_on_meta_device:
+        with torch.random.fork_rng(devices=[]):
+            return build_model(architecture, image_size)
     with _MetaParameterMode():
         model = build_model(architecture, image_size)
     model.to("meta")
@@ -128,15 +133,19 @@ def preprocessing_for(
     return replace(sizes, mean=default.mean, std=default.std, interpolation=interpolation)
 
 
-def describe_architecture(architecture: str) -> Architecture:
+def describe_architecture(architecture: str, image_size: int | None = None) -> Architecture:
     """Compute the architecture table's row from the model.
+
+    Args:
+        architecture: name of the architecture.
+        image_size: side of the input, pixels; None uses the architecture's default.
 
     Raises:
         ArchitectureError: the name is unknown, or the classification layer cannot be found.
     """
     check_architecture(architecture)
     source = source_for(architecture)
-    image_size = source.default_preprocessing(architecture).crop
+    image_size = image_size or source.default_preprocessing(architecture).crop
     skeleton = build_meta_model(architecture, image_size)
     layer = find_classifier_layer(skeleton, image_size, architecture)
     blocks = find_blocks(skeleton, layer.path)
@@ -152,11 +161,15 @@ def describe_architecture(architecture: str) -> Architecture:
     )
 
 
-def get_architecture(architecture: str) -> Architecture:
+def get_architecture(architecture: str, image_size: int | None = None) -> Architecture:
     """Return the table's row, or compute it if the table lacks the architecture.
+
+    Args:
+        architecture: name of the architecture.
+        image_size: size for which a missing row is computed, see `describe_architecture`.
 
     Raises:
         ArchitectureError: see `describe_architecture`.
     """
     check_architecture(architecture)
-    return find_architecture(architecture) or describe_architecture(architecture)
+    return find_architecture(architecture) or describe_architecture(architecture, image_size)

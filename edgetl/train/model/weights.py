@@ -20,13 +20,17 @@ _FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INTEGER_DTYPES = (torch.int64, torch.int32)
 
 
-def read_weights(source: str, architecture: str) -> PretrainedWeights | None:
+def read_weights(
+    source: str, architecture: str, image_size: int | None = None
+) -> PretrainedWeights | None:
     """Read the weights for `--weights`; return None for `none`.
 
     Args:
-        source: `imagenet`, `builtin` (edgetl's own, without a classification layer), `none`, a
+        source: `auto`, `imagenet`, `builtin` (edgetl's own, without a classification layer), `none`, a
             .safetensors, .pth or .pt file, or a folder with <architecture>.safetensors.
         architecture: name of the model.
+        image_size: side of the input, pixels, for models that depend on it; None uses the
+            architecture's default.
 
     Raises:
         WeightsError: the weights are missing, unreachable, damaged or altered, or a pickle contains
@@ -38,6 +42,10 @@ def read_weights(source: str, architecture: str) -> PretrainedWeights | None:
         return read_weights_file(find_builtin_weights(architecture), source, architecture)
     if source == "imagenet":
         return source_for(architecture).read_imagenet_weights(architecture)
+    if source == "auto":
+        model_source = source_for(architecture)
+        size = image_size or model_source.default_preprocessing(architecture).crop
+        return model_source.read_default_weights(architecture, size)
     path = _find_file(Path(source).expanduser(), architecture)
     return read_weights_file(path, str(path), architecture)
 
@@ -136,8 +144,8 @@ def _find_file(path: Path, architecture: str) -> Path:
         return file
     if not path.is_file():
         raise WeightsError(
-            f"No weights at {path}. {{weights}} takes `imagenet`, `builtin`, `none`, "
-            "a .safetensors or .pth file, or a folder with such files.",
+            f"No weights at {path}. {{weights}} takes `auto`, `imagenet`, `builtin`, "
+            "`none`, a .safetensors or .pth file, or a folder with such files.",
             FinetuneConfig,
         )
     return path

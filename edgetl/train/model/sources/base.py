@@ -20,6 +20,9 @@ class ArchitectureSource(ABC):
     `name` is always the full name of an architecture, as in `--model`.
     """
 
+    runs_on_meta_device = True
+    """Whether models can be built and run on the meta device, to find their layers."""
+
     @abstractmethod
     def check_name(self, name: str) -> None:
         """Check that the source has a classifier of this name.
@@ -67,6 +70,14 @@ class ArchitectureSource(ABC):
     ) -> dict[str, Tensor]:
         """Return the tensors of a file by the names and in the shapes of `model`, where possible."""
         return tensors
+
+    def read_default_weights(self, name: str, image_size: int) -> PretrainedWeights:
+        """Read the weights of `--weights auto`.
+
+        Raises:
+            WeightsError: see `read_imagenet_weights`.
+        """
+        return self.read_imagenet_weights(name)
 
     @abstractmethod
     def labels(self, name: str) -> Sequence[str]:
