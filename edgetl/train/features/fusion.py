@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import inspect
 from typing import Any
 
 import torch
@@ -18,10 +21,42 @@ _FUSABLE_ACTIVATIONS: dict[type[nn.Module], tuple[str, list[float]]] = {
 
 
 def fold_batch_norm(subgraph: fx.GraphModule) -> fx.GraphModule:
-    """Return a copy in evaluation mode with BatchNorm folded into convolutions; no gradients."""
+    """Return a copy in evaluation mode with BatchNorm folded into convolutions; no gradients.
+
+    Blocks that torch.fx cannot trace keep their BatchNorm.
+    """
     subgraph.eval()
-    folded: Any = fuse(subgraph)
+    copied = copy.deepcopy(subgraph)
+    _separate_activations(copied)
+    try:
+        folded: Any = fuse(copied, inplace=True)
+    except Exception:  # forward methods raise anything when given fx proxies
+        _fold_blocks(copied)
+        folded = fuse(copied, inplace=True, no_trace=True)
     return folded.requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _separate_activations(model: nn.Module) -> None:
+    """Replace BatchNorm that contains the activation, as in timm, by two modules, in place."""
+    for path, module in list(model.named_modules()):
+        parts = dict(module.named_children())
+        if isinstance(module, nn.BatchNorm2d) and parts.keys() == {"drop", "act"}:
+            norm = nn.BatchNorm2d(module.num_features, module.eps, affine=module.affine)
+            for name in ("weight", "bias", "running_mean", "running_var"):
+                setattr(norm, name, getattr(module, name))
+            model.set_submodule(path, nn.Sequential(norm, *parts.values()).eval())
+
+
+def _fold_blocks(subgraph: fx.GraphModule) -> None:
+    for node in subgraph.graph.nodes:
+        if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
+            continue
+        block = subgraph.get_submodule(str(node.target))
+        takes_one_argument = len(inspect.signature(block.forward).parameters) == 1
+        if not takes_one_argument or type(block).__module__.startswith("torch.nn.modules"):
+            continue
+        with contextlib.suppress(Exception):  # as above
+            subgraph.set_submodule(str(node.target), fuse(block))
 
 
 def fuse_activations(subgraph: fx.GraphModule) -> fx.GraphModule:

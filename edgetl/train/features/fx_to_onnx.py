@@ -142,12 +142,12 @@ class _Writer:
         return self._add_node("Transpose", [self.input(node)], perm=order)
 
     def mean(self, node: fx.Node) -> str:
-        if node.kwargs or len(node.args) != 2:
+        if not node.kwargs.keys() <= {"keepdim"} or len(node.args) != 2:
             raise ExportError(f"{node.name}: this kind of averaging is not supported.")
         return self._add_node(
             "ReduceMean",
             [self.input(node), self._add_initializer(np.array(node.args[1]))],
-            keepdims=0,
+            keepdims=int(bool(node.kwargs.get("keepdim"))),
         )
 
     def convolution(self, node: fx.Node, module: nn.Conv2d) -> str:
@@ -298,6 +298,7 @@ _MODULES: dict[type[nn.Module], _NodeWriter] = {
     ),
     nn.Hardswish: lambda writer, node, module: writer.unary(node, "HardSwish"),
     nn.SiLU: lambda writer, node, module: writer.silu(node),
+    nn.Flatten: lambda writer, node, module: writer.reshape(node),
     nn.Dropout: _PASS_THROUGH,
     nn.Identity: _PASS_THROUGH,
     StochasticDepth: _PASS_THROUGH,
@@ -325,5 +326,6 @@ _FUNCTIONS: dict[Any, _NodeWriter] = {
     "flatten": _Writer.reshape,
     "mean": _Writer.mean,
     "reshape": _Writer.reshape,
+    "sigmoid": lambda writer, node: writer.unary(node, "Sigmoid"),
     "view": _Writer.reshape,
 }

@@ -13,11 +13,13 @@ from edgetl.train.features.extractor import (
     make_float32_extractor,
     make_half_extractor,
 )
+from edgetl.train.features.fusion import fold_batch_norm
 from edgetl.train.features.partition import TracedModel, check_subgraphs
 from edgetl.train.model.blocks import find_blocks
 from edgetl.train.model.factory import AdaptedModel, build_adapted_model
 from edgetl.train.model.freezing import set_trainable
 from edgetl.train.model.head import ClassifierLayer
+from edgetl.train.model.stock_models import get_architecture
 from tests.helpers.architectures import mark_slow
 
 SMALLEST = {
@@ -139,11 +141,13 @@ def test_traced_model_rejects_data_dependent_control_flow() -> None:
         TracedModel(adapted)
 
 
-@pytest.mark.parametrize("model", ["mobilenet_v2", "densenet121"])
+@pytest.mark.parametrize(
+    "model", ["mobilenet_v2", "densenet121", "timm:lcnet_050", "timm:tinynet_e"]
+)
 def test_every_extractor_matches_the_frozen_blocks(model: str) -> None:
     adapted = make_adapted(model)
     traced = TracedModel(adapted)
-    set_trainable(adapted, load_architectures()[model].unfreeze).train_mode()
+    set_trainable(adapted, get_architecture(model).unfreeze).train_mode()
     cut = traced.find_cut()
     adapted.model.eval()
     subgraph = traced.extract_subgraph(traced.input_cut, cut)
@@ -165,6 +169,27 @@ def test_every_extractor_matches_the_frozen_blocks(model: str) -> None:
             assert float((value.float() - reference).abs().max()) <= tolerance * float(
                 reference.abs().max()
             ), name
+
+
+def test_blocks_that_cannot_be_traced_keep_batch_norm() -> None:
+    # TensorFlow's padding of strided convolutions depends on the size of the input.
+    adapted = make_adapted("timm:tf_efficientnet_lite0")
+    traced = TracedModel(adapted)
+    set_trainable(adapted, "head").train_mode()
+    cut = traced.find_cut()
+    adapted.model.eval()
+    subgraph = traced.extract_subgraph(traced.input_cut, cut)
+    images = torch.randn(5, 3, 32, 32)
+    with torch.inference_mode():
+        (expected,) = subgraph(images)
+    folded = fold_batch_norm(subgraph)
+    norms, unfolded = (
+        sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+        for model in (folded, subgraph)
+    )
+    assert 0 < norms < unfolded
+    (features,) = make_float32_extractor(subgraph, COMPUTE_CONFIG)(images)
+    torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_choose_extractor_takes_fastest_correct_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
