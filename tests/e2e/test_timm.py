@@ -11,12 +11,11 @@ import torch
 from edgetl.core.config.candidates import CandidatesConfig
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.finetune import FinetuneConfig
-from edgetl.core.paths import RunDirectory
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.export.candidates import time_candidates
 from edgetl.export.exporter import export_run
 from edgetl.train.finetune import finetune
-from edgetl.train.model.factory import load_run_model
+from tests.helpers.trained_runs import load_model
 
 BRIEF = BenchProtocol(
     block_seconds=0.01, block_runs=10, window_seconds=0.005, window_runs=3, max_windows=3
@@ -43,9 +42,8 @@ def test_branches_are_trained_and_fused_for_the_device(
         precision="fp32",
     )
     finetune(config)
-    run = RunDirectory.open(tmp_path / "run")
-    trained = load_run_model(run).model
-    bundle = export_run(run, ExportConfig(golden="generated"))
+    trained = load_model(tmp_path / "run").model
+    bundle = export_run(tmp_path / "run", ExportConfig(golden="generated"))
     assert bundle.manifest.run.model == MODEL
     assert bundle.manifest.fused_branches
     network = bundle.manifest.variants[0].parity.network
