@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from edgetl.core.architectures import load_architectures
 from edgetl.core.errors import ArchitectureError, MissingPackageError, WeightsError
@@ -229,6 +229,15 @@ def test_blocks_are_stem_residuals_and_last_convolution() -> None:
         *((f"blocks.{index}",) for index in range(16)),
         ("last_conv",),
     ]
+
+
+def test_batch_norm_adapts_within_a_fine_tuning_run() -> None:
+    norms = [
+        module
+        for module in build_model(SMALLEST, 32).modules()
+        if isinstance(module, nn.BatchNorm2d)
+    ]
+    assert {norm.momentum for norm in norms} == {0.1}, "TensorFlow's 0.01 is too slow"
 
 
 def test_frozen_part_is_cut_and_converted_without_padding() -> None:
