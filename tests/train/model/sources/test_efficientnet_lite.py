@@ -150,8 +150,8 @@ def test_weights_name_what_mobilenet_v2_names(shared: Path) -> None:
     # Any breed counts: 281 to 285 are ImageNet's cats, 151 to 268 its dogs, 985 is the daisy.
     indices = {"cats": range(281, 286), "dogs": range(151, 269), "daisy": range(985, 986)}
     photos = [
-        *sorted((shared / "data/catsdogs500").glob("*/*/*.jpg")),
-        *sorted((shared / "data/flowers5").glob("*/daisy/*.jpg")),
+        *sorted((shared / "data/catsdogs500/val").glob("*/*.jpg")),
+        *sorted((shared / "data/flowers5/val").glob("daisy/*.jpg")),
     ]
     correct = {}
     for name, weights in (
