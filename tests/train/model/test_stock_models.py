@@ -15,7 +15,7 @@ from edgetl.core.preprocessing import Interpolation
 from edgetl.train.model.blocks import find_blocks
 from edgetl.train.model.factory import build_adapted_model, build_uninitialized_model
 from edgetl.train.model.freezing import set_trainable
-from edgetl.train.model.head import find_classifier_layer, replace_head
+from edgetl.train.model.head import Head, find_classifier_layer, replace_head
 from edgetl.train.model.sources.base import source_for
 from edgetl.train.model.stock_models import (
     build_meta_model,
@@ -205,7 +205,7 @@ def test_head_has_exactly_one_dropout() -> None:
     with_dropout = build_adapted_model("mobilenet_v2", 32, 2, 8, 0.3, None).model
     assert [type(module) for module in with_dropout.classifier.children()] == [
         nn.Dropout,
-        nn.Sequential,
+        Head,
     ]
     assert isinstance(with_dropout.classifier[1][0], nn.Identity)
     assert with_dropout.classifier[0].p == 0.3
