@@ -5,8 +5,9 @@
 
 Each --row is an architecture and a value of `--weights`; the first is the baseline. Every row is
 trained with `edgetl finetune` and exported with `edgetl export --variants fp32,int8` on each data
-set and seed, each time in new processes. The accuracy is that of the exported files on the
-validation images, one by one.
+set and seed, each time in new processes. The accuracy in fp32 is that of the run's predictions on
+the validation images, which an export proves equal to the file's; that in int8 is the file's.
+`--export-seeds` exports the first seeds only, because an export takes longer than the training.
 
 Then the files of the first data set and seed are timed by the protocol of `edgetl bench` in the
 same rounds, so that slow periods of the machine affect all of them. `--no-latency` leaves this for
@@ -35,11 +36,12 @@ import numpy as np
 from edgetl import __version__
 from edgetl.core.architectures import file_stem
 from edgetl.core.artifacts.bench_rows import BenchRow, round_ratios
+from edgetl.core.artifacts.run import read_run_record
 from edgetl.core.artifacts.run_config import read_run_configuration
-from edgetl.core.artifacts.run_metrics import read_metrics
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import ConfigError, EdgetlError
 from edgetl.core.files import ReadPolicy, read_json_as, write_json
+from edgetl.core.formatting import MISSING_VALUE, pluralize
 from edgetl.core.paired_tests import (
     AccuracyDifference,
     apply_holm_correction,
@@ -86,12 +88,15 @@ class ComparedRun:
     """Duration of the training, without imports and plots."""
     fp32: str
     """Predictions on the validation images in the order of split.csv: 1 is correct, 0 wrong."""
-    int8: str
-    int8_method: str | None
+    int8: str = ""
+    """The same for the exported file; empty if the run was not exported."""
+    int8_method: str | None = None
     """Scheme of the quantization."""
+    export_failed: str | None = None
+    """Reason why there is no exported file although one was requested."""
 
     def correct_mask(self, variant: VariantName) -> list[bool]:
-        """Whether each validation image was classified correctly."""
+        """Whether each validation image was classified correctly; empty without a file."""
         return [digit == "1" for digit in (self.int8 if variant == "int8" else self.fp32)]
 
     def accuracy(self, variant: VariantName) -> float:
@@ -142,13 +147,17 @@ class ComparisonResult:
         runs = [run for run in self.runs if run.data == data and run.architecture == architecture]
         return sorted(runs, key=lambda run: run.seed)
 
-    def paired_runs(self, data: str, architecture: str) -> list[tuple[ComparedRun, ComparedRun]]:
-        """Return (run, baseline's run) for the seeds that both finished."""
-        baseline = {run.seed: run for run in self.select_runs(data, self.baseline)}
+    def paired_masks(
+        self, data: str, architecture: str, variant: VariantName
+    ) -> list[tuple[list[bool], list[bool]]]:
+        """Return the correctness (architecture, baseline) of the seeds that both have."""
+        baseline = {
+            run.seed: run.correct_mask(variant) for run in self.select_runs(data, self.baseline)
+        }
         return [
-            (run, baseline[run.seed])
+            (run.correct_mask(variant), baseline[run.seed])
             for run in self.select_runs(data, architecture)
-            if run.seed in baseline
+            if run.correct_mask(variant) and baseline.get(run.seed)
         ]
 
 
@@ -204,11 +213,10 @@ def compute_overall_difference(
     sets: list[SetDifference] = []
     image_means: list[list[float]] = []
     for data in result.data_sets:
-        pairs = result.paired_runs(data, architecture)
+        pairs = result.paired_masks(data, architecture, variant)
         if not pairs:
             continue
-        first = [run.correct_mask(variant) for run, _ in pairs]
-        second = [baseline.correct_mask(variant) for _, baseline in pairs]
+        first, second = [mask for mask, _ in pairs], [mask for _, mask in pairs]
         difference = compute_accuracy_difference(first, second)
         tests = tuple(mcnemar(*masks) for masks in zip(first, second, strict=True))
         sets.append(SetDifference(data, difference, tests))
@@ -281,33 +289,49 @@ def run_folder(output: Path, data: Path, backbone: Backbone, seed: int) -> Path:
     return output / data.name / f"{file_stem(backbone.architecture)}-s{seed}"
 
 
-def measure_run(data: Path, backbone: Backbone, seed: int, folder: Path) -> ComparedRun:
+def measure_run(
+    data: Path, backbone: Backbone, seed: int, folder: Path, with_export: bool
+) -> ComparedRun:
     """Train and export what is missing of a run, and classify the validation images."""
     checkpoint = folder.with_name(f"{folder.name}.json")
     if checkpoint.is_file():
         policy = ReadPolicy(ConfigError, "Delete it to repeat the run.")
-        return read_json_as(ComparedRun, checkpoint, "The run's result", policy)
+        earlier = read_json_as(ComparedRun, checkpoint, "The run's result", policy)
+        if earlier.int8 or earlier.export_failed or not with_export:
+            return earlier
     run = RunDirectory(folder)
     program = [sys.executable, "-m", "edgetl"]
+    failure: str | None = None
     with tempfile.TemporaryDirectory(prefix="backbone-comparison-") as cache:
         variables = {"EDGETL_CACHE": cache}
         if not run.metrics.is_file():
             arguments = ["finetune", str(data), "--model", backbone.architecture]
             arguments += ["--weights", backbone.weights, "--seed", str(seed)]
             execute([*program, *arguments, "-o", str(folder), "--force"], variables)
-        if not run.bundle.joinpath("bundle.json").is_file():
-            execute([*program, "export", str(folder), "--variants", "fp32,int8"], variables)
+        if with_export and not has_bundle(run):
+            try:
+                execute([*program, "export", str(folder), "--variants", "fp32,int8"], variables)
+            except SystemExit as error:
+                # A refused export is a result of the comparison.
+                failure = str(error)
     result = classify_run(run, data.name, backbone, seed)
+    result = replace(result, export_failed=failure)
     write_json(checkpoint, to_json(result))
     return result
 
 
+def has_bundle(run: RunDirectory) -> bool:
+    """Return whether the run was exported completely."""
+    return (run.bundle / "bundle.json").is_file()
+
+
 def classify_run(run: RunDirectory, data: str, backbone: Backbone, seed: int) -> ComparedRun:
-    """Classify the validation images of a run with its exported files."""
-    bundle = open_bundle(run)
-    metrics = read_metrics(run)
-    method = bundle.select_variant("int8").report.method
-    return ComparedRun(
+    """Read a run's predictions, and classify the validation images with its int8 file if any."""
+    record = read_run_record(run.path)
+    metrics = record.metrics
+    assert metrics is not None
+    predictions = record.predictions or ()
+    result = ComparedRun(
         data=data,
         architecture=backbone.architecture,
         weights=backbone.name,
@@ -315,10 +339,13 @@ def classify_run(run: RunDirectory, data: str, backbone: Backbone, seed: int) ->
         train_images=metrics.train.images,
         parameters=metrics.parameters.total,
         seconds=metrics.seconds["total"],
-        fp32=correct_digits(run, bundle, "fp32"),
-        int8=correct_digits(run, bundle, "int8"),
-        int8_method=method,
+        fp32="".join("1" if item.label == item.predicted else "0" for item in predictions),
     )
+    if not has_bundle(run):
+        return result
+    bundle = open_bundle(run)
+    method = bundle.select_variant("int8").report.method
+    return replace(result, int8=correct_digits(run, bundle, "int8"), int8_method=method)
 
 
 def correct_digits(run: RunDirectory, bundle: Bundle, variant: VariantName) -> str:
@@ -400,20 +427,20 @@ def _print_step(step: str, done: int, total: int) -> None:
 
 def markdown(result: ComparisonResult) -> str:
     """Return the tables of a result."""
-    sections = [*_accuracy_sections(result), _overall_section(result)]
+    sections = [_accuracy_section(result), _overall_section(result)]
     if result.latency is not None:
         sections.append(_latency_section(result, result.latency))
     return "\n\n".join(section for section in sections if section)
 
 
-def _accuracy_sections(result: ComparisonResult) -> Iterator[str]:
+def _accuracy_section(result: ComparisonResult) -> str:
     lines = [
-        "| data set | images | architecture | fp32 | int8 | int8 minus fp32 | int8 minus baseline "
-        "[95%] | McNemar by seed, only this : only baseline |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | --- |",
+        "| data set | images | architecture | fp32 | by seed | fp32 minus baseline [95%] "
+        "| McNemar by seed, only this : only baseline | int8 minus fp32, by seed |",
+        "| --- | --- | --- | ---: | --- | ---: | --- | --- |",
     ]
     overall = {
-        architecture: compute_overall_difference(result, architecture, "int8")
+        architecture: compute_overall_difference(result, architecture, "fp32")
         for architecture in result.architectures[1:]
     }
     for data in result.data_sets:
@@ -421,21 +448,27 @@ def _accuracy_sections(result: ComparisonResult) -> Iterator[str]:
             runs = result.select_runs(data, architecture)
             if not runs:
                 continue
-            fp32, int8 = (fmean(run.accuracy(name) for run in runs) for name in ("fp32", "int8"))
             comparison = overall.get(architecture)
             sets = () if comparison is None else comparison.sets
             difference = next((item for item in sets if item.data == data), None)
+            accuracies = [run.accuracy("fp32") for run in runs]
             cells = [
                 data,
-                f"{runs[0].train_images} + {len(runs[0].int8)}",
+                f"{runs[0].train_images} + {len(runs[0].fp32)}",
                 architecture,
-                f"{100 * fp32:.1f}",
-                f"{100 * int8:.1f}",
-                f"{100 * (int8 - fp32):+.1f}",
+                f"{100 * fmean(accuracies):.1f}",
+                ", ".join(f"{100 * value:.1f}" for value in accuracies),
                 *_difference_cells(difference),
+                ", ".join(map(_format_int8_loss, runs)),
             ]
             lines.append(f"| {' | '.join(cells)} |")
-    yield "\n".join(lines)
+    return "\n".join(lines)
+
+
+def _format_int8_loss(run: ComparedRun) -> str:
+    if run.int8:
+        return f"{100 * (run.accuracy('int8') - run.accuracy('fp32')):+.1f}"
+    return "failed" if run.export_failed else MISSING_VALUE
 
 
 def _difference_cells(item: SetDifference | None) -> tuple[str, str]:
@@ -478,7 +511,7 @@ def _overall_section(result: ComparisonResult) -> str:
 def _latency_section(result: ComparisonResult, latency: LatencyResult) -> str:
     threads = latency.rows[0].threads
     lines = [
-        f"{latency.cpu}, {threads} thread{'s' if threads > 1 else ''}, "
+        f"{latency.cpu}, {pluralize(threads, 'thread')}, "
         f"{len(latency.rows[0].rounds)} rounds, {latency.created[:10]}, {latency.noise}:",
         "",
         f"| architecture | int8 p50, ms [95%] | fp32 p50, ms [95%] | {result.baseline} int8 / this "
@@ -530,6 +563,9 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="architecture and weights, repeatable; the first is the baseline",
     )
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds [3]")
+    parser.add_argument(
+        "--export-seeds", type=int, help="number of seeds to export [all]", metavar="N"
+    )
     parser.add_argument("--threads", type=int, default=1, help="intra-op threads [1]")
     parser.add_argument("--rounds", type=int, default=8, help="rounds of latencies [8]")
     parser.add_argument("--accuracy", action=argparse.BooleanOptionalAction, default=True)
@@ -551,14 +587,11 @@ def _measure(options: argparse.Namespace) -> ComparisonResult:
             range(options.seeds), options.data, backbones
         ):
             folder = run_folder(options.output, data, backbone, seed)
-            run = measure_run(data.absolute(), backbone, seed, folder)
+            with_export = options.export_seeds is None or seed < options.export_seeds
+            run = measure_run(data.absolute(), backbone, seed, folder, with_export)
             runs.append(run)
-            print(
-                f"{run.data} {run.architecture} seed {seed}: fp32 {run.accuracy('fp32'):.1%}, "
-                f"int8 {run.accuracy('int8'):.1%}",
-                file=sys.stderr,
-                flush=True,
-            )
+            accuracy = f"fp32 {run.accuracy('fp32'):.1%}, int8 minus fp32 {_format_int8_loss(run)}"
+            print(f"{run.data} {run.architecture} seed {seed}: {accuracy}", file=sys.stderr)
             result = replace(result, baseline=backbones[0].architecture, runs=tuple(runs))
             write_json(file, to_json(result))
     if options.latency:

@@ -1,6 +1,6 @@
 """Measure architectures on this CPU in fp32 and int8, for docs/models.md.
 
-    python -m tools.benchmarks.backbone_table [ARCHITECTURE...] [--rounds 3] [--remeasure]
+    python -m tools.benchmarks.backbone_table [ARCHITECTURE...] [--rounds 20] [--remeasure]
 
 Without names, all of TORCHVISION_MODELS and the tested architectures of the other sources. The
 figures are stored in tools/benchmarks/backbones.json after every architecture; those that are in
@@ -9,21 +9,27 @@ the file already are skipped. `python -m tools.repo.docs` writes the page from t
 Weights are random, which does not change the latency: `edgetl candidates` measures the same way.
 int8 is quantized from generated images by the scheme that `edgetl export` tries first.
 
-Architectures are measured one after the other, for minutes each, on a machine whose speed changes.
-So every round also times an anchor, MobileNetV2 in fp32, in turns with the architecture. Latencies
-on the page are ratios to the anchor, multiplied by the anchor's median over all measurements.
+The time is the processor time of the calling thread, which runs a session of one thread from start
+to end. Unlike the latency it leaves out waiting for a core, so that it can be measured on a busy
+machine; on a quiet one they are equal. A machine's speed changes nevertheless. So every round also
+times an anchor, MobileNetV2 in fp32, in turns with the architecture. Times on the page are ratios
+to the anchor, multiplied by the anchor's median over all measurements.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import random
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import onnx
@@ -31,21 +37,20 @@ import onnxruntime
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from edgetl.core.architectures import load_architectures, source_of
-from edgetl.core.artifacts.bench_rows import BenchRow, round_ratios
+from edgetl.core.architectures import (
+    load_architectures,
+    load_timm_architectures,
+    source_of,
+)
 from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.config.candidates import CandidatesConfig
 from edgetl.core.errors import ConfigError, EdgetlError
-from edgetl.core.files import sha256_file, write_json
+from edgetl.core.files import write_json
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.statistics import paired_speedup
 from edgetl.core.typed_json import to_json
-from edgetl.device.bench.backend import ModelSource
-from edgetl.device.bench.correctness_gate import run_gates
-from edgetl.device.bench.protocol import QUICK_PROTOCOL, BenchProtocol
-from edgetl.device.bench.rounds import RoundRunner
-from edgetl.device.bench.target import BenchCase
 from edgetl.device.hardware.info import collect_device_info, has_int8_dot_product
+from edgetl.device.runtime.session import create_session
 from edgetl.export.bundle_writer import read_back
 from edgetl.export.graph.assemble import assemble, extract_network
 from edgetl.export.quantize.calibration import Calibration
@@ -69,8 +74,10 @@ from tools.repo.models_page import (
 CLASSES = CandidatesConfig.classes
 SEED = CandidatesConfig.seed
 CALIBRATION_IMAGES = 8
-PROTOCOL = replace(QUICK_PROTOCOL, block_runs=30)
-"""A block of a slow architecture would take ten seconds with the protocol's 100 runs."""
+WARM_UP_RUNS = 5
+BLOCK_MS = 40.0
+"""Shortest processor time of a block."""
+MIN_BLOCK_RUNS = 3
 TORCHVISION_MODELS = (
     "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2",
     "efficientnet_v2_s", "googlenet", "mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3",
@@ -85,7 +92,7 @@ TORCHVISION_MODELS = (
 def list_backbones() -> list[str]:
     """Return the architectures of the page."""
     others = [name for name in load_architectures() if source_of(name) != "torchvision"]
-    return [*TORCHVISION_MODELS, *others]
+    return [*TORCHVISION_MODELS, *others, *load_timm_architectures()]
 
 
 def count_macs(architecture: str, image_size: int) -> int:
@@ -129,13 +136,7 @@ def read_metadata(model: onnx.ModelProto) -> ModelMetadata:
 
 
 def measure_backbone(
-    architecture: str,
-    image_size: int,
-    anchor: Path,
-    threads: int,
-    rounds: int,
-    folder: Path,
-    protocol: BenchProtocol = PROTOCOL,
+    architecture: str, image_size: int, anchor: Path, rounds: int, folder: Path
 ) -> BackboneFigures:
     """Export an architecture with random weights, quantize it and time both files.
 
@@ -143,21 +144,18 @@ def measure_backbone(
         architecture: name of the architecture.
         image_size: side of the square input, pixels.
         anchor: the anchor's file.
-        threads: intra-op threads.
         rounds: number of rounds.
         folder: for temporary files.
-        protocol: lengths of blocks and warm-up.
     """
     fp32, int8 = folder / "fp32.onnx", folder / "int8.onnx"
-    write_untrained(architecture, image_size, CLASSES, SEED, threads, fp32)
+    write_untrained(architecture, image_size, CLASSES, SEED, 1, fp32)
     model = read_back(fp32)
     metadata = read_metadata(model)
     network = quantize_untrained(extract_network(model), metadata.preprocessing)
     content = assemble(network, metadata.preprocessing, "image", metadata)
     int8.write_bytes(content.SerializeToString(deterministic=True))
-    files = {"anchor": anchor, "fp32": fp32, "int8": int8}
-    rows = time_files(files, threads, rounds, folder, protocol)
-    speedup = paired_speedup(round_ratios(rows["fp32"], rows["int8"]))
+    times = time_files({"anchor": anchor, "fp32": fp32, "int8": int8}, rounds)
+    speedup = paired_speedup(_divide(times["fp32"], times["int8"]))
     slow_operators = ""
     if speedup.ratio < WORTHWHILE_SPEEDUP:
         slow_operators = slowest_operators_text(operator_times(network))
@@ -167,38 +165,61 @@ def measure_backbone(
         parameters=get_architecture(architecture).parameters,
         macs=count_macs(architecture, image_size),
         imagenet_top1=source_for(architecture).imagenet_top1(architecture),
-        fp32_over_anchor=_compare(rows["fp32"], rows["anchor"]),
-        int8_over_anchor=_compare(rows["int8"], rows["anchor"]),
+        fp32_over_anchor=median(_divide(times["fp32"], times["anchor"])),
+        int8_over_anchor=median(_divide(times["int8"], times["anchor"])),
         int8_speedup=(speedup.ratio, speedup.low, speedup.high),
-        anchor_ms=rows["anchor"].p50_ms,
+        anchor_ms=median(times["anchor"]),
         slow_operators=slow_operators,
         measured=datetime.now(UTC).date().isoformat(),
     )
 
 
-def _compare(row: BenchRow, anchor: BenchRow) -> float:
-    return paired_speedup(round_ratios(row, anchor)).ratio
+def _divide(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    return [a / b for a, b in zip(first, second, strict=True)]
 
 
-def time_files(
-    files: dict[str, Path], threads: int, rounds: int, folder: Path, protocol: BenchProtocol
-) -> dict[str, BenchRow]:
-    """Time untrained files in scope `model` in the same rounds; return their rows by name."""
-    cases = []
-    for name, file in files.items():
-        preprocessing = read_metadata(read_back(file)).preprocessing
-        source = ModelSource(file, threads, "cpu", "image", preprocessing)
-        size_bytes = file.stat().st_size
-        case = BenchCase("onnxruntime", name, source, sha256_file(file), size_bytes, ("model",))
-        cases.append(case)
-    gated_cases, notes = run_gates(cases, None, protocol, folder, lambda *_: None)
-    if notes:
-        raise ConfigError("; ".join(notes))
-    runner = RoundRunner()
-    runner.measure(gated_cases, rounds, SEED, folder, lambda *_: None)
-    for error in runner.failures.values():
-        raise error
-    return {item.case.variant: runner.attach_rounds(item.rows[0]) for item in gated_cases}
+def time_files(files: Mapping[str, Path], rounds: int) -> dict[str, list[float]]:
+    """Time untrained files in turns, in random order within each round.
+
+    Each has a session of one thread, and images for which the resize in the file is the identity,
+    as in scope `model` of the benchmark.
+
+    Returns:
+        Median processor time of an inference in each round by name, in milliseconds.
+    """
+    timers = {name: InferenceTimer(file) for name, file in files.items()}
+    generator = random.Random(SEED)
+    times: dict[str, list[float]] = {name: [] for name in files}
+    for _ in range(rounds):
+        for name in generator.sample(list(files), len(files)):
+            times[name].append(timers[name].measure_block_ms())
+    return times
+
+
+class InferenceTimer:
+    """A session of one thread with its input."""
+
+    def __init__(self, file: Path) -> None:
+        side = read_metadata(read_back(file)).preprocessing.resize
+        shape = (1, side, side, 3)
+        image = np.random.default_rng(SEED).integers(0, 256, shape, np.uint8)
+        self._session = create_session(file, threads=1, spinning=False)
+        self._feed = {self._session.get_inputs()[0].name: image}
+        warm_up_ms = [self._run_ms() for _ in range(WARM_UP_RUNS)]
+        self._runs = max(MIN_BLOCK_RUNS, math.ceil(BLOCK_MS / min(warm_up_ms)))
+
+    def measure_block_ms(self) -> float:
+        """Return the median processor time of a block, after an untimed inference.
+
+        The first inference after another session finds the caches full of that session's data.
+        """
+        self._run_ms()
+        return median(self._run_ms() for _ in range(self._runs))
+
+    def _run_ms(self) -> float:
+        start = time.thread_time_ns()
+        self._session.run(["logits"], self._feed)
+        return (time.thread_time_ns() - start) / 1e6
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -207,8 +228,7 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="Measure architectures on this CPU in fp32 and int8.",
     )
     parser.add_argument("architectures", metavar="ARCHITECTURE", nargs="*")
-    parser.add_argument("--threads", type=int, default=1, help="intra-op threads [1]")
-    parser.add_argument("--rounds", type=int, default=3, help="number of rounds [3]")
+    parser.add_argument("--rounds", type=int, default=20, help="number of rounds [20]")
     parser.add_argument(
         "--remeasure", action="store_true", help="measure architectures again that are in the file"
     )
@@ -217,15 +237,15 @@ def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def measure_table(
-    names: Sequence[str], file: Path, threads: int, rounds: int, remeasure: bool = False
+    names: Sequence[str], file: Path, rounds: int, remeasure: bool = False
 ) -> BackboneTable:
     """Measure the architectures that the file lacks, and write it after each of them.
 
     Raises:
-        ConfigError: the file was measured on another CPU, or with other threads or rounds.
+        ConfigError: the file was measured on another CPU, or with other rounds or another onnxruntime.
     """
     cpu = collect_device_info().cpu or "unknown CPU"
-    table = BackboneTable(cpu, threads, rounds, onnxruntime.__version__)
+    table = BackboneTable(cpu, rounds, onnxruntime.__version__)
     if file.is_file():
         earlier = read_table(file)
         if replace(earlier, rows=()) != table:
@@ -237,12 +257,12 @@ def measure_table(
     with tempfile.TemporaryDirectory(prefix="backbone-table-") as name:
         anchor = Path(name, "anchor.onnx")
         size = get_architecture(ANCHOR).image_size
-        write_untrained(ANCHOR, size, CLASSES, SEED, threads, anchor)
+        write_untrained(ANCHOR, size, CLASSES, SEED, 1, anchor)
         for architecture in names:
             others = tuple(row for row in table.rows if row.architecture != architecture)
             if len(others) < len(table.rows) and not remeasure:
                 continue
-            row = _measure_or_fail(architecture, anchor, threads, rounds, Path(name))
+            row = _measure_or_fail(architecture, anchor, rounds, Path(name))
             rows = sorted((*others, row), key=lambda row: row.architecture)
             table = replace(table, rows=tuple(rows))
             write_json(file, to_json(table))
@@ -250,12 +270,10 @@ def measure_table(
     return table
 
 
-def _measure_or_fail(
-    architecture: str, anchor: Path, threads: int, rounds: int, folder: Path
-) -> BackboneFigures:
+def _measure_or_fail(architecture: str, anchor: Path, rounds: int, folder: Path) -> BackboneFigures:
     try:
         size = get_architecture(architecture).image_size
-        return measure_backbone(architecture, size, anchor, threads, rounds, folder)
+        return measure_backbone(architecture, size, anchor, rounds, folder)
     # PyTorch, onnx and onnxruntime raise any exception. A failure is a part of the table.
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -267,7 +285,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     names = options.architectures or list_backbones()
     try:
-        measure_table(names, options.output, options.threads, options.rounds, options.remeasure)
+        measure_table(names, options.output, options.rounds, options.remeasure)
     except EdgetlError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,6 +109,26 @@ def test_only_seeds_that_both_finished_are_paired() -> None:
     assert compute_overall_difference(result, "absent", "int8") is None
 
 
+def test_runs_without_file_are_compared_in_fp32_only() -> None:
+    result = comparison()
+    runs = [
+        replace(item, int8="", export_failed="no parity" if item.seed else None)
+        if item.architecture == "other" and item.data == "far"
+        else item
+        for item in result.runs
+    ]
+    result = ComparisonResult("0.1.0", "base", tuple(runs))
+    fp32, int8 = (
+        compute_overall_difference(result, "other", variant) for variant in ("fp32", "int8")
+    )
+    assert fp32 is not None
+    assert int8 is not None
+    assert [item.data for item in fp32.sets] == ["near", "far"]
+    assert [item.data for item in int8.sets] == ["near"]
+    line = next(row for row in markdown(result).splitlines() if "| far | 30 + 40 | other" in row)
+    assert line.endswith("| \N{EM DASH}, failed |")
+
+
 def test_speed_is_baseline_over_architecture() -> None:
     speedup = compare_speed(latency(), "other", "base", "int8")
     assert speedup is not None
@@ -119,11 +140,12 @@ def test_speed_is_baseline_over_architecture() -> None:
 def test_tables_have_losses_differences_and_latencies() -> None:
     lines = markdown(comparison(latency())).splitlines()
     near = next(line for line in lines if line.startswith("| near | 30 + 10 | other"))
-    assert near.startswith("| near | 30 + 10 | other | 85.0 | 80.0 | -5.0 | +0.0 [")
+    assert near.startswith("| near | 30 + 10 | other | 85.0 | 90.0, 80.0 | +5.0 [")
+    assert near.endswith("| -10.0, +0.0 |")
     far = next(line for line in lines if line.startswith("| far | 30 + 40 | other"))
     assert "4:0 (p 0.12), 4:0 (p 0.12)" in far
     baseline = next(line for line in lines if line.startswith("| far | 30 + 40 | base"))
-    assert baseline.endswith("| 30.0 | 30.0 | +0.0 |  |  |")
+    assert baseline.endswith("| 30.0 | 30.0, 30.0 |  |  | +0.0, +0.0 |")
     overall = next(line for line in lines if line.startswith("| other | int8 |"))
     assert "| 1 : 0 |" in overall
     timed = next(line for line in lines if line.startswith("| other | ") and "0.8" in line)
@@ -185,11 +207,41 @@ def test_comparison_resumes_and_keeps_latencies(
          "--seed", "0", "-o", folder, "--force"],
         ["export", folder, "--variants", "fp32,int8"],
     ]  # fmt: skip
-    assert "| near | 30 + 4 | other | 75.0 |" in capsys.readouterr().out
+    assert "| near | 30 + 4 | other | 75.0 | 75.0, 75.0 |" in capsys.readouterr().out
     main([*arguments, "--no-latency"])
     result = read_comparison(tmp_path / RESULT)
     assert result.latency == latency()
     assert len(result.runs) == 8
+
+
+def test_refused_export_is_recorded_and_later_seeds_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[str] = []
+
+    def execute(command: list[str], _: dict[str, str]) -> SimpleNamespace:
+        if command[3] == "export":
+            exported.append(Path(command[4]).name)
+            raise SystemExit("labels differ")
+        return SimpleNamespace()
+
+    monkeypatch.setattr(
+        backbone_comparison,
+        "classify_run",
+        lambda _, data, backbone, seed: run(data, backbone.architecture, seed, "", "1101"),
+    )
+    monkeypatch.setattr(backbone_comparison, "execute", execute)
+    arguments = [
+        "/photos/near", "--row", "base=imagenet", "--seeds", "2", "--export-seeds", "1",
+        "--no-latency", "-o", str(tmp_path),
+    ]  # fmt: skip
+    main(arguments)
+    main(arguments)
+    result = read_comparison(tmp_path / RESULT)
+    assert [item.export_failed for item in result.runs] == ["labels differ", None]
+    assert exported == ["base-s0"]
+    main([*arguments, "--export-seeds", "2"])
+    assert exported == ["base-s0", "base-s1"]
 
 
 @pytest.mark.slow

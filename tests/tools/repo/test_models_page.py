@@ -25,12 +25,19 @@ def figures(
 
 ROWS = (
     figures("mobilenet_v2", 0.5, 2.0, 71.9),
-    figures("mobilenet_v3_small", 0.4, 1.1, 67.7, "Clip (9 nodes, 20% of the time, in float)"),
+    figures("mobilenet_v3_small", 0.4, 0.9, 67.7, "Clip (9 nodes, 20% of the time, in float)"),
     figures("mnasnet1_0", 0.6, 2.0, 71.0),
-    figures("nets.mobile:lcnet_050", 0.2, 2.0, None),
+    figures("timm:lcnet_050", 0.2, 2.0, None),
     BackboneFigures("timm:broken", failed="no kernel"),
 )
-TABLE = BackboneTable("Cortex-A76", 1, 3, "1.31.1", ROWS)
+TABLE = BackboneTable("Cortex-A76", 20, "1.31.1", ROWS)
+
+
+def test_front_compares_the_faster_files() -> None:
+    # In int8 `slow_int8` is slower than the other, in fp32 faster than the other's int8.
+    slow_int8 = figures("slow_int8", 0.9, 0.3, 70.0)
+    other = figures("other", 0.5, 2.0, 60.0)
+    assert pareto_front([slow_int8, other]) == [slow_int8]
 
 
 def test_front_has_no_slower_and_less_accurate_architecture() -> None:
@@ -48,20 +55,21 @@ def test_page_is_sorted_by_int8_latency() -> None:
         "| **mobilenet_v2** | torchvision | 224 | 3.5 | 300 | 71.9 | 4.00 | 8.00 "
         "| 2.00 [1.90, 2.10] |"
     )
-    assert lines[0].startswith("| lcnet_050 | python | 224 | 3.5 | 300 |  | 1.60 | 3.20 |")
+    assert lines[0].startswith("| lcnet_050 | timm | 224 | 3.5 | 300 |  | 1.60 | 3.20 |")
 
 
 def test_page_names_choice_machine_and_reasons() -> None:
     page = models_page(TABLE)
-    assert "mobilenet_v3_small (67.7%, 3.20 ms), mobilenet_v2 (71.9%, 4.00 ms)" in page
-    assert "Measured on Cortex-A76, 1 thread, onnxruntime 1.31.1, 2026-11-28, on a shared" in page
-    assert "| mobilenet_v3_small | 1.10 | Clip (9 nodes, 20% of the time, in float) |" in page
+    assert "mobilenet_v3_small (67.7%, 2.88 ms in fp32)" in page
+    assert "mobilenet_v2 (71.9%, 4.00 ms in int8). Take" in page
+    assert "Measured on Cortex-A76, one thread, onnxruntime 1.31.1, 2026-11-28, on a" in page
+    assert "| mobilenet_v3_small | 0.90 | Clip (9 nodes, 20% of the time, in float) |" in page
     assert "- timm:broken: no kernel" in page
 
 
 def test_latencies_are_corrected_by_the_anchor() -> None:
     # The anchor took 8 ms in most rounds, and 16 ms where the machine was slow.
     slow = BackboneFigures(**{**vars(ROWS[0]), "architecture": "resnet18", "anchor_ms": 16.0})
-    page = models_page(BackboneTable("Cortex-A76", 1, 3, "1.31.1", (*ROWS, slow)))
+    page = models_page(BackboneTable("Cortex-A76", 20, "1.31.1", (*ROWS, slow)))
     line = next(line for line in page.splitlines() if "resnet18" in line and "| 224 |" in line)
     assert "| 4.00 | 8.00 |" in line
