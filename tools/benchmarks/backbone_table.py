@@ -11,7 +11,7 @@ int8 is quantized from generated images by the scheme that `edgetl export` tries
 
 The time is the processor time of the calling thread, which runs a session of one thread from start
 to end. Unlike the latency it leaves out waiting for a core, so that it can be measured on a busy
-machine; on a quiet one they are equal. A machine's speed changes nevertheless. So every round also
+machine; on a quiet one they are equal. Shared caches slow it down nevertheless. So every round also
 times an anchor, MobileNetV2 in fp32, in turns with the architecture. Times on the page are ratios
 to the anchor, multiplied by the anchor's median over all measurements.
 """

@@ -1,8 +1,9 @@
 """Write the generated pages of the documentation: `python -m tools.repo.docs`.
 
-They are docs/reference/cli.md, from the help of the commands, and the JSON Schemas in
-docs/reference/artifacts, from the dataclasses. With `--check` nothing is written; the exit status
-is 1 if a file differs or a relative link in a Markdown file is broken.
+They are docs/reference/cli.md, from the help of the commands, the JSON Schemas in
+docs/reference/artifacts, from the dataclasses, and docs/models.md, from measured figures. With
+`--check` nothing is written; the exit status is 1 if a file differs or a relative link in a
+Markdown file is broken.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from typer.testing import CliRunner
 
 from edgetl.cli.app import COMMANDS, create_app
 from edgetl.cli.command import Command
+from tools.repo.models_page import models_page, read_table
 from tools.repo.schemas import artifact_schemas
 
 ROOT = Path(__file__).parents[2]
 CLI_REFERENCE = Path("docs/reference/cli.md")
 SCHEMAS = Path("docs/reference/artifacts")
+MODELS_PAGE = Path("docs/models.md")
 
 
 def help_text(app: typer.Typer, *command: str) -> str:
@@ -74,7 +77,11 @@ def broken_links() -> list[str]:
 def generated_files() -> dict[Path, str]:
     """Return the generated files: path relative to the repository to content."""
     schemas = {SCHEMAS / name: content for name, content in artifact_schemas().items()}
-    return {CLI_REFERENCE: cli_reference(), **schemas}
+    return {
+        CLI_REFERENCE: cli_reference(),
+        MODELS_PAGE: models_page(read_table()),
+        **schemas,
+    }
 
 
 def find_outdated_files(files: Mapping[Path, str]) -> Iterator[str]:

@@ -95,16 +95,18 @@ def models_page(table: BackboneTable) -> str:
         _recommendation(table, best),
         f"Measured on {table.cpu}, one thread, onnxruntime {table.onnxruntime}, {period}, on a "
         "machine that other programs used at the same time: the figures are processor times of one "
-        "image, preprocessing included, which waiting for a core does not count in. On an idle "
-        "machine they are the p50 of `edgetl bench --threads 1`. Medians of "
+        "image, preprocessing included, which waiting for a core does not count in. They are longer "
+        "than the latency on an idle machine, because caches and memory were shared: compare them "
+        "with one another. Medians of "
         f"{table.rounds} rounds in which each architecture takes turns with {ANCHOR} in fp32; the "
         f"figures are the ratios to it times its median of {table.anchor_ms:.2f} ms. The networks "
         f"have random weights and {CandidatesConfig.classes} classes, which does not change the "
         "time. Another CPU may have another order; measure yours with "
         "[`edgetl candidates`](guide/bench.md#before-training).",
         _main_table(table, timed, best),
-        "MACs are multiply-accumulates of one image at the stated size. Top-1 is that of the "
-        "source's ImageNet weights as published there: torchvision's table, and the README of "
+        "MACs are multiply-accumulates of one image at the stated size; they and the parameters are "
+        "those of training, before the branches of MobileOne, RepVGG and others are fused. Top-1 is "
+        "that of the source's ImageNet weights as published there: torchvision's table, and the README of "
         "EfficientNet-Lite. It compares architectures; it does not predict the accuracy on other "
         "images. **Bold**: no other architecture with a published top-1 is at least as accurate "
         "and faster, each in the faster of its two files.",
