@@ -52,13 +52,13 @@ class ActivationStats:
         return self.channel_sums / max(1, self.count)
 
     def add(self, values: NDArray[np.float32]) -> None:
-        """Add the values of a batch, [batch, channels, ...]."""
+        """Add the values of a batch, [batch, channels, ...], or a constant without channels."""
         self.low = min(self.low, float(values.min()))
         self.high = max(self.high, float(values.max()))
         axes = tuple(axis for axis in range(values.ndim) if axis != 1)
         sums = values.sum(axis=axes).astype(np.float64)
         self.channel_sums = sums if self.channel_sums is None else self.channel_sums + sums
-        self.count += values.size // values.shape[1]
+        self.count += values.size // (values.shape[1] if values.ndim > 1 else 1)
 
     @property
     def magnitude(self) -> float:

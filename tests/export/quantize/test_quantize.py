@@ -33,7 +33,7 @@ from edgetl.export.graph.torch_export import NetworkGraph, export_network_graph
 from edgetl.export.parity.divergence import describe_first_noisy_module
 from edgetl.export.quantize import int8_search as search
 from edgetl.export.quantize.bias_correction import correct_biases, layers_by_error
-from edgetl.export.quantize.calibration import CALIBRATION_METHODS, Calibration
+from edgetl.export.quantize.calibration import CALIBRATION_METHODS, ActivationStats, Calibration
 from edgetl.export.quantize.equalization import equalize
 from edgetl.export.quantize.images import (
     MIN_QUANTIZATION_IMAGES,
@@ -161,6 +161,14 @@ def test_calibration_computes_channel_means() -> None:
     calibration = Calibration(small_network(), images)
     expected = np.concatenate(list(images.batches())).mean((0, 2, 3))
     assert calibration.activation_stats["pixels"].channel_means == pytest.approx(expected, abs=1e-4)
+
+
+def test_calibration_accepts_values_without_channels() -> None:
+    statistics = ActivationStats()
+    statistics.add(np.float32([1, 3]))
+    statistics.add(np.array(-2, np.float32))
+    assert (statistics.low, statistics.high) == (-2.0, 3.0)
+    assert statistics.channel_means == pytest.approx(2 / 3)
 
 
 # --- rewrites and equalization
