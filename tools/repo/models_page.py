@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from edgetl.core.architectures import source_of
 from edgetl.core.config.candidates import CandidatesConfig
 from edgetl.core.errors import ConfigError
 from edgetl.core.files import ReadPolicy, read_json_as
@@ -161,19 +160,17 @@ def _main_table(
     table: BackboneTable, rows: Sequence[BackboneFigures], best: Sequence[BackboneFigures]
 ) -> str:
     lines = [
-        "| architecture | source | size | parameters, M | MACs, M | top-1, % | int8, ms | fp32, ms "
+        "| `--model` | size | parameters, M | MACs, M | top-1, % | int8, ms | fp32, ms "
         "| fp32 / int8 [95%] |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row in rows:
         assert row.parameters is not None
         assert row.macs is not None
         assert row.int8_speedup is not None
-        name = row.architecture.partition(":")[2] or row.architecture
         ratio, low, high = row.int8_speedup
         cells = [
-            f"**{name}**" if row in best else name,
-            source_of(row.architecture),
+            f"**{row.architecture}**" if row in best else row.architecture,
             str(row.image_size),
             f"{row.parameters / 1e6:.1f}",
             f"{row.macs / 1e6:.0f}",

@@ -49,13 +49,12 @@ def test_page_is_sorted_by_int8_latency() -> None:
     page = models_page(TABLE)
     lines = [line for line in page.splitlines() if "| 224 |" in line]
     assert [line.split(" | ")[0] for line in lines] == [
-        "| lcnet_050", "| **mobilenet_v3_small**", "| **mobilenet_v2**", "| mnasnet1_0",
+        "| timm:lcnet_050", "| **mobilenet_v3_small**", "| **mobilenet_v2**", "| mnasnet1_0",
     ]  # fmt: skip
     assert lines[2] == (
-        "| **mobilenet_v2** | torchvision | 224 | 3.5 | 300 | 71.9 | 4.00 | 8.00 "
-        "| 2.00 [1.90, 2.10] |"
+        "| **mobilenet_v2** | 224 | 3.5 | 300 | 71.9 | 4.00 | 8.00 | 2.00 [1.90, 2.10] |"
     )
-    assert lines[0].startswith("| lcnet_050 | timm | 224 | 3.5 | 300 |  | 1.60 | 3.20 |")
+    assert lines[0].startswith("| timm:lcnet_050 | 224 | 3.5 | 300 |  | 1.60 | 3.20 |")
 
 
 def test_page_names_choice_machine_and_reasons() -> None:
