@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 from torch import Tensor, nn
@@ -90,6 +92,17 @@ class ArchitectureSource(ABC):
     @abstractmethod
     def imagenet_top1(self, name: str) -> float | None:
         """Return the published ImageNet top-1 accuracy in percent, or None if there is none."""
+
+
+def hint_similar_names(name: str, names: Iterable[str]) -> str:
+    """Return the sentence ` Did you mean ...?`, or an empty text if no name is similar."""
+    matches = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(matches)}?" if matches else ""
+
+
+def append_classifier(backbone: nn.Module, width: int, classes: int) -> nn.Sequential:
+    """Append a linear layer to a model [batch, 3, S, S] -> features [batch, width]."""
+    return nn.Sequential(OrderedDict(backbone=backbone, head=nn.Linear(width, classes)))
 
 
 @cache

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torchvision
 from torch import Tensor, nn
 
 from edgetl.core.errors import ArchitectureError, WeightsError
@@ -25,6 +24,7 @@ from edgetl.train.model.sources.efficientnet_lite_network import (
     EfficientNetLite,
     rename_checkpoint_tensors,
 )
+from edgetl.train.model.sources.torchvision import imagenet_labels
 from edgetl.train.model.weights_file import PretrainedWeights, read_weights_file
 
 _CROP_PADDING = 32
@@ -135,9 +135,7 @@ class EfficientNetLiteModels(ArchitectureSource):
 
     def labels(self, name: str) -> Sequence[str]:
         """Return the 1000 labels of ImageNet, which are in torchvision's order."""
-        meta = torchvision.models.MobileNet_V2_Weights.DEFAULT.meta
-        labels: list[str] = meta["categories"]
-        return labels
+        return imagenet_labels()
 
     def imagenet_top1(self, name: str) -> float | None:
         """Return the accuracy published by the authors of the weights."""

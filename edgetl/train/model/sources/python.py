@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NoReturn
@@ -17,7 +15,11 @@ from edgetl.core.errors import ArchitectureError, EdgetlError, WeightsError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.train.model.freezing import tensor_digest
 from edgetl.train.model.model_code import import_module, user_error
-from edgetl.train.model.sources.base import ArchitectureSource
+from edgetl.train.model.sources.base import (
+    ArchitectureSource,
+    append_classifier,
+    hint_similar_names,
+)
 from edgetl.train.model.weights_file import PretrainedWeights
 
 AS_BUILT = "as built"
@@ -46,7 +48,7 @@ class PythonModels(ArchitectureSource):
         width = _run(name, model, image_size)
         if _returns_logits(name, image_size):
             return model
-        return nn.Sequential(OrderedDict(backbone=model, head=nn.Linear(width, _CLASSES)))
+        return append_classifier(model, width, _CLASSES)
 
     def family(self, name: str) -> str:
         """Return the name of the module."""
@@ -102,8 +104,7 @@ def _load_function(name: str) -> Callable[[int], object]:
     module = import_module(module_name)
     function = getattr(module, function_name, None)
     if function is None:
-        matches = difflib.get_close_matches(function_name, vars(module), n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(matches)}?" if matches else ""
+        hint = hint_similar_names(function_name, vars(module))
         raise ArchitectureError(f"{module.__file__} has no function {function_name}.{hint}")
     if not callable(function):
         raise ArchitectureError(

@@ -6,7 +6,6 @@ import difflib
 import math
 import os
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -15,7 +14,6 @@ from typing import Any
 
 import timm
 import torch
-import torchvision
 from timm.models import PretrainedCfg
 from torch import Tensor, nn
 
@@ -24,7 +22,8 @@ from edgetl.core.errors import ArchitectureError, WeightsError
 from edgetl.core.preprocessing import Interpolation, Preprocessing
 from edgetl.core.registry import convert_import_error
 from edgetl.train.model.head import find_classifier_layer
-from edgetl.train.model.sources.base import ArchitectureSource
+from edgetl.train.model.sources.base import ArchitectureSource, append_classifier
+from edgetl.train.model.sources.torchvision import imagenet_labels
 from edgetl.train.model.weights_file import (
     PretrainedWeights,
     download_error,
@@ -67,7 +66,7 @@ class TimmModels(ArchitectureSource):
         backbone = _create_model(name, image_size, classes=0)
         width = _count_features(name, image_size)
         classes = _get_config(name).num_classes or _IMAGENET_CLASSES
-        return nn.Sequential(OrderedDict(backbone=backbone, head=nn.Linear(width, classes)))
+        return append_classifier(backbone, width, classes)
 
     def family(self, name: str) -> str:
         """Return the name of the timm module that defines the architecture."""
@@ -136,8 +135,7 @@ class TimmModels(ArchitectureSource):
                 f"{name} cannot be exported as it is: {problem}. Fine-tune it with "
                 "`edgetl finetune`, and export the run."
             )
-        labels: list[str] = torchvision.models.MobileNet_V2_Weights.DEFAULT.meta["categories"]
-        return labels
+        return imagenet_labels()
 
     def imagenet_top1(self, name: str) -> None:
         """Return None: timm's package contains no accuracies."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -12,7 +11,7 @@ from torch import nn
 from edgetl.core.architectures import load_architectures
 from edgetl.core.errors import ArchitectureError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.train.model.sources.base import ArchitectureSource
+from edgetl.train.model.sources.base import ArchitectureSource, hint_similar_names
 from edgetl.train.model.weights_file import PretrainedWeights, download_weights
 
 
@@ -24,8 +23,7 @@ class TorchvisionModels(ArchitectureSource):
         names: list[str] = torchvision.models.list_models(module=torchvision.models)
         if name not in names:
             candidates = sorted({*names, *load_architectures()})
-            matches = difflib.get_close_matches(name, candidates, n=3, cutoff=0.5)
-            hint = f" Did you mean {' or '.join(matches)}?" if matches else ""
+            hint = hint_similar_names(name, candidates)
             raise ArchitectureError(
                 f"torchvision has no classifier {name!r}.{hint} `edgetl models` lists them all."
             )
@@ -62,14 +60,19 @@ class TorchvisionModels(ArchitectureSource):
 
     def labels(self, name: str) -> Sequence[str]:
         """Return the 1000 labels of ImageNet."""
-        labels: list[str] = torchvision.models.get_model_weights(name).DEFAULT.meta["categories"]
-        return labels
+        return imagenet_labels()
 
     def imagenet_top1(self, name: str) -> float | None:
         """Return torchvision's top-1 for its default weights."""
         meta = torchvision.models.get_model_weights(name).DEFAULT.meta
         top1 = meta.get("_metrics", {}).get("ImageNet-1K", {}).get("acc@1")
         return None if top1 is None else float(top1)
+
+
+def imagenet_labels() -> list[str]:
+    """Return the 1000 labels of ImageNet in the order of the logits of all usual classifiers."""
+    labels: list[str] = torchvision.models.MobileNet_V2_Weights.DEFAULT.meta["categories"]
+    return labels
 
 
 def _family(builder: Callable[..., nn.Module]) -> str:
