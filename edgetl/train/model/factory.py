@@ -25,7 +25,7 @@ from edgetl.train.model.stock_models import (
     get_architecture,
     preprocessing_for,
 )
-from edgetl.train.model.weights import load_weights, read_weights
+from edgetl.train.model.weights import load_pretrained_weights, load_weights, read_weights
 from edgetl.train.model.weights_file import PretrainedWeights
 
 
@@ -81,7 +81,7 @@ def build_adapted_model(
     layer = find_stock_classifier(architecture, image_size)
     model = build_model(architecture, image_size, initialize=weights is None)
     if weights is not None:
-        load_weights(model, weights, architecture, replaced=layer.path)
+        load_pretrained_weights(model, weights, architecture, replaced=layer.path)
     replace_head(model, layer, classes, head_width, dropout)
     return AdaptedModel(model, layer, find_blocks(model, layer.path))
 
@@ -170,7 +170,7 @@ def load_stock_model(architecture: str, weights: str, image_size: int | None = N
             FinetuneConfig,
         )
     model = build_model(architecture, size, initialize=False)
-    load_weights(model, pretrained, architecture)
+    load_pretrained_weights(model, pretrained, architecture)
     if weights == "imagenet" and image_size is None:
         preprocessing = source.default_preprocessing(architecture)
     else:

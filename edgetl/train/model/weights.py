@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -50,10 +51,21 @@ def read_weights(
     return read_weights_file(path, str(path), architecture)
 
 
+def load_pretrained_weights(
+    model: nn.Module, weights: PretrainedWeights, architecture: str, replaced: str | None = None
+) -> None:
+    """Copy weights into a stock model after its source has adapted their names and shapes.
+
+    For the arguments and errors see `load_weights`.
+    """
+    tensors = source_for(architecture).adapt_tensors(model, weights.tensors, architecture)
+    load_weights(model, replace(weights, tensors=tensors), architecture, replaced)
+
+
 def load_weights(
     model: nn.Module, weights: PretrainedWeights, architecture: str, replaced: str | None = None
 ) -> None:
-    """Copy weights into a stock model, with a check of every tensor.
+    """Copy weights into a model of the same names and shapes, with a check of every tensor.
 
     Args:
         model: the model.
@@ -66,8 +78,7 @@ def load_weights(
         WeightsError: tensors are missing, unexpected, of another shape or type, or not finite; the
             message lists a few of them.
     """
-    adapted = source_for(architecture).adapt_tensors(model, weights.tensors, architecture)
-    tensors = _resize_pos_embed(model, adapted)
+    tensors = weights.tensors
     targets = model.state_dict()
     mismatches = _describe_mismatches(tensors, targets, replaced)
     if mismatches:
@@ -149,29 +160,6 @@ def _find_file(path: Path, architecture: str) -> Path:
             FinetuneConfig,
         )
     return path
-
-
-def _resize_pos_embed(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # A vision transformer's position embeddings belong to one input size; torchvision interpolates
-    # them to another.
-    name = "encoder.pos_embedding"
-    target = dict(model.named_parameters()).get(name)
-    if (
-        target is None
-        or name not in tensors
-        or target.shape == tensors[name].shape
-        or target.shape[2:] != tensors[name].shape[2:]
-    ):
-        return tensors
-    from torchvision.models.vision_transformer import interpolate_embeddings
-
-    try:
-        interpolated: dict[str, Tensor] = interpolate_embeddings(
-            model.image_size, model.patch_size, dict(tensors)
-        )
-    except ValueError:
-        return tensors
-    return interpolated
 
 
 def _has_compatible_dtype(tensor: Tensor, target: Tensor) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from edgetl.core.errors import WeightsError
 from edgetl.core.files import sha256_file
 from edgetl.train.model.factory import build_adapted_model, load_stock_model
-from edgetl.train.model.weights import load_weights, read_weights
+from edgetl.train.model.weights import load_pretrained_weights, read_weights
 from edgetl.train.model.weights_file import PretrainedWeights, download_weights
 
 NAME = "squeezenet1_1"
@@ -68,7 +68,7 @@ def test_checkpoints_are_unwrapped(
     assert weights is not None
     target = make_model()
     nn.init.zeros_(target.features[0].weight)
-    load_weights(target, weights, NAME)
+    load_pretrained_weights(target, weights, NAME)
     assert all(torch.equal(tensor, state[name]) for name, tensor in target.state_dict().items())
 
 
@@ -163,7 +163,7 @@ def test_load_weights_names_mismatches(state: dict[str, Tensor]) -> None:
     tensors["extra.weight"] = torch.zeros(1)
     tensors["features.0.weight"] = torch.zeros(64, 1, 3, 3)
     with pytest.raises(WeightsError) as caught:
-        load_weights(make_model(), as_weights(tensors), NAME)
+        load_pretrained_weights(make_model(), as_weights(tensors), NAME)
     for part in (
         "1 missing (features.0.bias)",
         "1 unexpected (extra.weight)",
@@ -174,7 +174,7 @@ def test_load_weights_names_mismatches(state: dict[str, Tensor]) -> None:
 
 def test_load_weights_lists_only_a_few_mismatches(state: dict[str, Tensor]) -> None:
     with pytest.raises(WeightsError, match=r"\d+ missing .* and \d+ more\)") as caught:
-        load_weights(torchvision.models.resnet18(), as_weights(state), "resnet18")
+        load_pretrained_weights(torchvision.models.resnet18(), as_weights(state), "resnet18")
     assert len(str(caught.value)) < 600
 
 
@@ -194,7 +194,7 @@ def test_replaced_layer_may_be_missing_or_of_any_shape(
     assert torch.equal(adapted.model.features[0].weight, state["features.0.weight"])
     if classes != 1000:
         with pytest.raises(WeightsError, match=r"classifier\.1\.weight"):
-            load_weights(make_model(), as_weights(tensors), NAME)
+            load_pretrained_weights(make_model(), as_weights(tensors), NAME)
 
 
 def test_counters_and_auxiliary_classifiers_are_optional() -> None:
@@ -212,7 +212,7 @@ def test_counters_and_auxiliary_classifiers_are_optional() -> None:
 def test_values_that_are_not_finite_are_rejected(state: dict[str, Tensor]) -> None:
     tensors = {**state, "features.0.bias": torch.full((64,), float("nan"))}
     with pytest.raises(WeightsError, match=r"not finite.*features\.0\.bias"):
-        load_weights(make_model(), as_weights(tensors), NAME)
+        load_pretrained_weights(make_model(), as_weights(tensors), NAME)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_old_densenet_names_are_renamed(tmp_path: Path) -> None:
     torch.save(old, tmp_path / "densenet121.pth")
     weights = read_weights(str(tmp_path / "densenet121.pth"), "densenet121")
     assert weights is not None
-    load_weights(torchvision.models.densenet121(), weights, "densenet121")
+    load_pretrained_weights(torchvision.models.densenet121(), weights, "densenet121")
 
 
 def test_position_embeddings_are_interpolated() -> None:
@@ -283,7 +283,7 @@ def test_position_embeddings_are_interpolated() -> None:
     at_96 = torchvision.models.vision_transformer._vision_transformer(
         32, 2, 2, 16, 32, None, False, image_size=96
     )
-    load_weights(at_96, as_weights(at_64.state_dict()), "tiny_vit")
+    load_pretrained_weights(at_96, as_weights(at_64.state_dict()), "tiny_vit")
     assert at_96.encoder.pos_embedding.shape == (1, 10, 16)
     assert torch.equal(at_96.encoder.pos_embedding[:, 0], at_64.encoder.pos_embedding[:, 0])
 

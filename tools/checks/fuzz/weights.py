@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from edgetl.train.model.stock_models import build_model
-from edgetl.train.model.weights import load_weights, read_weights
+from edgetl.train.model.weights import load_pretrained_weights, read_weights
 from tools.checks.fuzz.mutation import VALUES
 from tools.checks.fuzz.target import Target, mutate_file
 
@@ -119,7 +119,7 @@ def use(case: Path) -> None:
     (path,) = case.iterdir()
     weights = read_weights(str(path), _NAME)
     assert weights is not None
-    load_weights(_model(), weights, _NAME)
+    load_pretrained_weights(_model(), weights, _NAME)
 
 
 TARGET = Target(prepare, make_case, use)

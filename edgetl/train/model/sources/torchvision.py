@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 
 import torchvision
-from torch import nn
+from torch import Tensor, nn
 
 from edgetl.core.architectures import load_architectures
 from edgetl.core.errors import ArchitectureError
@@ -58,6 +58,12 @@ class TorchvisionModels(ArchitectureSource):
         """Download torchvision's default weights."""
         return download_weights(torchvision.models.get_model_weights(name).DEFAULT.url, name)
 
+    def adapt_tensors(
+        self, model: nn.Module, tensors: dict[str, Tensor], name: str
+    ) -> dict[str, Tensor]:
+        """Interpolate the position embeddings of a vision transformer to another input size."""
+        return _resize_pos_embed(model, tensors)
+
     def labels(self, name: str) -> Sequence[str]:
         """Return the 1000 labels of ImageNet."""
         return imagenet_labels()
@@ -90,3 +96,26 @@ def _builder_options(family: str, image_size: int, initialize: bool) -> dict[str
     if family == "maxvit":
         return {"input_size": (image_size, image_size)}
     return {}
+
+
+def _resize_pos_embed(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    # A vision transformer's position embeddings belong to one input size; torchvision interpolates
+    # them to another.
+    name = "encoder.pos_embedding"
+    target = dict(model.named_parameters()).get(name)
+    if (
+        target is None
+        or name not in tensors
+        or target.shape == tensors[name].shape
+        or target.shape[2:] != tensors[name].shape[2:]
+    ):
+        return tensors
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    try:
+        interpolated: dict[str, Tensor] = interpolate_embeddings(
+            model.image_size, model.patch_size, dict(tensors)
+        )
+    except ValueError:
+        return tensors
+    return interpolated

@@ -33,7 +33,7 @@ from edgetl.train.model.sources.efficientnet_lite_network import (
     compute_same_padding,
 )
 from edgetl.train.model.stock_models import build_model, describe_architecture, get_architecture
-from edgetl.train.model.weights import load_weights, read_weights
+from edgetl.train.model.weights import load_pretrained_weights, read_weights
 
 NAMES = list(LITE_SCALES)
 SMALLEST = NAMES[0]
@@ -123,7 +123,7 @@ def test_padding_is_right_at_other_sizes(size: int) -> None:
     weights = read_weights("imagenet", SMALLEST)
     assert weights is not None
     model = build_model(SMALLEST, size)
-    load_weights(model, weights, SMALLEST)
+    load_pretrained_weights(model, weights, SMALLEST)
     pixels = torch.randn(2, 3, size, size)
     with torch.no_grad():
         torch.testing.assert_close(model(pixels), forward(tensors, pixels), rtol=0, atol=1e-4)

@@ -30,7 +30,7 @@ from edgetl.train.model.stock_models import (
     describe_architecture,
     preprocessing_for,
 )
-from edgetl.train.model.weights import load_weights
+from edgetl.train.model.weights import load_pretrained_weights
 from edgetl.train.model.weights_file import PretrainedWeights
 from tools.checks.timm_models import try_architecture
 
@@ -160,14 +160,14 @@ def test_wrong_checkpoint_names_missing_and_unexpected_tensors(tensors: dict[str
     weights = PretrainedWeights({**tensors}, "file.safetensors", "")
     weights.tensors["layer9.weight"] = weights.tensors.pop("layer1.0.conv1.weight")
     with pytest.raises(WeightsError, match=r"1 missing \(layer1\.0\.conv1\.weight\); 1 unexpected"):
-        load_weights(build_model(SMALL, 64), weights, SMALL)
+        load_pretrained_weights(build_model(SMALL, 64), weights, SMALL)
 
 
 def test_position_embeddings_are_resized() -> None:
     source = timm.create_model("test_vit", img_size=160)
     weights = PretrainedWeights(dict(source.state_dict()), "memory", "")
     model = build_model("timm:test_vit", 96)
-    load_weights(model, weights, "timm:test_vit")
+    load_pretrained_weights(model, weights, "timm:test_vit")
     assert model.get_parameter("pos_embed").shape[1] < source.pos_embed.shape[1]
     assert torch.equal(model.get_parameter("cls_token"), source.cls_token)
 
