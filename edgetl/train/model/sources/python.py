@@ -45,7 +45,7 @@ class PythonModels(ArchitectureSource):
     def build(self, name: str, image_size: int, initialize: bool = True) -> nn.Module:
         """Call the function for 1000 classes and check its model on two images."""
         model = _call(name, _CLASSES)
-        width = _run(name, model, image_size)
+        width = _run(name, model, image_size).shape[1]
         if _returns_logits(name, image_size):
             return model
         return append_classifier(model, width, _CLASSES)
@@ -131,8 +131,8 @@ def _call(name: str, classes: int) -> nn.Module:
     return model.to("cpu", torch.float32).eval()
 
 
-def _run(name: str, model: nn.Module, image_size: int) -> int:
-    """Run a model on two images and return the width of its output."""
+def _run(name: str, model: nn.Module, image_size: int) -> Tensor:
+    """Run a model on two images and return its output [2, N]."""
     output = _compute_output(name, model, image_size)
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != 2:
         hint = ""
@@ -142,7 +142,7 @@ def _run(name: str, model: nn.Module, image_size: int) -> int:
             f"The model of {name} must return one tensor, logits [batch, classes] or features "
             f"[batch, F], but for 2 images it returns {_describe(output)}.{hint}"
         )
-    return output.shape[1]
+    return output
 
 
 def _compute_output(name: str, model: nn.Module, image_size: int) -> object:
@@ -174,7 +174,8 @@ def _returns_logits(name: str, image_size: int) -> bool:
         model, other = _call(name, _CLASSES), _call(name, _OTHER_CLASSES)
         if model is other:
             raise ArchitectureError(f"{name} must return a new model for each call.")
-        width, other_width = _run(name, model, image_size), _run(name, other, image_size)
+        other_output = _run(name, other, image_size)
+        width, other_width = _run(name, model, image_size).shape[1], other_output.shape[1]
         if width == other_width:
             return False
         if (width, other_width) != (_CLASSES, _OTHER_CLASSES):
@@ -183,13 +184,11 @@ def _returns_logits(name: str, image_size: int) -> bool:
                 f"width, but for {_CLASSES} and {_OTHER_CLASSES} classes it returns {width} and "
                 f"{other_width} values."
             )
-        _check_not_probabilities(name, other, image_size)
+        _check_not_probabilities(name, other_output)
     return True
 
 
-def _check_not_probabilities(name: str, model: nn.Module, image_size: int) -> None:
-    output = _compute_output(name, model, image_size)
-    assert isinstance(output, Tensor)
+def _check_not_probabilities(name: str, output: Tensor) -> None:
     sums_to_1 = torch.allclose(output.sum(dim=1), torch.ones(len(output)), atol=1e-4)
     if sums_to_1 and bool((output >= 0).all()):
         raise ArchitectureError(
