@@ -80,10 +80,11 @@ def test_file_has_metadata_and_no_local_paths(stock_bundle: Path) -> None:
 def test_batch_is_dynamic_and_probabilities_are_softmax(stock_bundle: Path, batch: int) -> None:
     classifier = open_classifier(stock_bundle)
     images = np.random.default_rng(batch).integers(0, 256, (batch, 50 + batch, 90, 3), np.uint8)
-    logits, probabilities = classifier.run(images)
+    outputs = classifier.run(images)
+    logits, probabilities = outputs.logits, outputs.probabilities
     assert logits.shape == probabilities.shape == (batch, 1000)
     assert np.allclose(probabilities, torch.softmax(torch.from_numpy(logits), 1).numpy(), atol=1e-6)
-    single = [classifier.run(image[None])[0][0] for image in images]
+    single = [classifier.run(image[None]).logits[0] for image in images]
     assert np.allclose(logits, single, atol=1e-3)
 
 

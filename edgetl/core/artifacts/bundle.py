@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from edgetl.core.artifacts.confidence import CalibrationRecord, CoverageLevel, UnknownRecord
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.config.export import InputKind
 from edgetl.core.errors import BundleError
@@ -18,8 +19,8 @@ from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.typed_json import FieldError, JsonObject, in_json, to_json
 
 FileStatus = Literal["as proven", "altered", "missing"]
-ImageSource = Literal["validation", "training", "given", "generated"]
-"""Source of the images that a bundle was proven on."""
+ImageSource = Literal["validation", "training", "given", "generated", "test"]
+"""Source of the images that a bundle was proven on, or an accuracy measured on."""
 SpeedVerdict = Literal["faster", "slower", "inconclusive"]
 CalibrationMethodName = Literal["minmax", "entropy", "percentile"]
 """Calibration method.
@@ -299,6 +300,15 @@ class VariantRecord:
     report: BuildReport = field(default_factory=BuildReport)
     size: tuple[int, int] | None = None
     """Fixed input image size (height, width); None for any size or preprocessed tensors."""
+    test_accuracy: AccuracyRecord | None = field(default=None, metadata=in_json(omit_default=True))
+    """Accuracy on the test images; None if the run has none."""
+    calibration: CalibrationRecord | None = field(default=None, metadata=in_json(omit_default=True))
+    """None if there were no labeled validation images."""
+    unknown: UnknownRecord | None = field(default=None, metadata=in_json(omit_default=True))
+    """None if the graph has no output `unknown_score`."""
+    prediction_sets: tuple[CoverageLevel, ...] = field(
+        default=(), metadata=in_json(omit_default=True)
+    )
 
     def __post_init__(self) -> None:
         if self.size is not None and not (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from edgetl.core.artifacts.confidence import CoverageLevel, UnknownDetector
 from edgetl.core.config.export import InputKind
 from edgetl.core.errors import BundleError
 from edgetl.core.files import parse_json
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.core.typed_json import parse_as, to_json
+from edgetl.core.typed_json import in_json, parse_as, to_json
 
 _METADATA_PREFIX = "edgetl."
 """Prefix of edgetl's keys in an ONNX file's `metadata_props`."""
@@ -29,6 +30,13 @@ class ModelMetadata:
     """Version of edgetl."""
     model: str = ""
     """Name of the architecture."""
+    temperature: float = field(default=1.0, metadata=in_json(omit_default=True))
+    """Divisor of the logits in the graph's softmax."""
+    unknown: UnknownDetector | None = field(default=None, metadata=in_json(omit_default=True))
+    """Detector of unknown images; None if the graph has no output `unknown_score`."""
+    prediction_sets: tuple[CoverageLevel, ...] = field(
+        default=(), metadata=in_json(omit_default=True)
+    )
 
     def to_properties(self) -> dict[str, str]:
         """Return the properties to store, with JSON values."""

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.artifacts.bundle import VariantRecord
+from edgetl.core.artifacts.confidence import CoverageLevel, UnknownDetector
 from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.config.export import InputKind
 from edgetl.core.errors import BundleError, DecodeError
@@ -47,6 +48,18 @@ class Session(Protocol):
 
 
 @dataclass(frozen=True)
+class ModelOutputs:
+    """Outputs of the model for a batch."""
+
+    logits: NDArray[np.float32]
+    """[batch, classes]."""
+    probabilities: NDArray[np.float32]
+    """[batch, classes], calibrated if the export calibrated them."""
+    unknown_scores: NDArray[np.float32] | None = None
+    """[batch], above UNKNOWN_THRESHOLD for images of no class; None if the model has none."""
+
+
+@dataclass(frozen=True)
 class Classifier:
     """ONNX Runtime session with its labels and preprocessing."""
 
@@ -57,6 +70,9 @@ class Classifier:
     preprocessing: Preprocessing
     input: InputKind
     """Whether the graph takes images or preprocessed tensors."""
+    unknown: UnknownDetector | None = None
+    """Detector of unknown images; None if the graph has no output `unknown_score`."""
+    prediction_sets: tuple[CoverageLevel, ...] = ()
 
     def __repr__(self) -> str:
         return f"Classifier({len(self.labels)} labels, input={self.input!r})"
@@ -88,20 +104,19 @@ class Classifier:
         sides = [side for side in self.session.get_inputs()[0].shape[1:3] if isinstance(side, int)]
         return (sides[0], sides[1]) if len(sides) == 2 else None
 
-    def run(
-        self, batch: NDArray[np.uint8] | NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return (logits, probabilities), both [batch, classes], for a batch of `prepare_input`.
+    def run(self, batch: NDArray[np.uint8] | NDArray[np.float32]) -> ModelOutputs:
+        """Return the model's outputs for a batch of `prepare_input`.
 
         Raises:
             ProviderError: a provider other than the CPU's failed. There is no fallback.
             BundleError: the model cannot be run, or its number of classes differs from the labels.
         """
         feed = {self.session.get_inputs()[0].name: batch}
+        names = ["logits", "probabilities"]
+        if self.unknown is not None:
+            names.append("unknown_score")
         try:
-            logits, probabilities = run_with_timeout(
-                self.session, ["logits", "probabilities"], feed
-            )
+            logits, probabilities, *scores = run_with_timeout(self.session, names, feed)
         except BundleError:
             raise
         except Exception as cause:  # onnxruntime's exceptions share no base class
@@ -116,7 +131,12 @@ class Classifier:
                 f"Logits and probabilities must have shape {shape}, "
                 f"got {logits.shape} and {probabilities.shape}. Export the bundle again."
             )
-        return logits, probabilities
+        if scores and scores[0].shape != (len(batch),):
+            raise BundleError(
+                f"unknown_score must have shape {(len(batch),)}, got {scores[0].shape}. "
+                "Export the bundle again."
+            )
+        return ModelOutputs(logits, probabilities, *scores)
 
     def classify(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the probabilities [classes] of one decoded RGB image, uint8 [height, width, 3].
@@ -125,7 +145,7 @@ class Classifier:
             DecodeError: the image does not have the model's fixed size.
             ProviderError, BundleError: see `run`.
         """
-        probabilities: NDArray[np.float32] = self.run(self.prepare_input(image))[1][0]
+        probabilities: NDArray[np.float32] = self.run(self.prepare_input(image)).probabilities[0]
         return probabilities
 
 
@@ -160,7 +180,7 @@ def open_classifier(
                 f"{path} has no edgetl metadata (labels, preprocessing, input). "
                 "Give a bundle, or an ONNX file exported by edgetl."
             )
-        return Classifier(session, metadata.labels, metadata.preprocessing, metadata.input)
+        return _make_classifier(session, metadata)
     opened = open_bundle(path)
     return _open_variant(opened, opened.select_variant(variant), provider, threads)
 
@@ -171,7 +191,22 @@ def _open_variant(
     session = create_session(
         bundle.variant_path(bundle_variant), provider, threads, precision=bundle_variant.precision
     )
-    return Classifier(session, bundle.labels, bundle.preprocessing, bundle_variant.input)
+    # `variant_path` has checked that the file's metadata match the manifest.
+    metadata = ModelMetadata.from_properties(session.get_modelmeta().custom_metadata_map)
+    if metadata is None:
+        return Classifier(session, bundle.labels, bundle.preprocessing, bundle_variant.input)
+    return _make_classifier(session, metadata)
+
+
+def _make_classifier(session: Session, metadata: ModelMetadata) -> Classifier:
+    return Classifier(
+        session,
+        metadata.labels,
+        metadata.preprocessing,
+        metadata.input,
+        metadata.unknown,
+        metadata.prediction_sets,
+    )
 
 
 def open_verified_classifier(
@@ -197,7 +232,7 @@ def open_verified_classifier(
     classifier = _open_variant(opened, bundle_variant, provider, threads)
     logits = np.stack(
         [
-            classifier.run(classifier.prepare_input(image))[0][0]
+            classifier.run(classifier.prepare_input(image)).logits[0]
             for image in golden.load_images(bundle_variant)
         ]
     ).astype(np.float64)

@@ -93,7 +93,7 @@ def _check_nodes(
 
 
 def _logits(classifier: Classifier, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return classifier.run(classifier.prepare_input(image))[0]
+    return classifier.run(classifier.prepare_input(image)).logits
 
 
 def _check_refusal(settings: Settings, record: Record) -> None:
