@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-import numpy as np
-
 from edgetl.core.artifacts.bundle import VariantRecord
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import BenchError, BundleError, ProviderError
@@ -22,7 +20,7 @@ from edgetl.device.bench.worker_process import run_job
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.hardware.info import has_int8_dot_product
 from edgetl.device.runtime.bundle import Bundle, UnreadableModelError, open_bundle
-from edgetl.device.runtime.golden import GoldenSet, check_logits, gate_tolerance
+from edgetl.device.runtime.golden import GoldenOutputs, GoldenSet
 from edgetl.device.runtime.session import check_provider
 
 
@@ -42,7 +40,7 @@ class VerifyResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the logits match the reference."""
+        """Whether the outputs match the reference."""
         return bool(self.gate.passed)
 
 
@@ -53,7 +51,10 @@ def verify(
     threads: int | None = None,
     progress: ProgressCallback | None = None,
 ) -> list[VerifyResult]:
-    """Run the golden images through every variant, each in a subprocess, and compare the logits.
+    """Run the golden images through every variant, each in a subprocess, and compare the outputs.
+
+    Compared are the logits, the probabilities with the softmax of the logits, and the unknown
+    scores with those of the exporting machine.
 
     A variant that crashes fails without affecting the others.
 
@@ -141,13 +142,14 @@ def _verify_variant(
         files=tuple(path.resolve() for path in golden.files),
     )
     try:
-        logits = np.asarray(run_job(job, folder, GateReply).golden_logits, np.float64)
+        reply = run_job(job, folder, GateReply)
     except (BenchError, BundleError, ProviderError) as cause:
         gate = GateResult.failure(str(cause))
     else:
-        reference = golden.logits_for(variant)
-        tolerance = gate_tolerance(reference, provider, golden.tolerance, variant.tolerance)
-        gate = check_logits(logits, reference, tolerance)
+        outputs = GoldenOutputs.from_numbers(
+            reply.golden_logits, reply.golden_probabilities, reply.golden_unknown_scores
+        )
+        gate = golden.check(variant, provider, outputs)
     advice = "" if gate.passed else " ".join(_failure_advice(variant, provider, gate))
     return VerifyResult(variant.name, variant.precision, provider, gate, advice)
 

@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgetl.core.artifacts.bundle import FileRecord, GoldenRecord, ImageSource
+from edgetl.core.artifacts.bundle import BundleManifest, FileRecord, GoldenRecord, ImageSource
 from edgetl.core.artifacts.foreign_files import describe_foreign_files, find_foreign_bundle_files
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import BundleError, ExportError
 from edgetl.core.files import move_aside, read_json_of_kind, sha256_file
 from edgetl.core.locks import exclusive_lock
 from edgetl.core.paths import BundleDirectory
+from edgetl.device.runtime.bundle import Bundle
+from edgetl.device.runtime.classifier import open_classifier, run_images
 
 
 def write_ort(file: Path) -> FileRecord:
@@ -210,6 +212,35 @@ def write_golden(directory: BundleDirectory, golden: GoldenImages) -> GoldenReco
     )
     logits = FileRecord("golden/golden.npz", sha256_file(directory.golden_logits))
     return GoldenRecord(golden.kind, golden.tolerance, tuple(records), logits)
+
+
+def record_unknown_scores(directory: BundleDirectory, manifest: BundleManifest) -> BundleManifest:
+    """Add each variant's unknown scores for the golden images to golden.npz.
+
+    Devices compare their scores with them.
+
+    Args:
+        directory: must contain the golden images and all files of the manifest's variants.
+        manifest: manifest of the bundle.
+
+    Returns:
+        The manifest with the new hash; unchanged if no variant has unknown scores.
+    """
+    variants = [variant for variant in manifest.variants if variant.unknown is not None]
+    if not variants:
+        return manifest
+    golden = Bundle(directory, manifest).load_golden()
+    scores: dict[str, NDArray[Any]] = {}
+    for variant in variants:
+        classifier = open_classifier(directory.path / variant.file)
+        outputs = run_images(classifier, golden.load_images(variant))
+        assert outputs.unknown_scores is not None
+        scores[f"unknown_score_{variant.name}"] = outputs.unknown_scores.astype(np.float32)
+    with np.load(directory.golden_logits, allow_pickle=False) as archive:
+        arrays = {**archive, **scores}
+    _write_arrays(directory.golden_logits, **arrays)
+    logits = FileRecord(manifest.golden.logits.file, sha256_file(directory.golden_logits))
+    return replace(manifest, golden=replace(manifest.golden, logits=logits))
 
 
 def _write_arrays(path: Path, **arrays: NDArray[Any]) -> None:

@@ -36,6 +36,7 @@ from edgetl.export.bundle_writer import (
     GoldenImages,
     new_bundle,
     read_back,
+    record_unknown_scores,
     write_client,
     write_golden,
     write_model,
@@ -287,6 +288,7 @@ class _BundleExport:
         for fixed in proofs[1:]:
             variant = replace(_describe_proven(fixed, builder), size=config.fixed_size)
             manifest = replace(manifest, variants=(*manifest.variants, variant))
+        manifest = record_unknown_scores(self.directory, manifest)
         if runtime is not None:
             manifest = replace(manifest, web=self._write_web_page(manifest, runtime))
         self.directory.model_card.write_text(model_card(manifest), encoding="utf-8")

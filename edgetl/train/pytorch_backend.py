@@ -123,6 +123,9 @@ class PyTorchBackend:
         """Return logits for uint8 [batch, R, R, 3] or float32 [batch, 3, S, S]."""
         return self._download(self._compute(self._upload(batch)))
 
+    def infer_confidence(self, batch: NDArray[Any]) -> None:
+        """Return None: the PyTorch model computes only logits."""
+
     def stages(self) -> list[Stage]:
         """Return the timed stages: one on a CPU; on a GPU the copies are separate."""
         if self._device.type == "cpu":

@@ -20,6 +20,7 @@ from edgetl.core.files import sha256_file
 from edgetl.device import verify as verify_module
 from edgetl.device.runtime.bundle import open_bundle
 from edgetl.device.verify import verify
+from tests.helpers.confidence import add_confidence
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -78,6 +79,43 @@ def test_verify_fails_wrong_logits_with_advice(
         (result,) = verify(open_bundle(bundle))
         assert advice in result.advice
         assert "Use another variant" in result.advice
+
+
+def replace_golden(bundle: Path, **arrays: object) -> None:
+    """Replace arrays of golden.npz and update its hash in the manifest."""
+    path = bundle / "golden/golden.npz"
+    content = {**np.load(path), **arrays}
+    np.savez(path, **content)
+    rewrite(bundle, lambda content: content["golden"]["logits"].update(sha256=sha256_file(path)))
+
+
+def test_verify_compares_unknown_scores_with_export(bundle: Path) -> None:
+    add_confidence(bundle, threshold=5.0, temperature=1.3)
+    (result,) = verify(open_bundle(bundle))
+    assert result.passed
+    assert result.gate.max_unknown_score_difference == pytest.approx(0, abs=1e-3)
+    assert result.gate.max_probability_difference == pytest.approx(0, abs=1e-5)
+    scores = np.load(bundle / "golden/golden.npz")["unknown_score_fp32"]
+    scores[3] += 0.1 * max(1, abs(scores[3]))
+    replace_golden(bundle, unknown_score_fp32=scores)
+    (result,) = verify(open_bundle(bundle))
+    assert not result.passed
+    assert result.gate.max_logit_difference <= result.gate.tolerance
+    assert "the unknown score of golden image 3 is" in result.gate.reason
+    assert "another onnxruntime" in result.advice
+
+
+def test_verify_fails_probabilities_of_other_temperature(bundle: Path) -> None:
+    add_confidence(bundle, threshold=5.0, temperature=1.3)
+    path = bundle / "fp32.onnx"
+    model = onnx.load(path)
+    temperature = next(item for item in model.graph.initializer if item.name == "temperature")
+    temperature.CopyFrom(onnx.numpy_helper.from_array(np.array(1.4, np.float32), "temperature"))
+    onnx.save(model, path)
+    rewrite(bundle, lambda content: None)
+    (result,) = verify(open_bundle(bundle))
+    assert not result.passed
+    assert "from the softmax of the logits with temperature 1.3" in result.gate.reason
 
 
 def test_verify_fails_only_the_broken_variant(bundle: Path) -> None:

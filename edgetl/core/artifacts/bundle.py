@@ -8,7 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from edgetl.core.artifacts.confidence import CalibrationRecord, CoverageLevel, UnknownRecord
+from edgetl.core.artifacts.confidence import (
+    CalibrationRecord,
+    CoverageLevel,
+    UnknownDetector,
+    UnknownRecord,
+)
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.config.export import InputKind
 from edgetl.core.errors import BundleError
@@ -323,6 +328,16 @@ class VariantRecord:
     def tolerance(self) -> float:
         """Largest accepted |logit difference| to PyTorch on a device."""
         return self.parity.path.tolerance
+
+    @property
+    def temperature(self) -> float:
+        """Divisor of the logits in the graph's softmax."""
+        return 1.0 if self.calibration is None else self.calibration.temperature
+
+    @property
+    def detector(self) -> UnknownDetector | None:
+        """Detector of unknown images; None if the graph has no output `unknown_score`."""
+        return None if self.unknown is None else self.unknown.detector
 
     @property
     def p50_ms(self) -> float | None:

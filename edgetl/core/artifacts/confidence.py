@@ -71,6 +71,16 @@ def select_coverage_level(levels: Sequence[CoverageLevel], coverage: float) -> C
     )
 
 
+def check_temperature(temperature: float) -> None:
+    """Check a divisor of logits.
+
+    Raises:
+        FieldError: It is not above 0.
+    """
+    if not temperature > 0:
+        raise FieldError(f"the temperature must be above 0, got {temperature:g}")
+
+
 @dataclass(frozen=True)
 class CalibrationFigures:
     """Quality of the probabilities on validation images."""
@@ -95,6 +105,9 @@ class CalibrationRecord:
     after: CalibrationFigures
     """Figures of the fitted temperature by cross-fitting: each image is scored with a temperature
     fitted on others. They also stand here if scaling did not help and was left out."""
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,14 @@ class GateResult:
     """Largest accepted |logit difference|."""
     model_scope_difference: float | None = field(default=None, metadata=in_json(omit_default=True))
     """Largest |logit difference| to the first runtime in scope `model`, whose inputs are tensors."""
+    max_probability_difference: float | None = field(
+        default=None, metadata=in_json(omit_default=True)
+    )
+    """Largest |difference| of a probability to the softmax of the logits."""
+    max_unknown_score_difference: float | None = field(
+        default=None, metadata=in_json(omit_default=True)
+    )
+    """Largest |difference| of an unknown score to the exporting machine's."""
     reason: str | None = field(default=None, metadata=in_json(omit_default=True))
     """Why it did not pass or was not checked."""
 

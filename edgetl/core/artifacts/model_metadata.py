@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edgetl.core.artifacts.confidence import CoverageLevel, UnknownDetector
+from edgetl.core.artifacts.confidence import CoverageLevel, UnknownDetector, check_temperature
 from edgetl.core.config.export import InputKind
 from edgetl.core.errors import BundleError
 from edgetl.core.files import parse_json
@@ -37,6 +37,9 @@ class ModelMetadata:
     prediction_sets: tuple[CoverageLevel, ...] = field(
         default=(), metadata=in_json(omit_default=True)
     )
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
 
     def to_properties(self) -> dict[str, str]:
         """Return the properties to store, with JSON values."""

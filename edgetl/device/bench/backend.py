@@ -72,6 +72,14 @@ class Backend(Protocol):
                 or a batch from `make_inputs`.
         """
 
+    def infer_confidence(
+        self, batch: Any
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None] | None:
+        """Return probabilities [batch, classes], and unknown scores [batch] if the model has any.
+
+        None if the runtime computes only logits.
+        """
+
     def stages(self) -> list[Stage]:
         """Return the stages of `infer`.
 

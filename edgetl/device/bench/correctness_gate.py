@@ -18,7 +18,7 @@ from edgetl.device.bench.job import GateReply, WorkerJob, Workload
 from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.target import NO_GOLDEN_REASON, BenchCase
 from edgetl.device.bench.worker_process import run_job
-from edgetl.device.runtime.golden import check_logits, gate_tolerance
+from edgetl.device.runtime.golden import GoldenOutputs, GoldenSet, check_logits, gate_tolerance
 from edgetl.device.runtime.io_binding import DEVICE_TYPES
 
 _References = dict[InputSpec, tuple[NDArray[np.float64], float]]
@@ -124,24 +124,29 @@ def _make_gate_job(
 def _check_reply(
     case: BenchCase, inputs: BenchInputs | None, reply: GateReply, references: _References
 ) -> GateResult:
-    """Check a gate's logits; add those of scope `model` to `references` if they pass first."""
+    """Check a gate's outputs; add the logits of scope `model` to `references` if they pass first."""
     if inputs is None:
         return GateResult(checked=False, passed=None, reason=NO_GOLDEN_REASON)
-    expected = inputs.logits[case.source.size]
-    tolerance = gate_tolerance(
-        expected,
-        case.source.provider,
-        inputs.tolerance,
-        case.tolerance,
-        relative=case.relative_tolerance,
+    outputs = GoldenOutputs.from_numbers(
+        reply.golden_logits, reply.golden_probabilities, reply.golden_unknown_scores
     )
-    gate = check_logits(np.asarray(reply.golden_logits, np.float64), expected, tolerance)
+    gate = _check_golden_outputs(case, inputs.golden, outputs)
+    tolerance = gate.tolerance or 0.0
     logits = np.asarray(reply.model_logits, np.float64)
     reference, reference_tolerance = references.get(case.input_spec, (logits[:, 0], tolerance))
     gate = _check_model_scope(gate, reference, logits, max(tolerance, reference_tolerance))
     if gate.passed:
         references.setdefault(case.input_spec, (logits[:, 0], tolerance))
     return gate
+
+
+def _check_golden_outputs(case: BenchCase, golden: GoldenSet, outputs: GoldenOutputs) -> GateResult:
+    if case.record is not None:
+        return golden.check(case.record, case.source.provider, outputs)
+    tolerance = gate_tolerance(
+        golden.logits, case.source.provider, golden.tolerance, relative=case.relative_tolerance
+    )
+    return check_logits(outputs.logits, golden.logits, tolerance)
 
 
 def _list_workloads(case: BenchCase, rates: Sequence[float]) -> tuple[Workload, ...]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgetl.core.config.export import InputKind
 from edgetl.device.runtime.bundle import Bundle
+from edgetl.device.runtime.golden import GoldenSet
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import make_model_input
 
@@ -26,10 +26,8 @@ class BenchInputs:
     files: tuple[Path, ...]
     tensor_files: dict[InputSpec, Path]
     """An .npy file [n, 1, ...] for each input spec."""
-    logits: dict[tuple[int, int] | None, NDArray[np.float32]]
-    """PyTorch's logits [n, classes] for the files, and for the files resized to a fixed size."""
-    tolerance: float
-    """Allowed |logit difference| of the bundle."""
+    golden: GoldenSet
+    """The same images with the references of the outputs."""
     description: str
     """Number, bytes and hash of the encoded files."""
 
@@ -64,6 +62,4 @@ def prepare_bench_inputs(bundle: Bundle, specs: set[InputSpec], folder: Path) ->
         f"{len(contents)} encoded images, {sum(map(len, contents))} bytes, sha256 {digest[:12]}"
     )
     files = tuple(path.resolve() for path in golden.files)
-    logits: dict[tuple[int, int] | None, NDArray[np.float32]] = {None: golden.logits}
-    logits |= {variant.size: golden.logits_for(variant) for variant in bundle.variants}
-    return BenchInputs(files, tensor_files, logits, golden.tolerance, description)
+    return BenchInputs(files, tensor_files, golden, description)

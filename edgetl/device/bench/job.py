@@ -77,3 +77,7 @@ class GateReply:
     """Numbers [images, classes], which may be NaN; empty without golden images."""
     model_logits: object
     """Numbers [batches, batch, classes] of scope `model`; empty without inputs."""
+    golden_probabilities: object = ()
+    """Numbers [images, classes]; empty if the runtime computes only logits."""
+    golden_unknown_scores: object = ()
+    """Numbers [images]; empty if the runtime computes none."""

@@ -78,6 +78,9 @@ class OnnxRuntimeBackend:
         if self._preprocessing is None and metadata is not None:
             self._preprocessing = metadata.preprocessing
         self._output_names = ["logits"] if "logits" in names else names
+        self._has_unknown_score = "unknown_score" in names
+        # Outside its bound buffers a CUDA graph would replay stale addresses.
+        self._has_confidence = "probabilities" in names and self._session_mode != CUDA_GRAPH_MODE
         # Bound once, so that the timed region holds a single call.
         self._run = self._session.run
         self._input_name = self._inputs[0].name
@@ -100,6 +103,23 @@ class OnnxRuntimeBackend:
             raise_provider_failure(self._session, cause)
             raise
         return logits
+
+    def infer_confidence(
+        self, batch: Any
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None] | None:
+        """Return probabilities, and unknown scores if the model has any.
+
+        None for a model from another tool, and in a CUDA graph, which computes only logits.
+        """
+        if not self._has_confidence:
+            return None
+        names = ["probabilities", "unknown_score"] if self._has_unknown_score else ["probabilities"]
+        try:
+            probabilities, *scores = self._run(names, {self._input_name: batch})
+        except Exception as cause:  # onnxruntime's exceptions share no base class
+            raise_provider_failure(self._session, cause)
+            raise
+        return probabilities, scores[0] if scores else None
 
     def stages(self) -> list[Stage]:
         """Return one stage, or three for a device with its own memory."""

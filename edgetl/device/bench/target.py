@@ -37,10 +37,10 @@ class BenchCase:
     file_sha256: str
     file_bytes: int
     scopes: tuple[BenchScope, ...]
-    tolerance: float | None = None
-    """Allowed |logit difference| on the golden images; None means the bundle's tolerance."""
+    record: VariantRecord | None = None
+    """Variant of the bundle; None for PyTorch and for a lone ONNX file."""
     relative_tolerance: float = 0.0
-    """Allowed |logit difference| as a share of the largest |logit|; the larger one applies."""
+    """PyTorch's allowed |logit difference| as a share of the largest |logit|."""
 
     @property
     def input_spec(self) -> InputSpec:
@@ -158,7 +158,7 @@ def _variant_case(
         variant.sha256,
         variant.bytes,
         scopes,
-        variant.tolerance,
+        variant,
     )
 
 

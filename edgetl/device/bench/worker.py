@@ -36,21 +36,27 @@ _REPLY_STREAM: io.TextIOBase = io.StringIO()
 
 
 def handle_gate(job: WorkerJob) -> JsonObject:
-    """Return the logits of the golden images and of scope `model`, and the configuration."""
+    """Return the outputs for the golden images, the logits of scope `model` and the settings."""
     from edgetl.device.hardware.info import peak_memory_bytes
 
     backend = open_backend(job)
     inputs = _load_model_inputs(backend, job)
     keeps_freed_memory = keep_freed_memory()
     settings = backend.autotune(inputs[0])
-    golden_logits = []
+    golden_logits: list[list[float]] = []
+    golden_probabilities: list[list[float]] = []
+    golden_unknown_scores: list[float] = []
     if job.files:
         from edgetl.device.runtime.images import load_image
 
-        golden_logits = [
-            backend.infer(backend.preprocess_image(load_image(path)))[0].tolist()
-            for path in job.files
-        ]
+        for path in job.files:
+            image = backend.preprocess_image(load_image(path))
+            golden_logits.append(backend.infer(image)[0].tolist())
+            confidence = backend.infer_confidence(image)
+            if confidence is not None:
+                probabilities, scores = confidence
+                golden_probabilities += probabilities.tolist()
+                golden_unknown_scores += [] if scores is None else scores.tolist()
     session = replace(
         backend.describe(inputs[0]),
         freed_memory_kept=keeps_freed_memory,
@@ -71,6 +77,8 @@ def handle_gate(job: WorkerJob) -> JsonObject:
         peak_memory_bytes=peak_bytes,
         golden_logits=golden_logits,
         model_logits=model_logits,
+        golden_probabilities=golden_probabilities,
+        golden_unknown_scores=golden_unknown_scores,
     )
     return to_json(reply)
 

@@ -45,8 +45,8 @@ class Bundle(BundleRecord):
         """Return the path of a variant's ONNX file after checking its hash and metadata.
 
         Raises:
-            BundleError: the file is missing, its hash does not match, or its labels or
-                preprocessing do not match the manifest.
+            BundleError: the file is missing, its hash does not match, or its metadata do not match
+                the manifest.
         """
         path = self._checked_path(FileRecord(variant.file, variant.sha256))
         self._check_metadata(path, variant)
@@ -67,12 +67,17 @@ class Bundle(BundleRecord):
             fixed_size_logits = {
                 name: archive.read_logits(f"logits_{name}") for name in fixed_size_names
             }
+            unknown_scores = {
+                variant.name: archive.read_unknown_scores(variant.name)
+                for variant in self.variants
+                if variant.unknown is not None
+            }
         check_tolerance(self.directory.manifest, record.tolerance, logits)
         for variant in self.variants:
             check_tolerance(
                 self.directory.manifest, variant.tolerance, logits, VARIANT_TOLERANCE_FACTOR
             )
-        return GoldenSet(files, logits, record.tolerance, fixed_size_logits)
+        return GoldenSet(files, logits, record.tolerance, fixed_size_logits, unknown_scores)
 
     def companion_files(self) -> list[Path]:
         """Return the files that are not needed to run the model: clients, and the web page if any.
@@ -122,6 +127,9 @@ class Bundle(BundleRecord):
             ("preprocessing", metadata.preprocessing, self.preprocessing),
             ("input", metadata.input, variant.input),
             ("run", metadata.run_id, self.run_id),
+            ("temperature", metadata.temperature, variant.temperature),
+            ("unknown", metadata.unknown, variant.detector),
+            ("prediction sets", metadata.prediction_sets, variant.prediction_sets),
         ):
             if value != expected:
                 raise BundleError(

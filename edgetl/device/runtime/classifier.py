@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from edgetl.core.errors import BundleError, DecodeError
 from edgetl.core.paths import StrPath
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.runtime.bundle import Bundle, open_bundle
-from edgetl.device.runtime.golden import check_logits, gate_tolerance
+from edgetl.device.runtime.golden import GoldenOutputs
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.device.runtime.session import create_session, raise_provider_failure
 from edgetl.device.runtime.time_limit import run_with_timeout
@@ -209,6 +209,22 @@ def _make_classifier(session: Session, metadata: ModelMetadata) -> Classifier:
     )
 
 
+def run_images(classifier: Classifier, images: Iterable[NDArray[np.uint8]]) -> GoldenOutputs:
+    """Return the outputs for decoded images, run one by one.
+
+    Raises:
+        DecodeError: see `Classifier.prepare_input`.
+        ProviderError, BundleError: see `Classifier.run`.
+    """
+    outputs = [classifier.run(classifier.prepare_input(image)) for image in images]
+    scores = [batch.unknown_scores for batch in outputs if batch.unknown_scores is not None]
+    return GoldenOutputs.from_numbers(
+        np.concatenate([batch.logits for batch in outputs]),
+        np.concatenate([batch.probabilities for batch in outputs]),
+        np.concatenate(scores) if scores else (),
+    )
+
+
 def open_verified_classifier(
     bundle: StrPath,
     variant: str | None = None,
@@ -220,7 +236,7 @@ def open_verified_classifier(
     A single ONNX file is not checked: it has no golden images.
 
     Raises:
-        BundleError: see `open_classifier`; or the logits do not match the reference.
+        BundleError: see `open_classifier`; or the outputs do not match the reference.
         ProviderError: see `open_classifier`.
     """
     path = Path(bundle)
@@ -230,18 +246,11 @@ def open_verified_classifier(
     bundle_variant = opened.select_variant(variant)
     golden = opened.load_golden()
     classifier = _open_variant(opened, bundle_variant, provider, threads)
-    logits = np.stack(
-        [
-            classifier.run(classifier.prepare_input(image)).logits[0]
-            for image in golden.load_images(bundle_variant)
-        ]
-    ).astype(np.float64)
-    reference = golden.logits_for(bundle_variant)
-    tolerance = gate_tolerance(reference, provider, golden.tolerance, bundle_variant.tolerance)
-    gate = check_logits(logits, reference, tolerance)
+    outputs = run_images(classifier, golden.load_images(bundle_variant))
+    gate = golden.check(bundle_variant, provider, outputs)
     if not gate.passed:
         raise BundleError(
-            f"The logits of {bundle_variant.name} do not match the reference on this device: "
+            f"The outputs of {bundle_variant.name} do not match the reference on this device: "
             f"{gate.reason}. `edgetl verify {path}` checks all variants."
         )
     return classifier

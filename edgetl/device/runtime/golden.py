@@ -79,6 +79,120 @@ def check_logits(
     return replace(result, passed=True)
 
 
+_SOFTMAX_TOLERANCE = 1e-5
+"""Accepted error of a probability on the CPU: every variant computes the softmax in float32."""
+_COARSE_SOFTMAX_TOLERANCE = 0.01
+"""Accepted error of a probability on other providers, which may compute in half precision."""
+_UNKNOWN_TOLERANCE = 0.05
+"""Accepted error of an unknown score of fp32 on the CPU; 0 is the median image, 1 the threshold."""
+_COARSE_UNKNOWN_TOLERANCE = 0.25
+"""Accepted error of an unknown score of smaller variants and on other providers."""
+
+
+@dataclass(frozen=True)
+class GoldenOutputs:
+    """Outputs of a runtime for the golden images."""
+
+    logits: NDArray[np.float64]
+    """[n, classes]."""
+    probabilities: NDArray[np.float64] | None = None
+    """[n, classes]; None if the runtime computes only logits."""
+    unknown_scores: NDArray[np.float64] | None = None
+    """[n]; None if the runtime computes none."""
+
+    @classmethod
+    def from_numbers(
+        cls, logits: object, probabilities: object = (), unknown_scores: object = ()
+    ) -> GoldenOutputs:
+        """Convert nested lists or arrays; empty ones stand for outputs that are not computed."""
+        logit_array, probability_array, score_array = (
+            np.asarray(numbers, np.float64) for numbers in (logits, probabilities, unknown_scores)
+        )
+        return cls(
+            logit_array,
+            probability_array if probability_array.size else None,
+            score_array if score_array.size else None,
+        )
+
+
+@dataclass(frozen=True)
+class ConfidenceReference:
+    """Reference of a variant's probabilities and unknown scores for the golden images."""
+
+    temperature: float
+    """Divisor of the logits in the softmax."""
+    softmax_tolerance: float
+    """Largest accepted error of a probability."""
+    detects_unknown: bool
+    """Whether the graph has the output `unknown_score`."""
+    unknown_scores: NDArray[np.float32] | None
+    """Scores [n] on the exporting machine; None if not recorded."""
+    unknown_tolerance: float
+    """Largest accepted error of a score; of scores beyond 1, a share of the score."""
+
+
+def check_confidence(
+    gate: GateResult, outputs: GoldenOutputs, reference: ConfidenceReference
+) -> GateResult:
+    """Add the check of probabilities and unknown scores to a gate that the logits passed.
+
+    Args:
+        gate: result of `check_logits`; returned unchanged if it did not pass.
+        outputs: outputs of the runtime; those that it does not compute are not checked.
+        reference: what they are compared with.
+    """
+    if not gate.passed or outputs.probabilities is None:
+        return gate
+    expected = _softmax(outputs.logits, reference.temperature)
+    if (
+        outputs.probabilities.shape != expected.shape
+        or not np.isfinite(outputs.probabilities).all()
+    ):
+        reason = f"the probabilities must be finite and of shape {expected.shape}"
+        return replace(gate, passed=False, reason=reason)
+    error = float(np.abs(outputs.probabilities - expected).max())
+    gate = replace(gate, max_probability_difference=error)
+    if error > reference.softmax_tolerance:
+        reason = (
+            f"probabilities differ by {error:.3g} from the softmax of the logits with temperature "
+            f"{reference.temperature:g}, tolerance {reference.softmax_tolerance:g}"
+        )
+        return replace(gate, passed=False, reason=reason)
+    if not reference.detects_unknown:
+        return gate
+    if outputs.unknown_scores is None:
+        return replace(gate, passed=False, reason="the model has no output unknown_score")
+    return _check_unknown_scores(gate, outputs.unknown_scores, reference)
+
+
+def _check_unknown_scores(
+    gate: GateResult, scores: NDArray[np.float64], reference: ConfidenceReference
+) -> GateResult:
+    if scores.shape != (gate.images,) or not np.isfinite(scores).all():
+        reason = f"the unknown scores must be finite and of shape {(gate.images,)}"
+        return replace(gate, passed=False, reason=reason)
+    if reference.unknown_scores is None:
+        return gate
+    errors = np.abs(scores - reference.unknown_scores)
+    gate = replace(gate, max_unknown_score_difference=float(errors.max()))
+    excess = errors - reference.unknown_tolerance * np.maximum(1, np.abs(reference.unknown_scores))
+    worst = int(excess.argmax())
+    if excess[worst] > 0:
+        reason = (
+            f"the unknown score of golden image {worst} is {scores[worst]:.3g}, but was "
+            f"{reference.unknown_scores[worst]:.3g} at the export"
+        )
+        return replace(gate, passed=False, reason=reason)
+    return gate
+
+
+def _softmax(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+    with np.errstate(over="ignore"):  # a tiny temperature
+        exponentials = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
+    shares: NDArray[np.float64] = exponentials / exponentials.sum(1, keepdims=True)
+    return shares
+
+
 _MAX_LABEL_LENGTH = 4096
 _MAX_HEADER_BYTES = 65536
 VARIANT_TOLERANCE_FACTOR = 4.0
@@ -104,6 +218,8 @@ class GoldenSet:
     """Largest accepted |logit difference|."""
     fixed_size_logits: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     """Logits for the images resized to the size of a variant of fixed size, by variant name."""
+    unknown_scores: dict[str, NDArray[np.float32] | None] = field(default_factory=dict)
+    """Unknown scores [n] on the exporting machine, by variant name; None if not recorded."""
 
     def load_images(self, variant: VariantRecord | None = None) -> list[NDArray[np.uint8]]:
         """Decode the files, resized for a variant of fixed size: uint8 [height, width, 3] each."""
@@ -115,6 +231,25 @@ class GoldenSet:
         if variant.size is None:
             return self.logits
         return self.fixed_size_logits[variant.name]
+
+    def check(self, variant: VariantRecord, provider: str, outputs: GoldenOutputs) -> GateResult:
+        """Compare a variant's outputs on a provider with the references."""
+        reference = self.logits_for(variant)
+        tolerance = gate_tolerance(reference, provider, self.tolerance, variant.tolerance)
+        gate = check_logits(outputs.logits, reference, tolerance)
+        return check_confidence(gate, outputs, self._confidence_for(variant, provider))
+
+    def _confidence_for(self, variant: VariantRecord, provider: str) -> ConfidenceReference:
+        is_exact = provider == "cpu" and variant.precision == "fp32"
+        return ConfidenceReference(
+            temperature=variant.temperature,
+            softmax_tolerance=_SOFTMAX_TOLERANCE
+            if provider == "cpu"
+            else _COARSE_SOFTMAX_TOLERANCE,
+            detects_unknown=variant.unknown is not None,
+            unknown_scores=self.unknown_scores.get(variant.name),
+            unknown_tolerance=_UNKNOWN_TOLERANCE if is_exact else _COARSE_UNKNOWN_TOLERANCE,
+        )
 
 
 class GoldenArchive:
@@ -169,6 +304,22 @@ class GoldenArchive:
         if not np.isfinite(logits).all():
             raise self._broken_error(f"contains {name} that are not finite")
         return logits
+
+    def read_unknown_scores(self, variant: str) -> NDArray[np.float32] | None:
+        """Read a variant's unknown scores [images]; None if there are none.
+
+        Raises:
+            BundleError: they have another type or shape, or are not finite.
+        """
+        name = f"unknown_score_{variant}"
+        if f"{name}.npy" not in self._archive.namelist():
+            return None
+        scores: NDArray[np.float32] = self._read_array(name, (self._image_count,), "f").astype(
+            np.float32
+        )
+        if not np.isfinite(scores).all():
+            raise self._broken_error(f"contains {name} that are not finite")
+        return scores
 
     def _read_array(self, name: str, shape: tuple[int, ...], kind: str) -> NDArray[Any]:
         if f"{name}.npy" not in self._archive.namelist():

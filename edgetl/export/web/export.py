@@ -10,7 +10,6 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgetl.core.artifacts.bundle import BundleManifest, FileRecord, VariantRecord, WebRecord
 from edgetl.core.artifacts.gate import GateResult
@@ -19,7 +18,8 @@ from edgetl.core.errors import ExportError, ParityError
 from edgetl.core.files import sha256_file, write_json
 from edgetl.core.paths import BundleDirectory
 from edgetl.core.typed_json import JsonObject, to_json
-from edgetl.device.runtime.golden import check_logits
+from edgetl.device.runtime.bundle import Bundle
+from edgetl.device.runtime.golden import GoldenOutputs
 from edgetl.device.runtime.images import load_image
 from edgetl.export.web.runtime import RUNTIME, SHA256, VERSION
 
@@ -47,7 +47,8 @@ def write_web(
         runtime: folder returned by `edgetl.export.web.runtime.ensure_runtime_files`.
 
     Raises:
-        ParityError: onnxruntime-web's logits do not match PyTorch's.
+        ParityError: onnxruntime-web's logits do not match PyTorch's, or its other outputs their
+            references.
         ExportError: onnxruntime-web cannot run the file.
     """
     web = directory.web
@@ -91,12 +92,9 @@ def _prove_page(
     node = shutil.which("node")
     if node is None:
         return GateResult.failure("Node.js was not installed on the exporting machine")
-    golden = manifest.golden
-    images = [directory.path / image.file for image in golden.images]
-    logits = _run_in_nodejs(node, directory, images, variant)
-    tolerance = max(golden.tolerance, variant.tolerance)
-    with np.load(directory.golden_logits, allow_pickle=False) as arrays:
-        verdict = check_logits(logits, arrays["logits"], tolerance)
+    golden = Bundle(directory, manifest).load_golden()
+    outputs = _run_in_nodejs(node, directory, golden.files, variant)
+    verdict = golden.check(variant, "cpu", outputs)
     if not verdict.passed:
         raise ParityError(
             f"{RUNTIME} {VERSION} with {variant.file} does not match PyTorch on the golden images: "
@@ -108,8 +106,8 @@ def _prove_page(
 
 def _run_in_nodejs(
     node: str, directory: BundleDirectory, images: list[Path], variant: VariantRecord
-) -> NDArray[np.float64]:
-    """Run the page's model in Node.js on images decoded by edgetl; return logits [n, classes]."""
+) -> GoldenOutputs:
+    """Run the page's model in Node.js on images decoded by edgetl."""
     with tempfile.TemporaryDirectory(prefix="edgetl-web-") as folder:
         entries = []
         for number, path in enumerate(images):
@@ -127,7 +125,12 @@ def _run_in_nodejs(
             process = subprocess.run(
                 command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True
             )
-            return np.asarray(json.loads(process.stdout), np.float64)
+            outputs = json.loads(process.stdout)
+            return GoldenOutputs.from_numbers(
+                outputs["logits"],
+                outputs["probabilities"],
+                np.ravel(outputs.get("unknown_score", ())),
+            )
         except (subprocess.SubprocessError, ValueError) as cause:
             lines = (getattr(cause, "stderr", "") or str(cause)).strip().splitlines()
             last_line = lines[-1] if lines else "no output"

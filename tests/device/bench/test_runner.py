@@ -29,6 +29,7 @@ from edgetl.device.bench.worker_process import Worker
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.session import available_providers
 from tests.helpers.bundles import colour_model
+from tests.helpers.confidence import add_confidence
 
 MakeBundle = Callable[..., Path]
 ROOT = Path(__file__).parents[3]
@@ -159,6 +160,25 @@ def test_bench_does_not_time_rows_with_failed_gate(
     assert not any(row.rounds for row in result.rows)
     assert "differ by 0.2" in result.rows[0].gate.reason
     assert read_result(result.path or Path()).failed_rows
+
+
+def test_bench_does_not_time_wrong_unknown_scores(
+    make_bundle: MakeBundle, brief: BenchProtocol
+) -> None:
+    bundle = add_confidence(make_bundle(variants=("fp32", "other")), threshold=0.0, temperature=1.5)
+    path = bundle / "golden/golden.npz"
+    arrays = dict(np.load(path))
+    np.savez(path, **{**arrays, "unknown_score_other": arrays["unknown_score_other"] + 10})
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    manifest["golden"]["logits"]["sha256"] = sha256_file(path)
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    config = BenchConfig(bundle, scopes=("model",), rounds=2)
+    fp32, other = bench(config, protocol=brief).rows
+    assert fp32.gate.passed
+    assert fp32.gate.max_unknown_score_difference == pytest.approx(0, abs=1e-4)
+    assert not other.gate.passed
+    assert "the unknown score of golden image" in str(other.gate.reason)
+    assert (len(fp32.rounds), len(other.rounds)) == (2, 0)
 
 
 def test_an_altered_file_is_refused(make_bundle: MakeBundle, brief: BenchProtocol) -> None:

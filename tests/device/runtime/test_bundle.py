@@ -34,6 +34,7 @@ from tests.helpers.bundles import (
     write_bundle,
     write_pictures,
 )
+from tests.helpers.confidence import add_confidence
 from tools.checks.fuzz.mutation import mutate_json
 
 RUN_ID = "0123456789ab"
@@ -105,11 +106,27 @@ def test_intact_bundle_is_read(bundle: Path) -> None:
         ("preprocessing", lambda manifest: manifest["preprocessing"].update(mean=[0.5, 0.5, 0.5])),
         ("run", lambda manifest: manifest["run"].update(id="ffffffffffff")),
         ("input", lambda manifest: manifest["variants"][0].update(input="tensor")),
+        (
+            "temperature",
+            lambda manifest: manifest["variants"][0]["calibration"].update(temperature=1.7),
+        ),
+        ("temperature", lambda manifest: manifest["variants"][0].pop("calibration")),
+        ("unknown", lambda manifest: manifest["variants"][0].pop("unknown")),
+        (
+            "unknown",
+            lambda manifest: manifest["variants"][0]["unknown"]["detector"].update(method="knn"),
+        ),
+        (
+            "prediction sets",
+            lambda manifest: manifest["variants"][0]["prediction_sets"][0].update(coverage=0.99),
+        ),
     ],
 )
 def test_bundle_rejects_metadata_mismatch(
     bundle: Path, name: str, change: Callable[[dict[str, Any]], Any]
 ) -> None:
+    add_confidence(bundle, threshold=0.0, temperature=1.5)
+    open_verified_classifier(bundle)
     edit_manifest(bundle, change)
     with pytest.raises(BundleError, match=f"differ in {name}"):
         open_verified_classifier(bundle)
@@ -124,6 +141,34 @@ def test_golden_archive_rejects_label_mismatch(bundle: Path) -> None:
     replace_archive(bundle, to_npz(logits=logits, labels=np.array(LABELS[::-1])))
     with pytest.raises(BundleError, match="or their order, do not match"):
         open_verified_classifier(bundle)
+
+
+@pytest.mark.parametrize("scores", [np.zeros(3), np.zeros((4, 1)), np.full(4, np.nan), ["a"] * 4])
+def test_golden_archive_rejects_invalid_unknown_scores(bundle: Path, scores: Any) -> None:
+    add_confidence(bundle, threshold=0.0)
+    arrays = dict(np.load(bundle / "golden/golden.npz"))
+    assert arrays["unknown_score_fp32"].shape == (4,)
+    replace_archive(bundle, to_npz(**{**arrays, "unknown_score_fp32": np.array(scores)}))
+    with pytest.raises(BundleError, match=r"golden\.npz contains unknown_score_fp32"):
+        open_verified_classifier(bundle)
+
+
+def test_golden_archive_without_unknown_scores_is_read(bundle: Path) -> None:
+    add_confidence(bundle, threshold=0.0)
+    replace_archive(bundle, to_npz(logits=read_logits(bundle)))
+    open_verified_classifier(bundle)
+    assert open_bundle(bundle).load_golden().unknown_scores == {"fp32": None}
+
+
+@pytest.mark.parametrize("temperature", [0, -1.5])
+def test_bundle_rejects_temperature_of_zero_or_less(bundle: Path, temperature: float) -> None:
+    add_confidence(bundle, threshold=0.0)
+    edit_manifest(
+        bundle,
+        lambda manifest: manifest["variants"][0]["calibration"].update(temperature=temperature),
+    )
+    with pytest.raises(BundleError, match="the temperature must be above 0"):
+        open_bundle(bundle)
 
 
 def test_bundle_rejects_external_data(bundle: Path) -> None:
@@ -266,6 +311,7 @@ def test_golden_archive_checks_arrays_before_reading(bundle: Path, name: str) ->
 
 @pytest.mark.parametrize("seed", range(4))
 def test_bundle_rejects_manifest_with_wrong_types(bundle: Path, seed: int) -> None:
+    add_confidence(bundle, threshold=0.0)
     generator = random.Random(seed)
     path = bundle / "bundle.json"
     manifest = json.loads(path.read_text())
@@ -296,6 +342,11 @@ def test_classifier_rejects_malformed_metadata(tmp_path: Path) -> None:
         "input": '"video"',
         "labels ": "{",
         "run_id": "{",
+        "temperature": "0",
+        "temperature ": '"1"',
+        "unknown": '{"method": "magic", "known_share": 0.95}',
+        "prediction_sets": '[{"coverage": 1.5, "min_probability": 0.1}]',
+        "prediction_sets ": '[{"coverage": 0.95, "min_probability": NaN}]',
     }.items():
         model = model_with_metadata()
         props = {entry.key: entry.value for entry in model.metadata_props} | {
