@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,8 @@ from edgetl.core.files import SCHEMA
 from edgetl.core.untrusted_text import escape_control_characters, escape_csv_cell
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from edgetl.device.predict import Prediction
 
 
@@ -47,18 +50,30 @@ def predict(
         int | None,
         typer.Option(min=1, help="Intra-op threads.", show_default="available cores"),
     ] = None,
+    coverage: Annotated[
+        float | None,
+        typer.Option(
+            help="Also print each image's prediction set: the labels among which the true one is "
+            "with this probability, for example 0.95."
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.")
     ] = False,
     as_csv: Annotated[
         bool,
-        typer.Option("--csv", help="Print CSV: path, rank, label, probability, error."),
+        typer.Option(
+            "--csv",
+            help="Print CSV: path, rank, label, probability, error, unknown_score, is_unknown, "
+            "label_set.",
+        ),
     ] = False,
 ) -> None:
     """Classify images with a bundle. Does not require PyTorch.
 
     The model is checked on the bundle's golden images first; if they fail on this device, nothing
-    is classified. Images that cannot be read are reported and skipped; the exit code is then 1.
+    is classified. Images that resemble no class are labeled unknown, if the model detects them.
+    Images that cannot be read are reported and skipped; the exit code is then 1.
     """
     from edgetl.core.errors import ConfigError, DataError
 
@@ -66,13 +81,13 @@ def predict(
         raise ConfigError("--json cannot be combined with --csv. Remove one of them.")
     from edgetl.device.predict import predict as predict_images
 
-    predictions = predict_images(bundle, images, top_k, variant, provider, threads)
+    predictions = predict_images(bundle, images, top_k, variant, provider, threads, coverage)
     if as_csv:
         printed = _print_csv(predictions)
     elif as_json:
         printed = _print_json(predictions)
     else:
-        printed = _print_table(predictions)
+        printed = _print_table(predictions, coverage)
     errors = [prediction.error for prediction in printed if prediction.error]
     if errors:
         for error in errors:
@@ -83,7 +98,7 @@ def predict(
         )
 
 
-def _print_table(predictions: Iterable[Prediction]) -> list[Prediction]:
+def _print_table(predictions: Iterable[Prediction], coverage: float | None) -> list[Prediction]:
     from rich.table import Table
     from rich.text import Text
 
@@ -92,15 +107,39 @@ def _print_table(predictions: Iterable[Prediction]) -> list[Prediction]:
     table.add_column("label", overflow="fold")
     table.add_column("probability", justify="right")
     printed = list(predictions)
+    has_scores = any(prediction.unknown_score is not None for prediction in printed)
+    if has_scores:
+        table.add_column("unknown score", justify="right")
+    if coverage is not None:
+        table.add_column(f"{coverage:.4g} prediction set", overflow="fold")
     for prediction in printed:
         for rank, (label, probability) in enumerate(prediction.top_labels):
-            name = Text("" if rank else str(prediction.path))
-            table.add_row(
-                name, Text(label, style="" if rank else "bold green"), f"{probability:.4f}"
-            )
+            if rank:
+                table.add_row("", Text(label), f"{probability:.4f}")
+                continue
+            name = Text(str(prediction.path))
+            cells = [name, _format_best_label(prediction), Text(f"{probability:.4f}")]
+            if has_scores:
+                cells.append(Text(f"{prediction.unknown_score:.2f}"))
+            if coverage is not None:
+                cells.append(Text(_format_label_set(prediction)))
+            table.add_row(*cells)
     if table.row_count:
         out.print(table)
     return printed
+
+
+def _format_best_label(prediction: Prediction) -> Text:
+    from rich.text import Text
+
+    best_label = prediction.top_labels[0][0]
+    if prediction.is_unknown:
+        return Text(f"{prediction.label} (closest: {best_label})", style="bold yellow")
+    return Text(best_label, style="bold green")
+
+
+def _format_label_set(prediction: Prediction) -> str:
+    return ", ".join(prediction.label_set or ()) or "empty: no label is probable enough"
 
 
 def _print_json(predictions: Iterable[Prediction]) -> list[Prediction]:
@@ -108,10 +147,14 @@ def _print_json(predictions: Iterable[Prediction]) -> list[Prediction]:
     content = [
         {
             "path": str(prediction.path),
+            "label": prediction.label,
             "top": [
                 {"label": label, "probability": probability}
                 for label, probability in prediction.top_labels
             ],
+            "unknown_score": prediction.unknown_score,
+            "is_unknown": prediction.is_unknown,
+            "label_set": prediction.label_set,
             "error": prediction.error,
         }
         for prediction in printed
@@ -124,12 +167,35 @@ def _format_csv_cell(content: Path | str) -> str:
     return escape_csv_cell(escape_control_characters(str(content)))
 
 
+def _csv_confidence_cells(prediction: Prediction) -> list[str]:
+    """Return the cells unknown_score, is_unknown and label_set, empty where they do not apply."""
+    score = prediction.unknown_score
+    labels = prediction.label_set
+    return [
+        "" if score is None else f"{score:.6f}",
+        "" if score is None else str(prediction.is_unknown).lower(),
+        "" if labels is None else _format_csv_cell(json.dumps(labels, ensure_ascii=False)),
+    ]
+
+
 def _print_csv(predictions: Iterable[Prediction]) -> list[Prediction]:
     """Print CSV row by row, so that long lists show progress and survive an interruption."""
     writer = csv.writer(sys.stdout)
-    writer.writerow(["path", "rank", "label", "probability", "error"])
+    writer.writerow(
+        [
+            "path",
+            "rank",
+            "label",
+            "probability",
+            "error",
+            "unknown_score",
+            "is_unknown",
+            "label_set",
+        ]
+    )
     printed = []
     for prediction in predictions:
+        confidence = _csv_confidence_cells(prediction)
         for rank, (label, probability) in enumerate(prediction.top_labels, start=1):
             writer.writerow(
                 [
@@ -138,11 +204,19 @@ def _print_csv(predictions: Iterable[Prediction]) -> list[Prediction]:
                     _format_csv_cell(label),
                     f"{probability:.6f}",
                     "",
+                    *confidence,
                 ]
             )
         if prediction.error:
             writer.writerow(
-                [_format_csv_cell(prediction.path), "", "", "", _format_csv_cell(prediction.error)]
+                [
+                    _format_csv_cell(prediction.path),
+                    "",
+                    "",
+                    "",
+                    _format_csv_cell(prediction.error),
+                    *confidence,
+                ]
             )
         sys.stdout.flush()
         printed.append(prediction)

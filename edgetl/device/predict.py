@@ -8,10 +8,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgetl.core.artifacts.confidence import (
+    UNKNOWN_THRESHOLD,
+    CoverageLevel,
+    select_coverage_level,
+)
 from edgetl.core.errors import ConfigError, DataError, DecodeError
 from edgetl.core.paths import StrPath
 from edgetl.device.runtime.classifier import Classifier, open_verified_classifier
 from edgetl.device.runtime.images import IMAGE_SUFFIXES, list_images, load_image
+
+UNKNOWN_LABEL = "unknown"
+"""Label of an image that resembles no class."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +32,31 @@ class Prediction:
     """(label, probability), best first; empty after an error."""
     error: str | None = None
     """Problem with the file and the next step; None if it was classified."""
+    unknown_score: float | None = None
+    """Dissimilarity to the known images: 0 for the median one, above 1 for an unknown image. None
+    if the model has no such output."""
+    label_set: tuple[str, ...] | None = None
+    """Prediction set of the requested coverage, most probable label first; it may be empty. None if
+    no coverage was requested."""
 
     def __repr__(self) -> str:
         if self.error is not None:
             return f"Prediction({str(self.path)!r}, error={self.error!r})"
-        label, probability = self.top_labels[0]
-        return f"Prediction({str(self.path)!r}, {label!r}, {probability:.4f})"
+        closest = f" (closest: {self.top_labels[0][0]})" if self.is_unknown else ""
+        probability = self.top_labels[0][1]
+        return f"Prediction({str(self.path)!r}, {f'{self.label}{closest}'!r}, {probability:.4f})"
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether the image resembles no class. A class may itself be called `unknown`."""
+        return self.unknown_score is not None and self.unknown_score > UNKNOWN_THRESHOLD
+
+    @property
+    def label(self) -> str | None:
+        """The most probable label, or `unknown` if `is_unknown`; None after an error."""
+        if self.is_unknown:
+            return UNKNOWN_LABEL
+        return self.top_labels[0][0] if self.top_labels else None
 
 
 def predict(
@@ -39,6 +66,7 @@ def predict(
     variant: str | None = None,
     provider: str = "cpu",
     threads: int | None = None,
+    coverage: float | None = None,
 ) -> Iterator[Prediction]:
     """Classify image files with a bundle, after checking it on its golden images on this device.
 
@@ -56,22 +84,27 @@ def predict(
         variant: variant of the bundle; None uses the recommended one.
         provider: execution provider (cpu, cuda, tensorrt, ...), without silent fallback.
         threads: intra-op threads; None uses all available cores.
+        coverage: share of new images whose prediction set must contain the true label, one of the
+            levels of the export; None omits the sets.
 
     Returns:
         An iterator over the predictions, in the order of the arguments.
 
     Raises:
-        ConfigError: `top_k` is less than 1.
+        ConfigError: `top_k` is less than 1, or the model has no prediction sets of this coverage.
         DataError: no argument matches a file.
-        BundleError: the bundle is missing or altered, or its logits are wrong on this device.
+        BundleError: the bundle is missing or altered, or its outputs are wrong on this device.
         ProviderError: the provider is unknown, did not start, or did not take all nodes.
     """
     if top_k < 1:
         raise ConfigError(f"top_k must be >= 1, got {top_k}.")
     entries = _expand_paths([images] if isinstance(images, str | os.PathLike) else images)
     classifier = open_verified_classifier(bundle, variant, provider, threads)
+    level = None
+    if coverage is not None:
+        level = select_coverage_level(classifier.prediction_sets, coverage)
     return (
-        entry if isinstance(entry, Prediction) else _predict_file(classifier, entry, top_k)
+        entry if isinstance(entry, Prediction) else _predict_file(classifier, entry, top_k, level)
         for entry in entries
     )
 
@@ -115,17 +148,31 @@ def _list_matches(path: Path) -> list[Path]:
     return matches
 
 
-def _predict_file(classifier: Classifier, path: Path, top_k: int) -> Prediction:
+def _predict_file(
+    classifier: Classifier, path: Path, top_k: int, level: CoverageLevel | None
+) -> Prediction:
     try:
         image = load_image(path)
     except DecodeError as error:
         return Prediction(path, (), str(error))
     try:
-        probabilities = classifier.classify(image)
+        outputs = classifier.run(classifier.prepare_input(image))
     except DecodeError as error:
         return Prediction(path, (), f"{path}: {error}")
-    top_indices = probabilities.argsort()[::-1][:top_k]
+    probabilities = outputs.probabilities[0]
+    ranking = [
+        (classifier.labels[index], float(probabilities[index]))
+        for index in probabilities.argsort()[::-1]
+    ]
+    scores = outputs.unknown_scores
+    label_set = None
+    if level is not None:
+        label_set = tuple(
+            label for label, probability in ranking if probability >= level.min_probability
+        )
     return Prediction(
         path,
-        tuple((classifier.labels[index], float(probabilities[index])) for index in top_indices),
+        tuple(ranking[:top_k]),
+        unknown_score=None if scores is None else float(scores[0]),
+        label_set=label_set,
     )

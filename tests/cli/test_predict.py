@@ -13,6 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from edgetl.core.artifacts.confidence import CoverageLevel
+from edgetl.device.runtime.classifier import open_classifier
+from edgetl.device.runtime.images import load_image
+from tests.helpers.confidence import add_confidence
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -85,6 +90,86 @@ def test_csv_matches_table(
         line = next(line for line in table.stdout.splitlines() if row["path"] in line)
         assert row["label"] in line
         assert f"{float(row['probability']):.4f}" in line
+
+
+@pytest.fixture(scope="module")
+def confident_bundle(
+    stock_bundle: Path, parts: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Bundle that labels the first of the three photos as unknown, and possibly others."""
+    classifier = open_classifier(stock_bundle)
+    logits = [
+        classifier.run(load_image(path)[None]).logits.max()
+        for path in sorted((parts / "val/good").iterdir())[:3]
+    ]
+    folder = tmp_path_factory.mktemp("confident") / "bundle"
+    shutil.copytree(stock_bundle, folder)
+    levels = (CoverageLevel(0.9, 2.0), CoverageLevel(0.95, 0.0005))
+    return add_confidence(folder, float(logits[0]) + 0.5, levels=levels)
+
+
+def test_json_contains_unknown_and_prediction_set(
+    edgetl: Run, confident_bundle: Path, photos: Path
+) -> None:
+    process = edgetl("predict", confident_bundle, photos, "--json", "-k", 2, "--coverage", 0.95)
+    images = json.loads(process.stdout)["images"]
+    broken, first, *_ = images
+    assert (broken["label"], broken["is_unknown"], broken["label_set"]) == (None, False, None)
+    assert broken["unknown_score"] is None
+    assert (first["label"], first["is_unknown"]) == ("unknown", True)
+    assert first["unknown_score"] == pytest.approx(1.5, abs=1e-3)
+    for image in images[1:]:
+        assert image["is_unknown"] == (image["unknown_score"] > 1)
+        probable = [entry["label"] for entry in image["top"] if entry["probability"] >= 0.0005]
+        assert image["label_set"][:2] == probable
+    plain = json.loads(edgetl("predict", confident_bundle, photos, "--json").stdout)["images"]
+    assert all(image["label_set"] is None for image in plain)
+
+
+def test_csv_contains_unknown_and_prediction_set(
+    edgetl: Run, confident_bundle: Path, stock_bundle: Path, photos: Path
+) -> None:
+    options = (photos, "--csv", "-k", 1)
+    plain, confident, sets = (
+        list(csv.DictReader(io.StringIO(edgetl("predict", *arguments, *options).stdout)))
+        for arguments in (
+            (stock_bundle,),
+            (confident_bundle, "--coverage", 0.9),
+            (confident_bundle, "--coverage", 0.95),
+        )
+    )
+    new = ("unknown_score", "is_unknown", "label_set")
+    assert list(plain[0]) == ["path", "rank", "label", "probability", "error", *new]
+    assert {row[name] for row in plain for name in new} == {""}
+    assert [row["label"] for row in confident] == [row["label"] for row in plain]
+    assert (confident[1]["is_unknown"], confident[0]["is_unknown"]) == ("true", "")
+    assert float(confident[1]["unknown_score"]) == pytest.approx(1.5, abs=1e-3)
+    assert [row["label_set"] for row in confident] == ["", "[]", "[]", "[]"]
+    for row in sets[1:]:
+        labels = json.loads(row["label_set"])
+        assert labels[:1] == ([row["label"]] if float(row["probability"]) >= 0.0005 else [])
+
+
+def test_table_contains_label_of_unknown_and_sets(
+    edgetl: Run, confident_bundle: Path, stock_bundle: Path, photos: Path
+) -> None:
+    wide = {"env": {"COLUMNS": "400"}}
+    photo = photos / "good_0000.jpg"
+    plain = edgetl("predict", stock_bundle, photo, "-k", 1, **wide).stdout
+    closest = plain.splitlines()[1].removeprefix(str(photo)).split("  ")[1].strip()
+    table = edgetl("predict", confident_bundle, photo, "-k", 2, "--coverage", 0.9, **wide).stdout
+    heading, best, second = table.splitlines()
+    assert heading.rstrip().endswith("unknown score  0.9 prediction set")
+    assert f"unknown (closest: {closest})" in best
+    assert "1.50" in best
+    assert best.rstrip().endswith("empty: no label is probable enough")
+    assert "closest" not in second
+    assert plain.split("\n")[0].split() == ["image", "label", "probability"]
+    assert "closest" not in plain
+    process = edgetl("predict", stock_bundle, photo, "--coverage", 0.9)
+    assert process.returncode == 1
+    assert "has no prediction sets" in process.stderr
+    assert not process.stdout
 
 
 @pytest.mark.parametrize(
