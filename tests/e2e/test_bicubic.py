@@ -19,6 +19,7 @@ from edgetl.device.verify import verify
 from edgetl.export.exporter import export_run
 from edgetl.train.finetune import finetune
 from tests.conftest import ARCHITECTURE, IMAGE_SIZE
+from tests.helpers.clients import read_closest_labels
 
 
 def test_bicubic_run_exports_and_predicts_as_trained(
@@ -61,8 +62,7 @@ def test_bicubic_run_exports_and_predicts_as_trained(
     client = subprocess.run(
         [*command, *photos.iterdir()], capture_output=True, text=True, check=True
     )
-    for line in client.stdout.splitlines():
-        path, label, probability = line.split("\t")
+    for path, (label, probability) in read_closest_labels(client.stdout).items():
         expected_label, expected_probability = rows[Path(path).name].top_labels[0]
         assert label == expected_label
-        np.testing.assert_allclose(float(probability), expected_probability, atol=5e-3)
+        np.testing.assert_allclose(probability, expected_probability, atol=5e-3)

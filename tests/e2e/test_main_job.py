@@ -16,6 +16,7 @@ import torch
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import preprocess
 from tests.device.runtime.test_images import UNREADABLE
+from tests.helpers.clients import read_closest_labels
 from tests.helpers.trained_runs import load_model, read_entries
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -50,8 +51,9 @@ def check_export(edgetl: Run, run: Path) -> None:
             for path, tensor in zip(images, tensors, strict=True)
         }
     client = [sys.executable, "-I", str(run / "bundle/predict.py"), *expected]
-    lines = subprocess.run(client, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert {path: label for path, label, _ in (line.split("\t") for line in lines)} == expected
+    output = subprocess.run(client, capture_output=True, text=True, check=True).stdout
+    labels = {path: label for path, (label, _) in read_closest_labels(output).items()}
+    assert labels == expected
 
 
 def check_report(edgetl: Run, run: Path) -> str:

@@ -88,17 +88,25 @@ int main(int count, char** arguments) try {
     const auto labels = parse_strings(metadata(session, "edgetl.labels"));
     Ort::AllocatorWithDefaultOptions allocator;
     const auto name = session.GetInputNameAllocated(0, allocator);
-    const char *inputs[] = {name.get()}, *outputs[] = {"probabilities"};
+    const char *inputs[] = {name.get()}, *outputs[] = {"probabilities", "unknown_score"};
+    size_t output_count = 1;
+    for (size_t i = 0; i < session.GetOutputCount(); i++)
+        if (std::string(session.GetOutputNameAllocated(i, allocator).get()) == outputs[1]) output_count = 2;
     int status = 0;
     for (int number = 2; number < count; number++) try {
             Image image = load_image(arguments[number]);
             const int64_t shape[] = {1, image.height, image.width, 3};
             const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
             const auto input = Ort::Value::CreateTensor<uint8_t>(memory, image.rgb.data(), image.rgb.size(), shape, 4);
-            const auto output = session.Run(Ort::RunOptions(), inputs, &input, 1, outputs, 1);
+            const auto output = session.Run(Ort::RunOptions(), inputs, &input, 1, outputs, output_count);
             const float* probabilities = output[0].GetTensorData<float>();
             const size_t best = std::max_element(probabilities, probabilities + labels.size()) - probabilities;
-            std::printf("%s\t%s\t%.4f\n", arguments[number], labels.at(best).c_str(), probabilities[best]);
+            const char* closest = labels.at(best).c_str();
+            const float* score = output_count == 2 ? output[1].GetTensorData<float>() : nullptr;
+            const char* label = score && *score > 1 ? "unknown" : closest;
+            std::printf("%s\t%s\t%.4f", arguments[number], label, probabilities[best]);
+            if (score) std::printf("\t%.3f\t%s", *score, closest);
+            std::printf("\n");
         } catch (const std::exception& cause) {
             std::fprintf(stderr, "Cannot label %s: %s.\n", arguments[number], cause.what());
             status = 1;

@@ -1,6 +1,5 @@
 """Label images with this bundle: `python predict.py IMAGE...`. Needs numpy, Pillow, onnxruntime."""
 
-import io
 import json
 import os
 import sys
@@ -13,8 +12,7 @@ from PIL import Image, ImageOps
 
 BUNDLE = Path(__file__).resolve().parent
 MANIFEST = json.loads((BUNDLE / "bundle.json").read_text(encoding="utf-8"))
-NAME = MANIFEST["recommended"] or "fp32"
-VARIANT = next(entry for entry in MANIFEST["variants"] if entry["name"] == NAME)
+VARIANT = {item["name"]: item for item in MANIFEST["variants"]}[MANIFEST["recommended"] or "fp32"]
 FORMATS = "JPEG,MPO,PNG,WEBP,BMP,GIF,TIFF,AVIF,JPEG2000,TGA,PPM"  # EPS starts Ghostscript
 
 
@@ -22,7 +20,7 @@ def load_image(path: str) -> np.ndarray:
     """Decode to upright RGB, uint8 [height, width, 3]; transparency becomes white."""
     Image.init()
     formats = [name for name in FORMATS.split(",") if name in Image.OPEN]
-    file = Image.open(io.BytesIO(Path(path).read_bytes()), formats=formats)
+    file = Image.open(path, formats=formats)
     try:
         image = ImageOps.exif_transpose(file)
     except Exception:  # the EXIF data cannot be rewritten
@@ -30,8 +28,7 @@ def load_image(path: str) -> np.ndarray:
     if image.mode.startswith("I"):  # 16-bit grey: keep the high byte
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return np.asarray(image.convert("RGB"))
 
 
@@ -53,8 +50,11 @@ def network_input(image: np.ndarray) -> np.ndarray:
 
 if __name__ == "__main__":
     model = ort.InferenceSession(str(BUNDLE / VARIANT["file"]), providers=["CPUExecutionProvider"])
+    names = {output.name for output in model.get_outputs()} & {"probabilities", "unknown_score"}
     for path in sys.argv[1:]:
         inputs = {model.get_inputs()[0].name: network_input(load_image(path))}
-        probabilities = model.run(["probabilities"], inputs)[0][0]
-        best = int(probabilities.argmax())
-        print(f"{path}\t{MANIFEST['labels'][best]}\t{probabilities[best]:.4f}")
+        probabilities, *scores = (output[0] for output in model.run(sorted(names), inputs))
+        closest = MANIFEST["labels"][int(probabilities.argmax())]
+        label = "unknown" if any(score > 1 for score in scores) else closest
+        extra = [column for score in scores for column in (f"{score:.3f}", closest)]
+        print(path, label, f"{probabilities.max():.4f}", *extra, sep="\t")

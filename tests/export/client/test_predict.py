@@ -1,10 +1,12 @@
-"""The bundle's Python client preprocesses as edgetl does."""
+"""The bundle's Python client preprocesses and labels as edgetl does."""
 
 from __future__ import annotations
 
 import json
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from edgetl.core.preprocessing import Interpolation, Preprocessing
+from edgetl.device.predict import predict
+from edgetl.device.runtime.classifier import open_classifier
+from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.export import client
+from tests.helpers.bundles import write_pictures
+from tests.helpers.confidence import add_confidence
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -40,3 +47,30 @@ def test_tensor_input_equals_preprocess(
     np.testing.assert_allclose(
         network_input(image), preprocess(image, preprocessing), rtol=0, atol=1e-6
     )
+
+
+def run_client(bundle: Path, photos: list[Path]) -> list[list[str]]:
+    command = [sys.executable, "-I", bundle / "predict.py", *photos]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [line.split("\t") for line in process.stdout.splitlines()]
+
+
+def test_client_labels_unknown_images_as_predict(stock_bundle: Path, tmp_path: Path) -> None:
+    photos = write_pictures(tmp_path / "photos", 4)
+    plain = run_client(stock_bundle, photos)
+    assert {len(columns) for columns in plain} == {3}
+    bundle = shutil.copytree(stock_bundle, tmp_path / "bundle")
+    logits = [open_classifier(bundle).run(load_image(path)[None]).logits.max() for path in photos]
+    add_confidence(bundle, float(np.median(logits)))
+    predictions = list(predict(bundle, photos))
+    assert {prediction.is_unknown for prediction in predictions} == {True, False}
+    assert run_client(bundle, photos) == [
+        [
+            path,
+            str(prediction.label),
+            probability,
+            f"{prediction.unknown_score:.3f}",
+            prediction.top_labels[0][0],
+        ]
+        for prediction, (path, _, probability) in zip(predictions, plain, strict=True)
+    ]

@@ -17,7 +17,11 @@ from PIL import Image
 
 from edgetl.core.artifacts.bundle import read_bundle_record
 from edgetl.core.artifacts.model_metadata import ModelMetadata
+from edgetl.device.runtime.classifier import open_classifier
+from edgetl.device.runtime.images import load_image
 from tests.conftest import ROOT
+from tests.helpers.clients import read_closest_labels
+from tests.helpers.confidence import add_confidence
 
 SOURCE = ROOT / "edgetl/export/client/predict.cpp"
 TOLERANCE = 0.001
@@ -103,8 +107,7 @@ def photos(shared: Path, tmp_path: Path) -> list[Path]:
 def parse_output(process: subprocess.CompletedProcess[str]) -> dict[str, tuple[str, float]]:
     """Return path to (label, probability)."""
     assert process.returncode == 0, process.stderr
-    lines = [line.split("\t") for line in process.stdout.splitlines()]
-    return {path: (label, float(probability)) for path, label, probability in lines}
+    return read_closest_labels(process.stdout)
 
 
 def test_client_matches_python_client(
@@ -121,6 +124,27 @@ def test_client_matches_python_client(
     # These would be equal if the EXIF orientation or transparency were ignored.
     probabilities = {Path(path).stem: probability for path, (_, probability) in predictions.items()}
     assert len({probabilities[name] for name in ("rotated1", "rotated6", "alpha", "grey")}) == 4
+
+
+def test_client_labels_unknown_images_as_python_client(
+    client: Client, stock_bundle: Path, photos: list[Path], tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(stock_bundle, tmp_path / "bundle")
+    classifier = open_classifier(bundle)
+    logits = [classifier.run(load_image(photo)[None]).logits.max() for photo in photos]
+    add_confidence(bundle, float(np.median(logits)) - 0.05)
+    process = client(bundle / "fp32.onnx", *photos)
+    assert process.returncode == 0, process.stderr
+    lines = [line.split("\t") for line in process.stdout.splitlines()]
+    python = [sys.executable, "-I", bundle / "predict.py", *photos]
+    output = subprocess.run(python, capture_output=True, text=True, check=True).stdout
+    expected = [line.split("\t") for line in output.splitlines()]
+    for columns, expected_columns in zip(lines, expected, strict=True):
+        path, label, probability, score, closest = columns
+        assert [path, label, closest] == [expected_columns[index] for index in (0, 1, 4)]
+        assert abs(float(probability) - float(expected_columns[2])) <= TOLERANCE
+        assert abs(float(score) - float(expected_columns[3])) <= 0.03
+    assert 0 < [label for _, label, *_ in lines].count("unknown") < len(lines)
 
 
 def test_client_reports_unreadable_files_and_continues(
@@ -190,7 +214,7 @@ def test_client_reads_labels_with_special_characters(
 
 
 def test_source_is_short_and_in_the_bundle(stock_bundle: Path) -> None:
-    assert len(SOURCE.read_text(encoding="utf-8").splitlines()) <= 110
+    assert len(SOURCE.read_text(encoding="utf-8").splitlines()) <= 120
     assert (stock_bundle / "predict.cpp").read_bytes() == SOURCE.read_bytes()
     assert read_bundle_record(stock_bundle).file_statuses["predict.cpp"] == "as proven"
     assert "./predict fp32.onnx photo.jpg" in (stock_bundle / "README.md").read_text(

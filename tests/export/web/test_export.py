@@ -8,23 +8,28 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from edgetl.core.artifacts.bundle import BundleManifest
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import BundleError, ConfigError, ExportError, ParityError
 from edgetl.core.files import sha256_file
 from edgetl.core.paths import BundleDirectory
 from edgetl.device.predict import predict
 from edgetl.device.runtime.bundle import Bundle, open_bundle
+from edgetl.device.runtime.classifier import open_classifier
+from edgetl.device.runtime.images import load_image
 from edgetl.device.verify import verify
 from edgetl.export.exporter import export_architecture
 from edgetl.export.web import export, runtime
 from edgetl.export.web.runtime import SHA256, VERSION, ensure_runtime_files
 from tests.helpers.browser import browser
+from tests.helpers.confidence import add_confidence
 from tests.helpers.web_page import NODE, NPM, Page, agrees, needs_browser, needs_npm
 
 ROUNDING_TOLERANCE = 0.0002
@@ -82,6 +87,18 @@ def predictions(bundle: Bundle, photos: list[Path]) -> dict[Path, dict[str, floa
 
 
 @pytest.fixture(scope="module")
+def confident_bundle(
+    bundle: Bundle, photos: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Bundle:
+    """Bundle that labels half of the photos as unknown."""
+    folder = tmp_path_factory.mktemp("confident") / "bundle"
+    shutil.copytree(bundle.directory.path, folder)
+    classifier = open_classifier(bundle)
+    logits = [classifier.run(load_image(photo)[None]).logits.max() for photo in photos]
+    return open_bundle(add_confidence(folder, float(np.median(logits)) - 0.05))
+
+
+@pytest.fixture(scope="module")
 def page(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     with browser(tmp_path_factory.mktemp("browser")) as opened:
         page = Page(opened, bundle.directory.web)
@@ -106,6 +123,35 @@ def test_page_labels_real_photos_as_pytorch(
     assert [
         url for url in page.browser.requests if not url.startswith((page.url, "blob:", "data:"))
     ] == []
+
+
+@needs_browser
+def test_page_shows_unknown_images_plainly(
+    page: Page, confident_bundle: Bundle, photos: list[Path], tmp_path: Path
+) -> None:
+    predictions = list(predict(confident_bundle, photos[:8], top_k=5))
+    assert {prediction.is_unknown for prediction in predictions} == {True, False}
+    with browser(tmp_path / "browser") as opened:
+        confident_page = Page(opened, confident_bundle.directory.web)
+        confident_page.visit()
+        for prediction in predictions:
+            best_label = prediction.top_labels[0][0]
+            label, shares = confident_page.label(prediction.path, "click")
+            assert list(shares) == [name for name, _ in prediction.top_labels]
+            note = confident_page.text("unknown")
+            if prediction.is_unknown:
+                assert (label, confident_page.text("probability")) == ("Unknown", "")
+                assert note == (f"The image resembles none of the classes. Closest: {best_label}.")
+                confident_page.browser.screenshot(
+                    Path(os.environ.get("EDGETL_SEEN", tmp_path)) / "unknown.png"
+                )
+            else:
+                assert (label, note) == (best_label, "")
+                assert confident_page.text("probability") == f"{shares[best_label]:.1%}"
+        assert opened.complaints == []
+        confident_page.server.shutdown()
+    page.label(photos[0], "click")
+    assert page.text("unknown") == ""
 
 
 @needs_browser
@@ -299,6 +345,28 @@ def test_node_client_labels_photos_as_onnxruntime(
 
 
 @needs_npm
+def test_node_client_labels_unknown_images(
+    node_client: Path, confident_bundle: Bundle, photos: list[Path], tmp_path: Path
+) -> None:
+    client = shutil.copytree(node_client, tmp_path / "web")
+    shutil.copy(confident_bundle.directory.web / "fp32.onnx", client)
+    predictions = list(predict(confident_bundle, photos[:8], top_k=1))
+    assert {prediction.is_unknown for prediction in predictions} == {True, False}
+    command = [str(NODE), client / "predict.mjs", *photos[:8]]
+    process = subprocess.run(command, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    for line, prediction in zip(process.stdout.splitlines(), predictions, strict=True):
+        path, label, share, score, closest = line.split("\t")
+        assert [path, label, closest] == [
+            str(prediction.path),
+            prediction.label,
+            prediction.top_labels[0][0],
+        ]
+        assert float(share) == pytest.approx(prediction.top_labels[0][1], abs=ROUNDING_TOLERANCE)
+        assert float(score) == pytest.approx(prediction.unknown_score, abs=0.01)
+
+
+@needs_npm
 def test_node_client_errors_are_one_line(
     node_client: Path, bundle: Bundle, photos: list[Path], rotated_webp: Path, tmp_path: Path
 ) -> None:
@@ -357,13 +425,38 @@ def test_verify_refuses_changed_files(bundle: Bundle, tmp_path: Path, file: str)
 def test_write_web_refuses_other_logits(bundle: Bundle, tmp_path: Path) -> None:
     copy = BundleDirectory(tmp_path / "bundle")
     shutil.copytree(bundle.directory.path, copy.path, ignore=shutil.ignore_patterns("web"))
-    with np.load(copy.golden_logits) as arrays:
-        np.savez(copy.golden_logits, **{**arrays, "logits": arrays["logits"] + 0.3})
+    manifest = shift_golden(copy, bundle.manifest, "logits", 0.3)
     with pytest.raises(
         ParityError,
         match=r"onnxruntime-web .* with fp32\.onnx does not match PyTorch.*without web=True",
     ):
-        export.write_web(copy, bundle.manifest, bundle.variants[0], ensure_runtime_files())
+        export.write_web(copy, manifest, bundle.variants[0], ensure_runtime_files())
+
+
+def shift_golden(
+    directory: BundleDirectory, manifest: BundleManifest, name: str, shift: float
+) -> BundleManifest:
+    """Add to the values of an array of golden.npz; return the manifest with its new hash."""
+    with np.load(directory.golden_logits) as arrays:
+        np.savez(directory.golden_logits, **{**arrays, name: arrays[name] + shift})
+    record = replace(manifest.golden.logits, sha256=sha256_file(directory.golden_logits))
+    return replace(manifest, golden=replace(manifest.golden, logits=record))
+
+
+@needs_npm
+def test_write_web_refuses_other_unknown_scores(confident_bundle: Bundle, tmp_path: Path) -> None:
+    copy = BundleDirectory(tmp_path / "bundle")
+    ignored = shutil.ignore_patterns("web")
+    shutil.copytree(confident_bundle.directory.path, copy.path, ignore=ignored)
+    manifest, variant = confident_bundle.manifest, confident_bundle.variants[0]
+    web = export.write_web(copy, manifest, variant, ensure_runtime_files())
+    assert web.proof.passed
+    assert web.proof.max_unknown_score_difference == pytest.approx(0, abs=1e-3)
+    assert web.proof.max_probability_difference == pytest.approx(0, abs=1e-5)
+    shutil.rmtree(copy.web)
+    manifest = shift_golden(copy, manifest, "unknown_score_fp32", 2.0)
+    with pytest.raises(ParityError, match="the unknown score of golden image"):
+        export.write_web(copy, manifest, variant, ensure_runtime_files())
 
 
 @pytest.fixture

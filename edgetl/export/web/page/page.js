@@ -2,6 +2,7 @@
 "use strict";
 
 const MAX_LABELS = 5;
+const UNKNOWN_THRESHOLD = 1;
 const STRIP_PIXELS = 1 << 22;
 const element = (id) => document.getElementById(id);
 
@@ -132,11 +133,16 @@ function readsTruePixels() {
   return written.data.every((value, index) => value === data[index]);
 }
 
-function show({ probabilities, ms }, image, labels) {
+function show({ probabilities, unknownScore, ms }, image, labels) {
   const indices = probabilities.map((_, index) => index).sort((a, b) => probabilities[b] - probabilities[a]);
   const order = indices.slice(0, MAX_LABELS);
-  element("label").textContent = labels[order[0]];
-  element("probability").textContent = percent(probabilities[order[0]]);
+  const isUnknown = unknownScore > UNKNOWN_THRESHOLD;
+  element("label").textContent = isUnknown ? "Unknown" : labels[order[0]];
+  element("probability").textContent = isUnknown ? "" : percent(probabilities[order[0]]);
+  const note = `The image resembles none of the classes. Closest: ${labels[order[0]]}.`;
+  element("unknown").textContent = isUnknown ? note : "";
+  element("unknown").hidden = !isUnknown;
+  element("answer").classList.toggle("unknown", isUnknown);
   element("ranking").replaceChildren(...order.map((index) => {
     const [row, name, share, bar, part] = ["li", "span", "span", "span", "i"].map((tag) => document.createElement(tag));
     name.textContent = labels[index];

@@ -34,14 +34,18 @@ async function main(paths) {
   ort.env.wasm.numThreads = 1;
   ort.env.wasm.wasmBinary = await readFile(here("ort-wasm-simd-threaded.wasm"));
   const session = await ort.InferenceSession.create(await readFile(here(model.file)), { executionProviders: ["wasm"] });
+  const outputs = ["probabilities", "unknown_score"].filter((name) => session.outputNames.includes(name));
   for (const path of paths) {
     const image = await load(sharp, path).catch((cause) => {
       const reason = cause.message.trim().replaceAll("\n", "; ");
       throw new Error(`${path}: cannot be read as an image (${reason}). Save it as JPEG, PNG or WebP.`);
     });
-    const { probabilities } = await session.run({ image }, ["probabilities"]);
+    const { probabilities, unknown_score: score } = await session.run({ image }, outputs);
     const best = probabilities.data.indexOf(Math.max(...probabilities.data));
-    console.log(`${path}\t${model.labels[best]}\t${probabilities.data[best].toFixed(4)}`);
+    const closest = model.labels[best];
+    const columns = [path, score?.data[0] > 1 ? "unknown" : closest, probabilities.data[best].toFixed(4)];
+    if (score) columns.push(score.data[0].toFixed(3), closest);
+    console.log(columns.join("\t"));
   }
 }
 

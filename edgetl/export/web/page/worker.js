@@ -9,8 +9,10 @@ let session;
 async function run(pixels, width, height) {
   const image = new ort.Tensor("uint8", pixels, [1, height, width, 3]);
   const start = performance.now();
-  const { probabilities } = await session.run({ image }, ["probabilities"]);
-  return { probabilities: Array.from(probabilities.data), ms: performance.now() - start };
+  const outputs = ["probabilities", "unknown_score"].filter((name) => session.outputNames.includes(name));
+  const { probabilities, unknown_score } = await session.run({ image }, outputs);
+  const ms = performance.now() - start;
+  return { probabilities: Array.from(probabilities.data), unknownScore: unknown_score?.data[0], ms };
 }
 
 async function handle({ kind, id, file, side, pixels, width, height }) {
