@@ -1,6 +1,6 @@
 """Run onnxruntime-web in headless Chromium.
 
-A page on a loopback server computes the logits and posts them back.
+A page on a loopback server computes the outputs and posts them back.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ async function infer() {
   const size = values.length / count;
   ort.env.wasm.numThreads = 1;
   const session = await ort.InferenceSession.create("model.onnx", { executionProviders: ["wasm"] });
-  const logits = [];
+  const names = await (await fetch("names.json")).json();
+  const rows = Object.fromEntries(names.map((name) => [name, []]));
   for (let start = 0; start < values.length; start += size) {
     const input = new ort.Tensor("float32", values.slice(start, start + size), [1, ...shape]);
-    const outputs = await session.run({ [session.inputNames[0]]: input }, ["logits"]);
-    logits.push(Array.from(outputs.logits.data));
+    const outputs = await session.run({ [session.inputNames[0]]: input }, names);
+    for (const name of names) rows[name].push(Array.from(outputs[name].data));
   }
-  return logits;
+  return rows;
 }
 const result = await infer().catch((cause) => String(cause?.message ?? cause));
 await fetch("result", { method: "POST", body: JSON.stringify(result) });
@@ -55,8 +56,10 @@ def chromium() -> str | None:
     return next((path for path in paths if path is not None), None)
 
 
-def browser_logits(model: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the logits [images, classes] of an ONNX file for `inputs` [images, 3, S, S].
+def browser_outputs(
+    model: Path, inputs: NDArray[np.float32], names: list[str]
+) -> dict[str, NDArray[np.float32]]:
+    """Return the outputs `names` [images, ...] of an ONNX file for `inputs` [images, 3, S, S].
 
     Raises:
         RuntimeError: Chromium is not installed, or onnxruntime-web cannot run the file.
@@ -68,6 +71,7 @@ def browser_logits(model: Path, inputs: NDArray[np.float32]) -> NDArray[np.float
         "/": _PAGE,
         "/infer.mjs": _SCRIPT,
         "/inputs.bin": inputs.tobytes(),
+        "/names.json": json.dumps(names).encode(),
         "/shape.json": json.dumps(inputs.shape).encode(),
         "/model.onnx": model.read_bytes(),
     }
@@ -100,7 +104,7 @@ def browser_logits(model: Path, inputs: NDArray[np.float32]) -> NDArray[np.float
             server.server_close()
     if isinstance(result, str):
         raise RuntimeError(result)
-    return np.asarray(result, np.float32)
+    return {name: np.asarray(rows, np.float32) for name, rows in result.items()}
 
 
 def _handler_class(pages: dict[str, bytes], results: Queue[Any]) -> type[BaseHTTPRequestHandler]:

@@ -26,6 +26,7 @@ from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
 from edgetl.demo.images.dataset import generate_inspection_dataset
+from edgetl.device.runtime.bundle import open_bundle
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.export.exporter import export_run
@@ -91,7 +92,11 @@ def check_client(run: RunDirectory, python: Path) -> int:
     expected = pytorch_labels(run)
     client = [str(python), "-I", str(run.bundle / "predict.py"), *expected]
     lines = subprocess.run(client, capture_output=True, text=True, check=True).stdout.splitlines()
-    labels = {path: label for path, label, _ in (line.split("\t") for line in lines)}
+    labels = {}
+    for line in lines:
+        path, label, _, *confidence = line.split("\t")
+        # An image labeled unknown is followed by its unknown score and closest label.
+        labels[path] = confidence[1] if confidence else label
     different = sorted(path for path in expected if labels.get(path) != expected[path])
     if different:
         counts = f"{len(different)} of {len(expected)}"
@@ -116,8 +121,12 @@ def check_commands(run: RunDirectory, python: Path, scratch: Path) -> str:
     predictions = subprocess.run(
         [*command, "predict", run.bundle, *golden, "--json"], **options
     ).stdout  # type: ignore[call-overload]
-    if len(json.loads(predictions)["images"]) != len(golden):
+    images = json.loads(predictions)["images"]
+    if len(images) != len(golden):
         sys.exit("Images are missing in the output of `edgetl predict`.")
+    has_detector = open_bundle(run.bundle).select_variant(None).unknown is not None
+    if has_detector and any(image["unknown_score"] is None for image in images):
+        sys.exit("Unknown scores are missing in the output of `edgetl predict`.")
     result = json.loads(
         subprocess.run(  # type: ignore[call-overload]
             [*command, "bench", run.bundle, "--rounds", "2", "--json"], **options

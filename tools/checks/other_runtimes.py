@@ -1,12 +1,12 @@
-"""Check the logits of other runtimes against onnxruntime.
+"""Check the logits and unknown scores of other runtimes against onnxruntime.
 
     python -m tools.checks.other_runtimes [RUN...]
 
 Each run is exported with `--input tensor` as fp32 and int8. Both files must pass `onnx.checker` in
-full mode. OpenVINO and OpenCV's dnn module, in separate environments without edgetl, and
-onnxruntime-web in headless Chromium must predict onnxruntime's label on every golden image. Known
-failures are listed by name and must still fail. Without a RUN, small models are trained on
-generated images. See docs/guide/runtimes.md.
+full mode. On every golden image, OpenVINO and OpenCV's dnn module, in separate environments without
+edgetl, and onnxruntime-web in headless Chromium must predict onnxruntime's label and decide like
+onnxruntime whether the image is unknown. Known failures are listed by name and must still fail.
+Without a RUN, small models are trained on generated images. See docs/guide/runtimes.md.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgetl.core.artifacts.bundle import VariantRecord
+from edgetl.core.artifacts.confidence import UNKNOWN_THRESHOLD
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
@@ -33,7 +34,7 @@ from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.export.exporter import export_run
 from edgetl.export.web.runtime import RUNTIME, VERSION
 from edgetl.train.finetune import finetune
-from tools.checks.browser import browser_logits
+from tools.checks.browser import browser_outputs
 from tools.checks.device_install import create_environment
 
 ARCHITECTURES = ("mobilenet_v3_small", "mobilenet_v2")
@@ -42,28 +43,32 @@ ARCHITECTURES = ("mobilenet_v3_small", "mobilenet_v2")
 _SCRIPT = """
 import json, sys
 import numpy as np
-model, inputs = sys.argv[1], np.load(sys.argv[2])
+model, inputs, names = sys.argv[1], np.load(sys.argv[2]), sys.argv[3:]
 {body}
-print(json.dumps(np.concatenate(logits).tolist()))
+columns = {{name: [np.ravel(row[name]).tolist() for row in rows] for name in names}}
+print(json.dumps(columns))
 """
 _OPENVINO = """
 import openvino
 # Without the hint, CPUs with bfloat16 compute fp32 files in it.
 compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-logits = [compiled(image[None])["logits"] for image in inputs]
+rows = []
+for image in inputs:
+    outputs = compiled(image[None])
+    rows.append({name: outputs[name].copy() for name in names})
 """
 _OPENCV = """
 import cv2
 net = cv2.dnn.readNetFromONNX(model{engine})
-logits = []
+rows = []
 for image in inputs:
     net.setInput(image[None])
-    logits.append(net.forward("logits").reshape(1, -1))
+    rows.append({{name: net.forward(name) for name in names}})
 """
 
 
 CLOSE = 0.1
-"""Largest difference of the two best logits that counts as a tie."""
+"""Largest difference that counts as a tie: of the two best logits, of a score to the threshold."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,10 @@ class Runtime:
     package: str = ""
     """Requirement for pip; empty for the browser."""
     body: str = ""
-    """Python code that computes `logits` from `model` and `inputs`.
+    """Python code that computes `rows` from `model`, `inputs` and `names`.
 
-    `model` is a path, `inputs` float32 [images, 3, S, S], `logits` a list of float32 [1, classes].
+    `model` is a path, `inputs` float32 [images, 3, S, S], `names` are output names, and `rows` are
+    the outputs of each image by name.
     """
     known_failures: tuple[tuple[str, str], ...] = ()
     """(architecture, variant) pairs that the runtime cannot run, see docs/guide/runtimes.md."""
@@ -128,6 +134,20 @@ def compare(logits: NDArray[np.float32], expected: NDArray[np.float32]) -> tuple
     return bool((same | close).all()), summary
 
 
+def compare_unknown_scores(
+    scores: NDArray[np.float32], expected: NDArray[np.float32]
+) -> tuple[bool, str]:
+    """Return whether the same images are unknown, and a summary.
+
+    Images whose expected score is within CLOSE of the threshold count as equal.
+    """
+    same = (scores > UNKNOWN_THRESHOLD) == (expected > UNKNOWN_THRESHOLD)
+    close = np.abs(expected - UNKNOWN_THRESHOLD) < CLOSE
+    difference = np.abs(scores - expected).max()
+    summary = f"unknown agrees on {same.sum()} of {len(same)}, largest difference {difference:.2g}"
+    return bool((same | close).all()), summary
+
+
 def check(
     bundle: Bundle, variant: VariantRecord, pythons: dict[str, Path], folder: Path
 ) -> list[str]:
@@ -139,13 +159,21 @@ def check(
         [preprocess(image, bundle.preprocessing) for image in golden.load_images()]
     )
     classifier = open_classifier(bundle, variant.name)
-    expected = np.concatenate([classifier.run(image[None]).logits for image in inputs])
+    outputs = [classifier.run(image[None]) for image in inputs]
+    expected = np.concatenate([output.logits for output in outputs])
+    scores = [output.unknown_scores for output in outputs if output.unknown_scores is not None]
+    names = ["logits", "unknown_score"] if scores else ["logits"]
     lines = [f"{variant.name}: onnx.checker, full: passed"]
     for runtime in RUNTIMES:
         should_fail = (bundle.model, variant.name) in runtime.known_failures
         try:
-            logits = runtime_logits(runtime, pythons, model, inputs, folder)
-            passed, summary = compare(logits, expected)
+            results = run_runtime(runtime, pythons, model, inputs, names, folder)
+            passed, summary = compare(results["logits"], expected)
+            if scores:
+                agrees, score_summary = compare_unknown_scores(
+                    results["unknown_score"].ravel(), np.concatenate(scores)
+                )
+                passed, summary = passed and agrees, f"{summary}; {score_summary}"
         except RuntimeError as error:
             passed = False
             summary = f"cannot run it, {'as expected' if should_fail else error}"
@@ -154,36 +182,39 @@ def check(
     return lines
 
 
-def runtime_logits(
+def run_runtime(
     runtime: Runtime,
     pythons: dict[str, Path],
     model: Path,
     inputs: NDArray[np.float32],
+    names: list[str],
     folder: Path,
-) -> NDArray[np.float32]:
-    """Return the logits [images, classes] of a runtime, in its environment or in the browser.
+) -> dict[str, NDArray[np.float32]]:
+    """Return the outputs of a runtime by name, from its environment or from the browser.
 
     Args:
         runtime: runtime to use.
         pythons: Python interpreter of each package.
         model: ONNX file.
         inputs: [images, 3, S, S].
+        names: names of the outputs.
         folder: for temporary files.
 
     Raises:
         RuntimeError: the runtime cannot run the file; the message is its last line on stderr.
     """
     if not runtime.package:
-        return browser_logits(model, inputs)
+        return browser_outputs(model, inputs, names)
     inputs_file = folder / "inputs.npy"
     np.save(inputs_file, inputs)
     script = _SCRIPT.format(body=runtime.body)
-    command = [pythons[runtime.package], "-I", "-c", script, model.resolve(), inputs_file]
+    command = [pythons[runtime.package], "-I", "-c", script, model.resolve(), inputs_file, *names]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     if result.returncode:
         lines = result.stderr.strip().splitlines() or [f"exit status {result.returncode}"]
         raise RuntimeError(lines[-1])
-    return np.asarray(json.loads(result.stdout), np.float32)
+    outputs = json.loads(result.stdout)
+    return {name: np.asarray(rows, np.float32) for name, rows in outputs.items()}
 
 
 def main() -> None:
