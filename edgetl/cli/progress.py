@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -115,6 +115,9 @@ def measure_and_show(
     measure: Callable[[ProgressCallback], ResultT],
     show: Callable[[ResultT], None],
     as_json: bool,
+    open_progress: Callable[
+        [], AbstractContextManager[ProgressCallback]
+    ] = open_measurement_progress,
 ) -> ResultT:
     """Measure and print the result, with `show` or as one JSON object.
 
@@ -123,7 +126,7 @@ def measure_and_show(
     """
     from edgetl.core.errors import BenchError
 
-    with open_measurement_progress() as progress:
+    with open_progress() as progress:
         result = measure(progress)
     if as_json:
         print_json(result.to_json())

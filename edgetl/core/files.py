@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TextIO, TypeVar
 
 from edgetl.core.typed_json import FieldError, JsonObject, parse_as
 from edgetl.core.untrusted_text import escape_csv_cell, unescape_csv_cell
@@ -62,18 +62,29 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_text(path, json.dumps({"schema": SCHEMA, **content}, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Write a table atomically, with cells escaped that a spreadsheet would run as formulas."""
-    text = io.StringIO()
-    plain_writer = csv.writer(text, lineterminator="\n")
-    # The csv module quotes a carriage return only if it is part of the line terminator.
-    quoting_writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    plain_writer.writerow(header)
-    for row in rows:
+class CsvWriter:
+    """Writer of a table, with cells escaped that a spreadsheet would run as formulas."""
+
+    def __init__(self, stream: TextIO, header: Sequence[str]) -> None:
+        self._plain_writer = csv.writer(stream, lineterminator="\n")
+        # The csv module quotes a carriage return only if it is part of the line terminator.
+        self._quoting_writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        self._plain_writer.writerow(header)
+
+    def write_row(self, row: Sequence[str]) -> None:
+        """Write a row."""
         cells = [escape_csv_cell(cell) for cell in row]
         has_carriage_return = any("\r" in cell for cell in cells)
-        writer = quoting_writer if has_carriage_return else plain_writer
+        writer = self._quoting_writer if has_carriage_return else self._plain_writer
         writer.writerow(cells)
+
+
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write a table atomically, see `CsvWriter`."""
+    text = io.StringIO()
+    writer = CsvWriter(text, header)
+    for row in rows:
+        writer.write_row(row)
     write_text(path, text.getvalue())
 
 

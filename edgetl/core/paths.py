@@ -124,6 +124,11 @@ class RunDirectory:
         return self.path / "bench"
 
     @property
+    def evaluation(self) -> Path:
+        """Folder of results of `edgetl evaluate RUN`."""
+        return self.path / "evaluation"
+
+    @property
     def report(self) -> Path:
         """Default output of `edgetl report RUN`."""
         return self.path / "report.html"

@@ -32,7 +32,7 @@ def percentile(values: Sequence[float], percent: int) -> float | None:
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
 
 
-def wilson_interval(hits: int, total: int) -> tuple[float, float]:
+def wilson_interval(hits: float, total: int) -> tuple[float, float]:
     """Return the 95% interval of a proportion (Wilson, 1927); (0, 1) for no trials."""
     if total == 0:
         return 0.0, 1.0

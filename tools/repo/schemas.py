@@ -21,6 +21,7 @@ from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bundle import BundleManifest
 from edgetl.core.artifacts.candidates import CandidateRow, CandidatesResult
 from edgetl.core.artifacts.comparison import RowComparison
+from edgetl.core.artifacts.evaluation import EvaluationResult
 from edgetl.core.artifacts.experiment import Experiment, ExperimentConfig
 from edgetl.core.artifacts.loadgen import LoadgenResult
 from edgetl.core.artifacts.run import EpochRecord
@@ -48,6 +49,7 @@ ARTIFACTS = {
     "candidates": Artifact(CandidatesResult, {"schema": SCHEMA, "kind": "candidates"}),
     "compare": Artifact(Experiment, {"schema": SCHEMA, "kind": "compare"}, True),
     "config": Artifact(RunConfiguration, {"schema": SCHEMA}, True),
+    "evaluation": Artifact(EvaluationResult, {"schema": SCHEMA, "kind": "evaluation"}),
     "history-line": Artifact(EpochRecord, {}, True),
     "loadgen": Artifact(LoadgenResult, {"schema": SCHEMA, "kind": "loadgen"}),
     "metrics": Artifact(RunMetrics, {"schema": SCHEMA}, True),

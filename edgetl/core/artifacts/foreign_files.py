@@ -22,10 +22,11 @@ _RUN_FILES = re.compile(
     | checkpoint/state\.safetensors
     | tensorboard/events\.out\.tfevents\.[^/]+
     | bench/\d{8}T\d{6}Z-[\w.-]+(\.json|/.+)
+    | evaluation/\d{8}T\d{6}Z-[\w.-]+\.json
     """,
     re.VERBOSE,
 )
-"""Paths in a run directory that edgetl writes; bench results count only under default names."""
+"""Paths in a run directory that edgetl writes; results count only under default names."""
 _TEMPORARY_FILE = re.compile(
     r"(?P<folder>(?:[^/]+/)?)\.(?P<name>[^/]+?)\.[a-z0-9_]{8}(?:\.[a-z]+)?"
 )

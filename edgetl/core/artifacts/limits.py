@@ -19,12 +19,12 @@ LimitOutcome = Literal["held", "broken", "undecided"]
 
 @dataclass(frozen=True)
 class LimitCheck:
-    """Outcome of one limit for one row."""
+    """Outcome of one limit for one row of a benchmark or variant of an evaluation."""
 
     limit: str
     """Name of the option without dashes: `max-regression`."""
     row: str
-    """Id of the row."""
+    """Id of the row, or name of the variant."""
     bound: float
     value: float | None
     """Measured value in the unit of the bound; None if not measured or not supported by the
@@ -75,7 +75,7 @@ def _check_regressions(result: BenchResult, bound: float) -> Iterator[LimitCheck
         # A speed-up of r is a regression of 1/r - 1.
         low, high = _widen_interval(pair, result)
         value, best, worst = (1 / ratio - 1 for ratio in (pair.speedup.ratio, high, low))
-        outcome = _decide_outcome(worst <= bound, best > bound, pair.earlier_row.cross_device)
+        outcome = decide_outcome(worst <= bound, best > bound, pair.earlier_row.cross_device)
         why = (
             f"{row.id}: latency changed by {value:+.1%} [{best:+.1%}, {worst:+.1%}], "
             f"limit {bound:+.1%}"
@@ -100,7 +100,7 @@ def _check_p99(result: BenchResult, bound: float) -> Iterator[LimitCheck]:
         # Noise can only increase latency, so a p99 within the bound is conclusive even on a noisy
         # device.
         exceeded = p99_ms > bound
-        outcome = _decide_outcome(not exceeded, exceeded, result.noise.is_noisy and exceeded)
+        outcome = decide_outcome(not exceeded, exceeded, result.noise.is_noisy and exceeded)
         why = f"{row.id}: p99 is {p99_ms:.2f} ms, limit {bound:g} ms"
         why += _format_hint(outcome, result.noise.is_noisy)
         yield LimitCheck("max-p99", row.id, bound, p99_ms, outcome, why)
@@ -124,7 +124,7 @@ def _check_speedup(result: BenchResult, bound: float) -> Iterator[LimitCheck]:
         yield LimitCheck("min-speedup", "", bound, None, "undecided", why)
         return
     low, high = _widen_interval(pair, result)
-    outcome = _decide_outcome(low >= bound, high < bound, False)
+    outcome = decide_outcome(low >= bound, high < bound, False)
     why = (
         f"{pair.candidate}: speed-up over eager PyTorch is {pair.speedup.ratio:.2f} "
         f"[{low:.2f}, {high:.2f}], limit {bound:g}"
@@ -138,7 +138,8 @@ def _widen_interval(pair: RowComparison, result: BenchResult) -> tuple[float, fl
     return pair.speedup.low / margin, pair.speedup.high * margin
 
 
-def _decide_outcome(passed: bool, failed: bool, inconclusive: bool) -> LimitOutcome:
+def decide_outcome(passed: bool, failed: bool, inconclusive: bool) -> LimitOutcome:
+    """Return the outcome of a limit: undecided if it is inconclusive, or neither side is certain."""
     if inconclusive or passed == failed:
         return "undecided"
     return "held" if passed else "broken"

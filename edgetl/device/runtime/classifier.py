@@ -182,12 +182,17 @@ def open_classifier(
             )
         return _make_classifier(session, metadata)
     opened = open_bundle(path)
-    return _open_variant(opened, opened.select_variant(variant), provider, threads)
+    return open_variant(opened, opened.select_variant(variant), provider, threads)
 
 
-def _open_variant(
+def open_variant(
     bundle: Bundle, bundle_variant: VariantRecord, provider: str, threads: int | None
 ) -> Classifier:
+    """Open a variant of an opened bundle.
+
+    Raises:
+        BundleError, ProviderError: see `open_classifier`.
+    """
     session = create_session(
         bundle.variant_path(bundle_variant), provider, threads, precision=bundle_variant.precision
     )
@@ -245,7 +250,7 @@ def open_verified_classifier(
     opened = open_bundle(path)
     bundle_variant = opened.select_variant(variant)
     golden = opened.load_golden()
-    classifier = _open_variant(opened, bundle_variant, provider, threads)
+    classifier = open_variant(opened, bundle_variant, provider, threads)
     outputs = run_images(classifier, golden.load_images(bundle_variant))
     gate = golden.check(bundle_variant, provider, outputs)
     if not gate.passed:
