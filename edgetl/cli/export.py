@@ -103,17 +103,18 @@ def export(
 def _print_bundle(bundle: Bundle) -> None:
     variant = bundle.select_variant("fp32")
     _print_parity(variant.parity)
-    accuracy = variant.accuracy
-    if accuracy is not None:
-        low, high = accuracy.interval
-        out.print(
-            f"Accuracy of this file on {accuracy.images} {accuracy.split} "
-            f"images: {accuracy.top1:.1%}  (95% interval {low:.1%} to {high:.1%})"
-        )
-    else:
+    for accuracy in (variant.accuracy, variant.test_accuracy):
+        if accuracy is not None:
+            low, high = accuracy.interval
+            out.print(
+                f"Accuracy of this file on {accuracy.images} {accuracy.split} "
+                f"images: {accuracy.top1:.1%}  (95% interval {low:.1%} to {high:.1%})"
+            )
+    if variant.accuracy is None:
         out.print("Accuracy: not measured, no labelled validation images.")
     if len(bundle.variants) > 1:
         _print_variants(bundle)
+    _print_confidence(bundle)
     size = sum(record.bytes for record in bundle.variants) / 1e6
     files = ", ".join(record.file for record in bundle.variants)
     out.print(
@@ -122,6 +123,15 @@ def _print_bundle(bundle: Bundle) -> None:
     )
     if bundle.manifest.web is not None:
         _print_web(bundle.directory.web, bundle.manifest.web)
+
+
+def _print_confidence(bundle: Bundle) -> None:
+    from edgetl.core.artifacts.confidence_summary import describe_confidence
+
+    for variant in bundle.variants:
+        prefix = f"{variant.name}: " if len(bundle.variants) > 1 else ""
+        for sentence in describe_confidence(variant):
+            out.print(f"{prefix}{sentence}", markup=False, soft_wrap=True)
 
 
 def _print_parity(parity: ParityRecord) -> None:
@@ -159,11 +169,15 @@ def _print_variants(bundle: Bundle) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
+    tested = any(variant.test_accuracy is not None for variant in bundle.variants)
+    accuracy_headings = ["validation top-1", "test top-1"] if tested else ["top-1"]
+    headings = ["MB", "p50 ms", "speed-up [95%]", *accuracy_headings, "drop", "flips"]
     table.add_column("variant")
-    for heading in ("MB", "p50 ms", "speed-up [95%]", "top-1", "drop", "flips", "max |Δlogit|"):
+    for heading in (*headings, "max |Δlogit|"):
         table.add_column(heading, justify="right")
     for variant in bundle.variants:
-        table.add_row(*_variant_cells(variant, variant.name == bundle.manifest.recommended))
+        is_recommended = variant.name == bundle.manifest.recommended
+        table.add_row(*_variant_cells(variant, is_recommended, tested))
     out.print(table)
     for name, reason in bundle.manifest.rejection_reasons.items():
         out.print(f"{name} {reason}.", markup=False, soft_wrap=True)
@@ -172,16 +186,18 @@ def _print_variants(bundle: Bundle) -> None:
             out.print(f"{variant.name}: {note}", markup=False, soft_wrap=True)
 
 
-def _variant_cells(variant: VariantRecord, is_recommended: bool) -> tuple[str, ...]:
+def _variant_cells(variant: VariantRecord, is_recommended: bool, tested: bool) -> tuple[str, ...]:
     from edgetl.export.variant_selection import accuracy_drop
 
-    accuracy = variant.accuracy
+    accuracy, test = variant.accuracy, variant.test_accuracy
+    test_cells = [MISSING_VALUE if test is None else f"{test.top1:.1%}"] if tested else []
     return (
         f"{variant.name} [bold green]recommended[/]" if is_recommended else variant.name,
         f"{variant.bytes / 1e6:.1f}",
         MISSING_VALUE if variant.p50_ms is None else f"{variant.p50_ms:.2f}",
         _format_speedup(variant.latency),
         MISSING_VALUE if accuracy is None else f"{accuracy.top1:.1%}",
+        *test_cells,
         f"{accuracy_drop(variant):.1f}",
         MISSING_VALUE if accuracy is None else str(accuracy.flips),
         f"{variant.parity.path.max_abs_diff:.2g}",

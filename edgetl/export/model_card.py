@@ -12,6 +12,8 @@ from edgetl.core.artifacts.bundle import (
     LatencyRecord,
     VariantRecord,
 )
+from edgetl.core.artifacts.confidence import UNKNOWN_THRESHOLD
+from edgetl.core.artifacts.confidence_summary import describe_confidence
 
 CARD = Template("""# $model: $classes classes
 
@@ -20,13 +22,13 @@ Exported by edgetl $version (run `$run_id`, weights: $weights).
 **Classes:** $labels
 
 **Accuracy:** $accuracy
-
+$test
 **Proof:** on $proof_images $proof_kind images the logits differ from PyTorch's by at most
 $network_diff on identical tensors, and by at most $path_diff from decoded photo to logits, with the
 same label on every image.$fused
 
 **Input** `$input`: $input_format.
-**Outputs:** `logits` and `probabilities`, float32 `[batch, classes]`.
+**Outputs:** `logits` and `probabilities`, float32 `[batch, classes]`$unknown.
 
 **Preprocessing**$where: `$preprocessing`
 
@@ -36,7 +38,7 @@ same label on every image.$fused
     python predict.py photo.jpg
 
 or, with `pip install "edgetl[cpu]"`: `edgetl predict BUNDLE photo.jpg` and `edgetl bench BUNDLE`.
-$cpp$web
+$cpp$web$confidence
 ## Files
 
 | file | bytes | SHA-256 |
@@ -46,6 +48,9 @@ $variants$fixed
 `golden/` contains golden images ($golden) with PyTorch's logits. On a device with other logits the
 model does not run correctly; check with `edgetl verify`.
 """)
+
+_UNKNOWN = f""", and `unknown_score`, float32
+`[batch]`: above {UNKNOWN_THRESHOLD:g} the image is of no known class"""
 
 _FUSED = " The parallel branches that PyTorch's model\nwas trained with are fused into single layers here."
 
@@ -89,6 +94,9 @@ def model_card(manifest: BundleManifest) -> str:
         weights=manifest.run.weights_text,
         labels=label_text,
         accuracy=_accuracy_text(variant.accuracy),
+        test=_test_accuracy_text(variant.test_accuracy),
+        unknown="" if variant.unknown is None else _UNKNOWN,
+        confidence=_confidence_text(compared),
         proof_images=network.images,
         proof_kind=network.kind,
         network_diff=f"{network.max_abs_diff:.2g}",
@@ -119,6 +127,27 @@ def _accuracy_text(accuracy: AccuracyRecord | None) -> str:
     )
 
 
+def _test_accuracy_text(accuracy: AccuracyRecord | None) -> str:
+    if accuracy is None:
+        return ""
+    low, high = accuracy.interval
+    return (
+        f"\n**Test accuracy:** {accuracy.top1:.1%} top-1 (95% interval {low:.1%} to {high:.1%}), "
+        f"macro-F1 {accuracy.macro_f1:.3f}, on {accuracy.images} test images, which had no "
+        "influence on the model.\n"
+    )
+
+
+def _confidence_text(variants: Sequence[VariantRecord]) -> str:
+    lines = [
+        f"- {variant.name}: {sentence}"
+        for variant in variants
+        for sentence in describe_confidence(variant)
+    ]
+    introduction = "Brackets are 95% intervals. Unknown images are of no known class."
+    return "\n".join(["", "## Confidence", "", introduction, "", *lines, ""]) if lines else ""
+
+
 def _fixed_size_text(variant: VariantRecord) -> str:
     if variant.size is None:
         return ""
@@ -143,6 +172,12 @@ def _variants_table(manifest: BundleManifest, variants: Sequence[VariantRecord])
             "Latencies are p50 of one image, network only, "
             f"{baseline.threads} threads, on {baseline.cpu}. "
         )
+    tested = any(variant.test_accuracy is not None for variant in variants)
+    accuracy_columns = "validation top-1 | test top-1" if tested else "top-1"
+    columns = (
+        f"variant | MB | p50 ms | speed-up | {accuracy_columns} | macro-F1 | labels changed | "
+        "mean / max logit difference | method"
+    )
     lines = [
         "",
         "## Variants",
@@ -150,11 +185,10 @@ def _variants_table(manifest: BundleManifest, variants: Sequence[VariantRecord])
         f"Recommended: **{manifest.recommended or 'none: no variant met the limits'}**. {measured}"
         "Measure them on the target device with `edgetl bench`.",
         "",
-        "| variant | MB | p50 ms | speed-up | top-1 | macro-F1 | labels changed "
-        "| mean / max logit difference | method |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| {columns} |",
+        f"|{' --- |' * (columns.count('|') + 1)}",
     ]
-    lines += [f"| {' | '.join(_variant_cells(variant))} |" for variant in variants]
+    lines += [f"| {' | '.join(_variant_cells(variant, tested))} |" for variant in variants]
     lines.append("")
     for name, reason in manifest.rejection_reasons.items():
         lines.append(f"- {name} {reason}.")
@@ -166,18 +200,17 @@ def _variants_table(manifest: BundleManifest, variants: Sequence[VariantRecord])
     return "\n".join(lines)
 
 
-def _variant_cells(variant: VariantRecord) -> Iterator[str]:
+def _variant_cells(variant: VariantRecord, tested: bool) -> Iterator[str]:
     yield variant.name
     yield f"{variant.bytes / 1e6:.2f}"
     yield "" if variant.p50_ms is None else f"{variant.p50_ms:.2f}"
     yield _speedup_text(variant.latency)
-    accuracy = variant.accuracy
-    if accuracy is None:
-        yield from ("", "", "")
-    else:
-        yield f"{accuracy.top1:.1%}"
-        yield f"{accuracy.macro_f1:.3f}"
-        yield str(accuracy.flips)
+    accuracy, test = variant.accuracy, variant.test_accuracy
+    yield "" if accuracy is None else f"{accuracy.top1:.1%}"
+    if tested:
+        yield "" if test is None else f"{test.top1:.1%}"
+    yield "" if accuracy is None else f"{accuracy.macro_f1:.3f}"
+    yield "" if accuracy is None else str(accuracy.flips)
     path = variant.parity.path
     mean = "" if path.mean_abs_diff is None else f"{path.mean_abs_diff:.2g} / "
     yield f"{mean}{path.max_abs_diff:.2g}"

@@ -26,6 +26,13 @@ from edgetl.core.artifacts.bundle import (
     VariantRecord,
     write_bundle_manifest,
 )
+from edgetl.core.artifacts.confidence import (
+    CalibrationFigures,
+    CalibrationRecord,
+    CoverageLevel,
+    UnknownDetector,
+    UnknownRecord,
+)
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.files import sha256_file, write_json
 from edgetl.core.paths import BundleDirectory, RunDirectory
@@ -192,7 +199,11 @@ def _write_predictions(
 
 
 def write_bundle(
-    path: Path, labels: Sequence[str] = CLASSES, timed: bool = True, **changes: Any
+    path: Path,
+    labels: Sequence[str] = CLASSES,
+    timed: bool = True,
+    confident: bool = False,
+    **changes: Any,
 ) -> BundleDirectory:
     """Write a bundle with fp32 and a recommended int8 variant; the files are placeholders.
 
@@ -200,6 +211,7 @@ def write_bundle(
         path: folder of the bundle.
         labels: names of the classes.
         timed: whether the variants have latencies.
+        confident: add test accuracies, calibration, unknown scores and prediction sets.
         changes: other fields of BundleManifest.
     """
     bundle = BundleDirectory(path)
@@ -216,6 +228,9 @@ def write_bundle(
     def record(file: Path) -> FileRecord:
         return FileRecord(file.relative_to(path).as_posix(), sha256_file(file))
 
+    variants = [_fp32_variant(bundle, timed), _int8_variant(bundle, timed)]
+    if confident:
+        variants = [_add_confidence(variant) for variant in variants]
     manifest = BundleManifest(
         edgetl="0.1.0",
         run=RunReference("0123456789ab", "mobilenet_v2", "net.safetensors"),
@@ -231,7 +246,7 @@ def write_bundle(
         client=record(bundle.client),
         cpp_client=record(bundle.cpp_client),
         versions={"torch": "2.9.0"},
-        variants=(_fp32_variant(bundle, timed), _int8_variant(bundle, timed)),
+        variants=tuple(variants),
     )
     write_bundle_manifest(bundle, replace(manifest, **changes))
     return bundle
@@ -274,4 +289,27 @@ def _int8_variant(bundle: BundleDirectory, timed: bool) -> VariantRecord:
         accuracy=replace(_ACCURACY, top1=0.8, drop=3.3, flips=3),
         latency=latency if timed else None,
         report=BuildReport(method="U8S8 per channel"),
+    )
+
+
+def _add_confidence(variant: VariantRecord) -> VariantRecord:
+    """Add every record; calibration helps fp32 only."""
+    helps = variant.name == "fp32"
+    return replace(
+        variant,
+        test_accuracy=AccuracyRecord("test", 40, 0.775, (0.62, 0.88), 0.77, drop=0.0, flips=0),
+        calibration=CalibrationRecord(
+            temperature=1.42 if helps else 1.0,
+            images=30,
+            before=CalibrationFigures(0.083, (0.061, 0.112), 0.52, 0.31),
+            after=CalibrationFigures(0.031, (0.019, 0.055), 0.44, 0.29),
+        ),
+        unknown=UnknownRecord(
+            UnknownDetector("mahalanobis", 0.95),
+            images=30,
+            auroc={"left_out_class": 0.862, "generated": 0.999},
+            caught={"left_out_class": 0.612, "generated": 1.0},
+            candidates={"mahalanobis": 0.93, "energy": 0.88},
+        ),
+        prediction_sets=(CoverageLevel(0.95, 0.231),),
     )

@@ -17,6 +17,8 @@ from edgetl.core.artifacts.bundle import (
     PathParity,
     VariantRecord,
 )
+from edgetl.core.artifacts.confidence import UNKNOWN_THRESHOLD, CalibrationFigures
+from edgetl.core.artifacts.confidence_summary import METHOD_NAMES, name_unknown_kind
 from edgetl.core.artifacts.variant_agreement import describe_disagreements
 from edgetl.core.formatting import (
     MISSING_VALUE,
@@ -64,6 +66,7 @@ def render_bundle_report(bundle: BundleRecord) -> str:
     sections = [
         _summary_section(bundle),
         variants_section(bundle),
+        _confidence_section(bundle),
         _parity_section(bundle),
         _preprocessing_section(bundle),
         _labels_section(bundle),
@@ -97,7 +100,10 @@ def bundle_sentences(bundle: BundleRecord) -> list[str]:
         count = pluralize(len(bundle.variants), "variant")
         sentences = [f"Recommended: {variant.name} ({size}), of {count}."]
         accuracy_of = [variant]
-    sentences += [_accuracy_sentence(variant) for variant in accuracy_of]
+    for item in accuracy_of:
+        sentences.append(_accuracy_sentence(item))
+        if item.test_accuracy is not None:
+            sentences.append(_test_accuracy_sentence(item.name, item.test_accuracy))
     parity = variant.parity.path
     images = pluralize(parity.images, f"{parity.kind} image")
     sentences.append(
@@ -144,17 +150,24 @@ def variants_section(bundle: BundleRecord, results: Sequence[BenchResult] = ()) 
         Column("p50 ms", "number"),
         Column("speed-up", "short", "against fp32, with its 95% interval and verdict"),
     ]
+    tested = any(variant.test_accuracy is not None for variant in bundle.variants)
+    accuracy_columns = [Column("top-1 [95%]", "short")]
+    if tested:
+        accuracy_columns = [
+            Column("validation [95%]", "short", "top-1 on the images that also chose the epoch"),
+            Column("test [95%]", "short", "top-1 on images that had no influence on the model"),
+        ]
     columns = [
         Column("variant"),
         Column("MB", "number"),
-        Column("top-1 [95%]", "short"),
+        *accuracy_columns,
         Column("lost", "number", "top-1 accuracy lost against PyTorch, in points"),
         Column("flips", "number", "images with another label than PyTorch"),
         Column("max |Δlogit|", "number", "against PyTorch"),
         *(latency_columns if timed else []),
         Column("method", "short"),
     ]
-    rows = [TableRow(_variant_cells(bundle, variant, timed)) for variant in bundle.variants]
+    rows = [TableRow(_variant_cells(bundle, variant, timed, tested)) for variant in bundle.variants]
     blocks: list[Markup] = [table("Files of the bundle", columns, rows)]
     if timed:
         blocks.append(
@@ -185,7 +198,9 @@ def variants_section(bundle: BundleRecord, results: Sequence[BenchResult] = ()) 
     return Section("variants", "Variants", tuple(blocks))
 
 
-def _variant_cells(bundle: BundleRecord, variant: VariantRecord, timed: bool) -> tuple[Cell, ...]:
+def _variant_cells(
+    bundle: BundleRecord, variant: VariantRecord, timed: bool, tested: bool
+) -> tuple[Cell, ...]:
     accuracy, latency = variant.accuracy, variant.latency
     recommended = variant.name == bundle.manifest.recommended
     badges = (Badge("recommended", "good"),) if recommended else ()
@@ -194,10 +209,14 @@ def _variant_cells(bundle: BundleRecord, variant: VariantRecord, timed: bool) ->
     if accuracy is not None:
         top1 = _accuracy_cell(accuracy)
         drop, flips = Cell(f"{accuracy.drop:.1f}"), Cell(str(accuracy.flips))
+    test = Cell(MISSING_VALUE)
+    if variant.test_accuracy is not None:
+        test = _accuracy_cell(variant.test_accuracy)
     cells = [
         Cell(variant.name, badges=badges),
         Cell(f"{variant.bytes / 1e6:.1f}"),
         top1,
+        *([test] if tested else []),
         drop,
         flips,
         Cell(f"{variant.parity.path.max_abs_diff:.2g}"),
@@ -236,7 +255,10 @@ def _summary_section(bundle: BundleRecord) -> Section:
         ("size", Cell(f"{variant.bytes / 1e6:.1f} MB")),
     ]
     if variant.accuracy is not None:
-        facts.append(("accuracy", _accuracy_cell(variant.accuracy)))
+        name = "accuracy" if variant.test_accuracy is None else "validation accuracy"
+        facts.append((name, _accuracy_cell(variant.accuracy)))
+    if variant.test_accuracy is not None:
+        facts.append(("test accuracy", _accuracy_cell(variant.test_accuracy)))
     if variant.p50_ms is not None:
         p50 = f"{format_milliseconds(variant.p50_ms)} ms"
         facts.append(("p50, one image", Cell(p50, small="on the exporting machine")))
@@ -264,10 +286,130 @@ def _accuracy_sentence(variant: VariantRecord) -> str:
     )
 
 
+def _test_accuracy_sentence(name: str, accuracy: AccuracyRecord) -> str:
+    low, high = accuracy.interval
+    return (
+        f"Test accuracy of {name}: {format_percent(accuracy.top1)} of "
+        f"{pluralize(accuracy.images, 'test image')} (95% interval {format_percent(low)} to "
+        f"{format_percent(high)}), which had no influence on the model."
+    )
+
+
 def _latency_conditions(bundle: BundleRecord) -> str:
     latency = next(variant.latency for variant in bundle.variants if variant.latency is not None)
     threads = pluralize(latency.threads, "thread")
     return f"p50 of one image, network only, {threads}, on {latency.cpu or 'an unknown CPU'}"
+
+
+def _confidence_section(bundle: BundleRecord) -> Section:
+    tables = [_calibration_table(bundle), _unknown_table(bundle), _prediction_sets_table(bundle)]
+    blocks = tuple(block for table_blocks in tables for block in table_blocks)
+    return Section("confidence", "Confidence", blocks)
+
+
+def _calibration_table(bundle: BundleRecord) -> list[Markup]:
+    columns = [
+        Column("variant"),
+        Column("temperature", "number"),
+        Column("error before [95%]", "short", "expected calibration error, 15 bins"),
+        Column("error after [95%]", "short", "by cross-fitting"),
+        Column("log loss", "number", "before and after"),
+        Column("Brier score", "number", "before and after"),
+    ]
+    rows = []
+    images = 0
+    for variant in bundle.variants:
+        record = variant.calibration
+        if record is None:
+            continue
+        images = record.images
+        before, after = record.before, record.after
+        not_applied = (Badge("not applied", "warn"),) if record.temperature == 1 else ()
+        cells = (
+            Cell(variant.name),
+            Cell(f"{record.temperature:.3f}", badges=not_applied),
+            _calibration_error_cell(before),
+            _calibration_error_cell(after),
+            Cell(f"{before.log_loss:.3f} → {after.log_loss:.3f}"),
+            Cell(f"{before.brier:.3f} → {after.brier:.3f}"),
+        )
+        rows.append(TableRow(cells))
+    if not rows:
+        return []
+    note = (
+        "The logits are divided by the temperature before the softmax; labels do not change. "
+        f"Fitted on {pluralize(images, 'validation image')}; after: each image scored with a "
+        "temperature fitted on others. Not applied: it does not help."
+    )
+    return [table("Calibration of the probabilities", columns, rows), paragraph(note, "note")]
+
+
+def _calibration_error_cell(figures: CalibrationFigures) -> Cell:
+    return Cell(
+        f"{figures.calibration_error:.3f}", small=format_interval(*figures.interval, digits=3)
+    )
+
+
+def _unknown_table(bundle: BundleRecord) -> list[Markup]:
+    records = {
+        variant.name: variant.unknown for variant in bundle.variants if variant.unknown is not None
+    }
+    if not records:
+        return []
+    kinds = list(dict.fromkeys(kind for record in records.values() for kind in record.auroc))
+    columns = [
+        Column("variant"),
+        Column("score"),
+        Column("known accepted", "number", "share of the validation images up to the threshold"),
+        *(
+            Column(f"{name_unknown_kind(kind)} caught", "short", "share above the threshold")
+            for kind in kinds
+        ),
+    ]
+    rows = []
+    for name, record in records.items():
+        cells = [
+            Cell(name),
+            Cell(METHOD_NAMES[record.detector.method]),
+            Cell(format_percent(record.detector.known_share)),
+        ]
+        for kind in kinds:
+            auroc = record.auroc.get(kind)
+            small = "" if auroc is None else f"AUROC {auroc:.3f}"
+            cells.append(Cell(format_percent(record.caught.get(kind)), small=small))
+        rows.append(TableRow(tuple(cells)))
+    images = pluralize(next(iter(records.values())).images, "validation image")
+    note = (
+        f"Images with an unknown_score above {UNKNOWN_THRESHOLD:g} are unknown. The threshold was "
+        f"set on {images}; a class left out resembles the known ones and is usually the hardest kind."
+    )
+    return [table("Unknown images", columns, rows), paragraph(note, "note")]
+
+
+def _prediction_sets_table(bundle: BundleRecord) -> list[Markup]:
+    columns = [
+        Column("variant"),
+        Column("coverage", "number"),
+        Column("least probability", "number", "of the classes in a set"),
+    ]
+    rows = [
+        TableRow(
+            (
+                Cell(variant.name),
+                Cell(f"{level.coverage:.0%}"),
+                Cell(f"{level.min_probability:.4f}"),
+            )
+        )
+        for variant in bundle.variants
+        for level in variant.prediction_sets
+    ]
+    if not rows:
+        return []
+    note = (
+        "A set contains all classes with at least this probability. It contains the true class of "
+        "at least the coverage of new images like the validation images."
+    )
+    return [table("Prediction sets", columns, rows), paragraph(note, "note")]
 
 
 def _parity_section(bundle: BundleRecord) -> Section:
@@ -311,6 +453,9 @@ def _preprocessing_section(bundle: BundleRecord) -> Section:
     if variant.input == "image":
         input_type = "uint8 [batch, height, width, 3], RGB, images of any size"
         text = "The ONNX model includes all of this except decoding."
+    outputs = "logits and probabilities, float32 [batch, classes]"
+    if variant.unknown is not None:
+        outputs += "; unknown_score, float32 [batch]"
     mean, std = _format_channels(preprocessing.mean), _format_channels(preprocessing.std)
     steps = [
         "Decode to RGB, apply the EXIF orientation, and replace transparency by white.",
@@ -322,7 +467,7 @@ def _preprocessing_section(bundle: BundleRecord) -> Section:
     ]
     pairs = [
         ("input", Cell(input_type)),
-        ("outputs", Cell("logits and probabilities, float32 [batch, classes]")),
+        ("outputs", Cell(outputs)),
         ("opset", Cell(str(variant.opset))),
     ]
     parameters = [

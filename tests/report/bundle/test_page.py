@@ -75,6 +75,31 @@ def test_bundle_page_without_accuracy(tmp_path: Path) -> None:
     )
 
 
+def test_bundle_page_shows_test_accuracy_and_confidence(tmp_path: Path) -> None:
+    page = bundle_page(write_bundle(tmp_path / "bundle", confident=True).path)
+    assert page.sections[:3] == ["summary", "variants", "confidence"]
+    for words in (
+        "Test accuracy of int8: 77.5% of 40 test images (95% interval 62.0% to 88.0%)",
+        "validation accuracy 80.0% [66.0%, 93.0%] test accuracy 77.5% [62.0%, 88.0%]",
+        "variant MB validation [95%] test [95%] lost",
+        "fp32 1.420 0.083 [0.061, 0.112] 0.031 [0.019, 0.055] 0.520 → 0.440 0.310 → 0.290",
+        "int8 1.000 not applied 0.083",
+        "a class left out caught generated images caught",
+        "distance to the nearest class mean (Mahalanobis) 95.0% 61.2% AUROC 0.862 100.0% "
+        "AUROC 0.999",
+        "fp32 95% 0.2310",
+        "unknown_score, float32 [batch]",
+    ):
+        assert words in page.text, words
+
+
+def test_bundle_page_without_records_has_no_empty_headings(tmp_path: Path) -> None:
+    page = bundle_page(write_bundle(tmp_path / "bundle").path)
+    assert "confidence" not in page.sections
+    for word in ("test", "temperature", "unknown_score", "Prediction sets"):
+        assert word not in page.text.lower().replace("latest", ""), word
+
+
 def test_bundle_page_reports_altered_and_missing_files(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     bundle.variant("int8").write_bytes(b"another")

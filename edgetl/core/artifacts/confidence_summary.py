@@ -1,0 +1,85 @@
+"""Sentences about calibration, unknown images and prediction sets, for cards and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from edgetl.core.artifacts.bundle import VariantRecord
+from edgetl.core.artifacts.confidence import (
+    CalibrationFigures,
+    CalibrationRecord,
+    CoverageLevel,
+    UnknownMethod,
+    UnknownRecord,
+)
+from edgetl.core.formatting import format_percent, pluralize
+
+METHOD_NAMES: dict[UnknownMethod, str] = {
+    "mahalanobis": "distance to the nearest class mean (Mahalanobis)",
+    "knn": "distance to the nearest training images",
+    "energy": "energy of the logits",
+    "max_logit": "largest logit",
+}
+_UNKNOWN_KIND_NAMES = {
+    "left_out_class": "a class left out",
+    "generated": "generated images",
+    "corrupted": "corrupted images",
+}
+
+
+def name_unknown_kind(kind: str) -> str:
+    """Return the readable name of a kind of unknown images."""
+    return _UNKNOWN_KIND_NAMES.get(kind, kind.replace("_", " "))
+
+
+def describe_confidence(variant: VariantRecord) -> Iterator[str]:
+    """Yield a sentence for each record of a variant; nothing for a variant without records."""
+    if variant.calibration is not None:
+        yield _describe_calibration(variant.calibration)
+    if variant.unknown is not None:
+        yield _describe_unknown(variant.unknown)
+    if variant.prediction_sets:
+        yield _describe_prediction_sets(variant.prediction_sets)
+
+
+def _describe_calibration(record: CalibrationRecord) -> str:
+    images = pluralize(record.images, "validation image")
+    before, after = _error_text(record.before), _error_text(record.after)
+    if record.temperature == 1:
+        return (
+            f"Calibration error {before} on {images}; a temperature would not help ({after}) and "
+            "is left out."
+        )
+    return (
+        f"Calibration error {before} on {images}, {after} after division of the logits by the "
+        f"temperature {record.temperature:.3g}."
+    )
+
+
+def _error_text(figures: CalibrationFigures) -> str:
+    low, high = figures.interval
+    return f"{figures.calibration_error:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _describe_unknown(record: UnknownRecord) -> str:
+    detector = record.detector
+    parts = []
+    for kind, auroc in record.auroc.items():
+        caught = record.caught.get(kind)
+        share = "" if caught is None else f"{format_percent(caught)} caught, "
+        parts.append(f"{name_unknown_kind(kind)} {share}AUROC {auroc:.3f}")
+    text = (
+        f"Unknown images by the {METHOD_NAMES[detector.method]}: "
+        f"{format_percent(detector.known_share)} of "
+        f"{pluralize(record.images, 'validation image')} accepted"
+    )
+    return f"{'; '.join([text, *parts])}."
+
+
+def _describe_prediction_sets(levels: Sequence[CoverageLevel]) -> str:
+    parts = [
+        f"{level.coverage:.0%} coverage with all classes of probability {level.min_probability:.3g} "
+        "or more"
+        for level in levels
+    ]
+    return f"Prediction sets: {'; '.join(parts)}."
