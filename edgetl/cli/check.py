@@ -25,7 +25,7 @@ def check(
         Path,
         typer.Argument(
             metavar="DATA",
-            help="Folder with train/ and val/ folders of classes, or one folder of classes.",
+            help="Folder with train/, val/ and test/ folders of classes, or one folder of classes.",
             show_default=False,
         ),
     ],

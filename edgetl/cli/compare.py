@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from edgetl.experiment.plan import ExperimentPlan
     from edgetl.report.compare.tables import TextTable
 
-_RECIPE_OPTIONS = ("weights", "preset", "val_split", "allow_leaks", "device")
+_RECIPE_OPTIONS = ("weights", "preset", "val_split", "test_split", "allow_leaks", "device")
 """Fields of FinetuneConfig that are options of `edgetl compare` as well."""
 
 
@@ -32,7 +32,7 @@ def compare(
         Path,
         typer.Argument(
             metavar="DATA",
-            help="Folder with train/ and val/ folders of classes, or one folder of classes.",
+            help="Folder with train/, val/ and test/ folders of classes, or one folder of classes.",
             show_default=False,
         ),
     ],

@@ -14,7 +14,7 @@ from edgetl.cli.console import err, heavy_imports, out
 from edgetl.cli.interruption import interrupted_exit_status
 from edgetl.core.artifacts.measured_choices import find_changed_choice_inputs
 from edgetl.core.artifacts.run_config import RecordedRun, read_recorded_run
-from edgetl.core.artifacts.run_metrics import ValidationMetrics, read_metrics
+from edgetl.core.artifacts.run_metrics import HeldOutMetrics, read_metrics
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.config.options import get_flags
 from edgetl.core.config.presets import resolve_config
@@ -32,7 +32,7 @@ def finetune(
     data: Annotated[
         Path | None,
         typer.Argument(
-            help="Folder with train/ and val/ folders of classes, or one folder of classes.",
+            help="Folder with train/, val/ and test/ folders of classes, or one folder of classes.",
             metavar="DATA",
             show_default=False,
         ),
@@ -171,7 +171,13 @@ def _print_summary(run: RunDirectory) -> None:
         f"\n{metrics.model}, {len(metrics.classes)} classes, best epoch {metrics.best_epoch}",
         markup=False,
     )
-    out.print(_describe_accuracy(metrics.val), style="bold", markup=False, soft_wrap=True)
+    val, test = metrics.val, metrics.test
+    if val is None:
+        out.print("Validation accuracy: not measured, no validation images.", style="bold")
+    else:
+        _print_accuracy("Validation", val)
+    if test is not None:
+        _print_accuracy("Test", test)
     out.print(
         f"Time: {metrics.seconds['total']:.0f} s on {metrics.device} ({metrics.precision})",
         markup=False,
@@ -180,13 +186,14 @@ def _print_summary(run: RunDirectory) -> None:
     out.print(f"Next: edgetl export {path}", markup=False, soft_wrap=True)
 
 
-def _describe_accuracy(val: ValidationMetrics | None) -> str:
-    if val is None:
-        return "Validation accuracy: not measured, no validation images."
-    low, high = val.interval
-    return (
-        f"Validation accuracy: {val.accuracy:.1%} of {val.images} images "
-        f"(95% interval {low:.1%} to {high:.1%})"
+def _print_accuracy(split: str, metrics: HeldOutMetrics) -> None:
+    low, high = metrics.interval
+    out.print(
+        f"{split} accuracy: {metrics.accuracy:.1%} of {metrics.images} images "
+        f"(95% interval {low:.1%} to {high:.1%})",
+        style="bold",
+        markup=False,
+        soft_wrap=True,
     )
 
 

@@ -89,6 +89,11 @@ class RunDirectory:
         return self.path / "predictions.csv"
 
     @property
+    def test_predictions(self) -> Path:
+        """Table like `predictions`, of the test images; only if there are any."""
+        return self.path / "test_predictions.csv"
+
+    @property
     def checkpoint(self) -> Path:
         """State for `edgetl finetune --resume`; removed when the run finishes."""
         return self.path / "checkpoint" / "state.safetensors"

@@ -23,7 +23,7 @@ from edgetl.core.artifacts.bundle import (
     write_bundle_manifest,
 )
 from edgetl.core.artifacts.model_metadata import ModelMetadata
-from edgetl.core.artifacts.run_metrics import ValidationMetrics, read_trained_run
+from edgetl.core.artifacts.run_metrics import HeldOutMetrics, read_trained_run
 from edgetl.core.config.export import ExportConfig, name_fixed_size_variant
 from edgetl.core.errors import DataError, ExportError
 from edgetl.core.paths import BundleDirectory, RunDirectory, StrPath
@@ -70,7 +70,7 @@ class _ExportInputs:
     calibration_labels: Sequence[str] | None
     calibration_kind: str
     plots: Path | None = None
-    expected: ValidationMetrics | None = None
+    expected: HeldOutMetrics | None = None
     """The run's metrics for the proof images."""
 
 

@@ -27,6 +27,7 @@ from edgetl.train.common.distributed import (
 )
 from edgetl.train.common.run_choices import use_recorded_threads
 from edgetl.train.data.loader import ImageDataset, ImageLoader
+from edgetl.train.data.splits import SplitEntry
 from edgetl.train.engine.checkpoint import checkpoint_errors
 from edgetl.train.engine.determinism import deterministic_algorithms, report_determinism_cost
 from edgetl.train.engine.optim import Loss
@@ -278,7 +279,8 @@ def _build_phase_builder(
     setup: RunSetup, progress: TrainingProgress, deadline: float | None
 ) -> PhaseBuilder:
     config = setup.config
-    entries = setup.data.entries
+    # Test images stay out. Neither do they shift the indices, which seed the augmentation.
+    entries = setup.data.entries_in("train", "val")
     device = setup.compute_config.device
     model = setup.adapted_model.model
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -303,7 +305,7 @@ def _build_phase_builder(
         val_indices=indices["val"],
         preprocessing=setup.preprocessing,
         compute_config=setup.compute_config,
-        feature_key=_feature_key(setup, indices),
+        feature_key=_feature_key(setup, entries, indices),
         cache_budget_bytes=config.cache_budget or 0,
         deadline=deadline if recorded_epochs is None else None,
         progress=progress,
@@ -324,13 +326,14 @@ def _build_phase_builder(
     return PhaseBuilder(context, phases)
 
 
-def _feature_key(setup: RunSetup, indices: dict[str, list[int]]) -> dict[str, Any]:
+def _feature_key(
+    setup: RunSetup, entries: Sequence[SplitEntry], indices: dict[str, list[int]]
+) -> dict[str, Any]:
     """Return the facts that cached features depend on, besides the views."""
     config = setup.config
     compute_config = setup.compute_config
     on_cpu = compute_config.device.type == "cpu"
     on_gpu = compute_config.device.type == "cuda"
-    entries = setup.data.entries
     return {
         "format": 1,
         "model": config.model,

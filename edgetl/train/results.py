@@ -17,22 +17,25 @@ from edgetl.core.artifacts.run_config import RunConfiguration, WeightsInfo, read
 from edgetl.core.artifacts.run_metrics import (
     FeatureReport,
     FinalModel,
+    HeldOutMetrics,
     ParameterCounts,
     RunMetrics,
     TrainMetrics,
-    ValidationMetrics,
 )
 from edgetl.core.files import sha256_file
 from edgetl.core.paths import RunDirectory
 from edgetl.core.statistics import class_scores, macro_f1, wilson_interval
 from edgetl.device.hardware.info import peak_memory_bytes
+from edgetl.train.data.loader import ImageDataset, ImageLoader
 from edgetl.train.data.splits import SplitEntry, write_rejected, write_split
 from edgetl.train.engine.evaluation import Evaluation, evaluate
 from edgetl.train.engine.phases import TrainablePhase
 from edgetl.train.engine.trainer import Trainer
+from edgetl.train.features.partition import wrap_channels_last
 from edgetl.train.plots import draw_plots
 from edgetl.train.setup import RunSetup
 
+_TEST_BATCH_SIZE = 64
 PACKAGES = ("torch", "torchvision", "albumentations", "numpy", "pillow", "safetensors")
 
 
@@ -52,25 +55,26 @@ def _version(package: str) -> str | None:
         return None
 
 
-def val_metrics(val: Evaluation, labels: Sequence[str]) -> ValidationMetrics:
-    """Return the metrics on the validation images; top-5 accuracy above 5 classes."""
-    confusion = val.confusion_matrix()
-    return ValidationMetrics(
-        images=len(val.targets),
-        accuracy=val.accuracy,
-        interval=wilson_interval(val.correct_count, len(val.targets)),
-        top5_accuracy=val.top_k_accuracy(5) if len(labels) > 5 else None,
-        loss=val.loss,
-        calibration_error=val.calibration_error,
+def compute_metrics(evaluation: Evaluation, labels: Sequence[str]) -> HeldOutMetrics:
+    """Return the metrics of an evaluation; top-5 accuracy above 5 classes."""
+    confusion = evaluation.confusion_matrix()
+    return HeldOutMetrics(
+        images=len(evaluation.targets),
+        accuracy=evaluation.accuracy,
+        interval=wilson_interval(evaluation.correct_count, len(evaluation.targets)),
+        top5_accuracy=evaluation.top_k_accuracy(5) if len(labels) > 5 else None,
+        loss=evaluation.loss,
+        calibration_error=evaluation.calibration_error,
         macro_f1=macro_f1(confusion),
         per_class=dict(zip(labels, class_scores(confusion), strict=True)),
     )
 
 
 def make_predictions(
-    data: Path, entries: Sequence[SplitEntry], val: Evaluation, labels: Sequence[str]
+    data: Path, entries: Sequence[SplitEntry], evaluation: Evaluation, labels: Sequence[str]
 ) -> list[PredictionRecord]:
     """Return the lines of predictions.csv, with paths as in split.csv."""
+    predicted_classes, targets = evaluation.predictions.tolist(), evaluation.targets.tolist()
     return [
         PredictionRecord(
             path=entry.path.relative_to(data).as_posix(),
@@ -80,7 +84,7 @@ def make_predictions(
             label_probability=float(probabilities[target]),
         )
         for entry, probabilities, predicted, target in zip(
-            entries, val.probabilities, val.predictions.tolist(), val.targets.tolist(), strict=True
+            entries, evaluation.probabilities, predicted_classes, targets, strict=True
         )
     ]
 
@@ -120,7 +124,7 @@ def write_results(
     features_report: FeatureReport,
     start: float,
 ) -> None:
-    """Write predictions.csv, metrics.json and plots for the best weights; remove the checkpoint.
+    """Write predictions, metrics.json and plots for the best weights; remove the checkpoint.
 
     All processes evaluate, and the main process writes.
 
@@ -137,20 +141,25 @@ def write_results(
         last_phase.forward, last_phase.batch_source.iter_train_eval_batches(), processes
     )
     val = trainer.validate(last_phase)
+    test = _evaluate_test_images(setup)
     if not processes.is_main:
         return
     trainer.add_seconds("evaluation", time.perf_counter() - evaluation_start)
     assert trainer.best is not None
+    folder, classes = setup.data.folder, tuple(setup.data.labels)
     entries = setup.data.entries_in("val")
     if val is not None:
-        predictions = make_predictions(setup.data.folder, entries, val, setup.data.labels)
-        write_predictions(setup.run, predictions)
-    classes = tuple(setup.data.labels)
+        predictions = make_predictions(folder, entries, val, classes)
+        write_predictions(setup.run.predictions, predictions)
+    if test is not None:
+        predictions = make_predictions(folder, setup.data.entries_in("test"), test, classes)
+        write_predictions(setup.run.test_predictions, predictions)
     RunMetrics(
         model=setup.config.model,
         classes=classes,
         train=TrainMetrics(len(train.targets), train.accuracy),
-        val=None if val is None else val_metrics(val, classes),
+        val=None if val is None else compute_metrics(val, classes),
+        test=None if test is None else compute_metrics(test, classes),
         seconds={"total": time.perf_counter() - start, **trainer.seconds},
         parameters=ParameterCounts(
             sum(parameter.numel() for parameter in model.parameters()),
@@ -172,6 +181,33 @@ def write_results(
     # Plots come last, so that an error in a plot does not lose the metrics.
     draw_plots(setup.run, trainer.records, trainer.best, val, entries, setup.data.labels)
     shutil.rmtree(setup.run.checkpoint.parent, ignore_errors=True)
+
+
+def _evaluate_test_images(setup: RunSetup) -> Evaluation | None:
+    """Evaluate the model on the test images, which nothing before has used.
+
+    All processes call it.
+    """
+    entries = setup.data.entries_in("test")
+    if not entries:
+        return None
+    compute_config, preprocessing = setup.compute_config, setup.preprocessing
+    # They are read once, so they need no place in the cache of decoded images.
+    setup.decoded_cache.stop_caching()
+    images = ImageDataset(
+        entries, setup.data.labels, setup.augmentation, preprocessing, setup.decoded_cache
+    )
+    pin_memory = compute_config.device.type == "cuda"
+    loader = ImageLoader(images, setup.config.workers or 0, pin_memory)
+    batches = loader.iter_eval_batches(setup.processes.shard(len(entries)), _TEST_BATCH_SIZE)
+    return evaluate(
+        wrap_channels_last(setup.adapted_model.model.eval()),
+        (
+            ((compute_config.to_model_input(pixels, preprocessing),), labels)
+            for pixels, labels in batches
+        ),
+        setup.processes,
+    )
 
 
 def _weights_info(setup: RunSetup) -> WeightsInfo:

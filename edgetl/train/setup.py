@@ -170,6 +170,7 @@ def _read_data(
         lambda: read_dataset(
             Path(config.data),
             config.val_split,
+            config.test_split,
             config.resolved_split_seed,
             progress.on_progress,
             decoded_cache,
@@ -230,7 +231,8 @@ def _resolve_config(
     workers = config.workers
     if workers is None:
         cores = available_cores() // processes.local_group.world_size
-        workers = default_workers(len(data.entries), cores, compute_config.device.type)
+        images = len(data.entries_in("train", "val"))
+        workers = default_workers(images, cores, compute_config.device.type)
     return replace(
         config,
         data=data.folder,
@@ -294,9 +296,11 @@ def _report_setup(data: SplitDataset, config: FinetuneConfig, progress: Training
         progress.warn(warning)
     train_images = len(data.entries_in("train"))
     val_images = len(data.entries_in("val"))
-    progress.note(
-        f"{len(data.labels)} classes, {train_images} training and {val_images} validation images."
-    )
+    test_images = len(data.entries_in("test"))
+    images = f"{train_images} training and {val_images} validation images"
+    if test_images:
+        images = f"{train_images} training, {val_images} validation and {test_images} test images"
+    progress.note(f"{len(data.labels)} classes, {images}.")
     if not val_images:
         progress.warn(
             "Training without validation images: "

@@ -279,6 +279,7 @@ OPTION_VALUES: dict[str, tuple[str, str, Any]] = {
         non_default("sampling", Sampling),
     ),
     "--val-split": ("0.77", "val_split", 0.77),
+    "--test-split": ("0.11", "test_split", 0.11),
     "--seed": ("7", "seed", 7),
     "--split-seed": ("8", "split_seed", 8),
     "--device": (non_default("device", Device), "device", non_default("device", Device)),

@@ -50,6 +50,7 @@ def write_run(
     confusion: Sequence[Sequence[int]] = CONFUSION,
     finished: bool = True,
     validated: bool = True,
+    tested: bool = False,
     older: bool = False,
     data: Path = Path("/photos/flowers"),
     **config: Any,
@@ -62,6 +63,7 @@ def write_run(
         confusion: confusion matrix [true][predicted] on the validation images.
         finished: write metrics, plots and predictions.
         validated: include validation results.
+        tested: include results of test images, which are as the validation images.
         older: leave out files and fields that early versions did not write: predictions, elapsed
             times and peak memory.
         data: folder of the data set.
@@ -72,6 +74,8 @@ def write_run(
         "train": dict.fromkeys(classes, 40),
         "val": {label: sum(row) for label, row in zip(classes, confusion, strict=True)},
     }
+    if tested:
+        counts["test"] = counts["val"]
     write_json(
         run.config,
         {
@@ -95,13 +99,15 @@ def write_run(
     )
     _write_history(run, validated, older)
     if finished:
-        _write_metrics(run, classes, confusion, validated, older)
+        _write_metrics(run, classes, confusion, validated, tested, older)
         run.plots.mkdir()
         noise = np.random.default_rng(0).integers(0, 255, (400, 600, 3), np.uint8)
         for name in ("mistakes", "confusion_matrix"):
             Image.fromarray(noise).save(run.plots / f"{name}.png")
         if validated and not older:
-            _write_predictions(run, classes, confusion)
+            _write_predictions(run.predictions, classes, confusion)
+        if tested:
+            _write_predictions(run.test_predictions, classes, confusion)
     return run
 
 
@@ -131,6 +137,7 @@ def _write_metrics(
     classes: Sequence[str],
     confusion: Sequence[Sequence[int]],
     validated: bool,
+    tested: bool,
     older: bool,
 ) -> None:
     total = sum(map(sum, confusion))
@@ -154,6 +161,7 @@ def _write_metrics(
             "classes": list(classes),
             "train": {"images": 120, "accuracy": 0.975},
             "val": val if validated else None,
+            **({"test": val} if tested else {}),
             "seconds": {
                 "total": 21.5,
                 "reading": 2.0,
@@ -174,7 +182,7 @@ def _write_metrics(
 
 
 def _write_predictions(
-    run: RunDirectory, classes: Sequence[str], confusion: Sequence[Sequence[int]]
+    path: Path, classes: Sequence[str], confusion: Sequence[Sequence[int]]
 ) -> None:
     rows = []
     number = 0
@@ -185,14 +193,14 @@ def _write_predictions(
                 probability = 0.5 + 0.4 * (number / 40 % 1)
                 rows.append(
                     (
-                        f"val/{classes[true]}/{number}.jpg",
+                        f"{classes[true]}/{number}.jpg",
                         classes[true],
                         classes[predicted],
                         f"{probability:.6f}",
                         f"{1 - probability:.6f}",
                     )
                 )
-    with run.predictions.open("w", encoding="utf-8", newline="") as stream:
+    with path.open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(("path", "label", "predicted", "probability", "label_probability"))
         writer.writerows(rows)

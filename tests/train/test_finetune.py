@@ -344,23 +344,61 @@ def test_float16_trains_with_scaled_gradients(
 def test_metrics_match_the_saved_model_for_every_option(
     config: FinetuneConfig, change: dict[str, Any]
 ) -> None:
-    run = finetune(replace(config, **change))
+    run = finetune(replace(config, test_split=0.3, **change))
     metrics, model = metrics_of(run), load_model(run)
-    rows = [row for row in read_entries(run) if row.split == "val"]
-    with torch.inference_mode():
-        logits = [
-            model.model(torch.from_numpy(preprocess(load_image(row.path), model.preprocessing)))
-            for row in rows
+    for split, images in (("val", 6), ("test", 9)):
+        rows = [row for row in read_entries(run) if row.split == split]
+        assert len(rows) == metrics[split]["images"] == images
+        with torch.inference_mode():
+            logits = [
+                model.model(torch.from_numpy(preprocess(load_image(row.path), model.preprocessing)))
+                for row in rows
+            ]
+        correct = [
+            model.labels[int(output.argmax())] == row.label
+            for output, row in zip(logits, rows, strict=True)
         ]
-    correct = [
-        model.labels[int(output.argmax())] == row.label
-        for output, row in zip(logits, rows, strict=True)
+        assert sum(correct) / len(correct) == metrics[split]["accuracy"]
+        targets = torch.tensor([model.labels.index(row.label) for row in rows])
+        loss = float(torch.nn.functional.cross_entropy(torch.cat(logits), targets))
+        assert loss == pytest.approx(metrics[split]["loss"], rel=1e-3)
+
+
+def test_test_images_have_figures_and_predictions(config: FinetuneConfig) -> None:
+    progress = RecordingProgress()
+    run = finetune(replace(config, test_split=0.2, epochs=1, finetune_epochs=0), progress)
+    assert "3 classes, 18 training, 6 validation and 6 test images." in progress.notes
+    metrics, entries = metrics_of(run), read_entries(run)
+    assert metrics["test"].keys() == metrics["val"].keys()
+    counts = json.loads(run.config.read_text())["data"]["counts"]
+    assert counts["test"] == {"blue": 2, "green": 2, "red": 2}
+    with run.test_predictions.open(newline="") as stream:
+        predictions = list(csv.DictReader(stream))
+    assert [row["path"] for row in predictions] == [
+        path_in(run, entry.path) for entry in entries if entry.split == "test"
     ]
-    assert sum(correct) / len(correct) == metrics["val"]["accuracy"]
-    targets = torch.tensor([model.labels.index(row.label) for row in rows])
-    assert float(torch.nn.functional.cross_entropy(torch.cat(logits), targets)) == pytest.approx(
-        metrics["val"]["loss"], rel=1e-3
-    )
+    correct = [row["label"] == row["predicted"] for row in predictions]
+    assert sum(correct) / len(correct) == metrics["test"]["accuracy"]
+    low, high = metrics["test"]["accuracy_ci95"]
+    assert low <= metrics["test"]["accuracy"] <= high
+
+
+def test_run_without_test_images_has_no_test_figures(config: FinetuneConfig) -> None:
+    run = finetune(replace(config, epochs=1, finetune_epochs=0))
+    assert metrics_of(run).keys() == METRICS_KEYS
+    assert json.loads(run.config.read_text())["data"]["counts"].keys() == {"train", "val"}
+    assert not run.test_predictions.exists()
+
+
+def test_test_images_without_validation_images_are_evaluated(config: FinetuneConfig) -> None:
+    run = finetune(replace(config, val_split=0, test_split=0.2, epochs=1, finetune_epochs=0))
+    assert metrics_of(run)["val"] is None
+    assert metrics_of(run)["test"]["images"] == 6
+
+
+def test_val_and_test_split_leave_training_images() -> None:
+    with pytest.raises(ConfigError, match=r"must leave images to train on, got 0\.5 and 0\.5"):
+        FinetuneConfig("data", val_split=0.5, test_split=0.5)
 
 
 def test_target_accuracy_ends_training(config: FinetuneConfig) -> None:

@@ -41,6 +41,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "clip_gradient": 1.0,
         "sampling": "balanced",
         "unfreeze": "2",
+        "test_split": 0.2,
     },
 }
 KILLS = 10
@@ -133,7 +134,8 @@ def run_snapshot(run: RunDirectory) -> dict[str, Any]:
         "predictions": run.predictions.read_text(),
         "history": history,
         "metrics": {
-            name: metrics[name] for name in ("train", "val", "best_epoch", "ended", "parameters")
+            name: metrics.get(name)
+            for name in ("train", "val", "test", "best_epoch", "ended", "parameters")
         },
         "files": sorted(path.name for path in run.path.iterdir()),
     }

@@ -150,6 +150,12 @@ class ExperimentRow:
     val_accuracy: float
     val_range: tuple[float, float]
     ci95: tuple[float, float]
+    test_accuracy: float | None = field(
+        default=None, kw_only=True, metadata=in_json(omit_default=True)
+    )
+    test_interval: tuple[float, float] | None = field(
+        default=None, kw_only=True, metadata=in_json(key="test_ci95", omit_default=True)
+    )
     gap: float
     seconds: float
     seconds_to_target: float | None
@@ -167,6 +173,8 @@ class ExperimentRow:
             val_accuracy=row.val_accuracy,
             val_range=row.val_range,
             ci95=row.ci95,
+            test_accuracy=row.test_accuracy,
+            test_interval=row.test_interval,
             gap=row.gap,
             seconds=row.seconds,
             seconds_to_target=row.seconds_to_accuracy(target_accuracy),
@@ -371,6 +379,8 @@ def _check_run(run: StrategyRun, classes: int) -> None:
         return
     if not run.correct or not set(run.correct) <= {"0", "1"} or not run.epochs or run.seconds <= 0:
         raise FieldError(f"{run.name} has finished without predictions, epochs or time")
+    if not set(run.test_correct) <= {"0", "1"}:
+        raise FieldError(f"test_correct of {run.name} must consist of 0 and 1")
     if len(run.confusion) != classes or any(
         len(counts) != classes or min(counts) < 0 for counts in run.confusion
     ):

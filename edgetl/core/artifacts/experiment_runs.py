@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import fmean, median
 
-from edgetl.core.artifacts.run import EpochRecord, RunRecord
+from edgetl.core.artifacts.run import EpochRecord, PredictionRecord, RunRecord
 from edgetl.core.statistics import wilson_interval
+from edgetl.core.typed_json import in_json
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class StrategyRun:
     epochs: tuple[StrategyEpoch, ...] = ()
     correct: str = ""
     """Predictions on the validation images in the order of split.csv: 1 is correct, 0 wrong."""
+    test_correct: str = field(default="", metadata=in_json(omit_default=True))
+    """The same for the test images, if there are any."""
     confusion: tuple[tuple[int, ...], ...] = ()
     """Confusion matrix: counts of validation images [true][predicted]."""
 
@@ -83,9 +87,8 @@ class StrategyRun:
             precision=metrics.precision,
             weights=metrics.weights.source,
             epochs=tuple(_summarize_epoch(epoch) for epoch in record.history),
-            correct="".join(
-                "1" if item.label == item.predicted else "0" for item in record.predictions or ()
-            ),
+            correct=_mark_correct(record.predictions),
+            test_correct=_mark_correct(record.test_predictions),
             confusion=tuple(map(tuple, confusion)),
         )
 
@@ -98,6 +101,13 @@ class StrategyRun:
     def val_accuracy(self) -> float:
         """Validation accuracy of the best weights."""
         return sum(self.correct_mask) / len(self.correct_mask)
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Test accuracy of the best weights; None without test images."""
+        if not self.test_correct:
+            return None
+        return self.test_correct.count("1") / len(self.test_correct)
 
     @property
     def images_per_second(self) -> float:
@@ -117,10 +127,19 @@ class StrategyRun:
         )
 
 
+def _mark_correct(predictions: Sequence[PredictionRecord] | None) -> str:
+    return "".join("1" if item.label == item.predicted else "0" for item in predictions or ())
+
+
 def _summarize_epoch(epoch: EpochRecord) -> StrategyEpoch:
     if epoch.elapsed is None or epoch.val_accuracy is None:
         raise ValueError(f"epoch {epoch.epoch} has no time or no validation accuracy")
     return StrategyEpoch(epoch.phase, epoch.elapsed, epoch.train_accuracy, epoch.val_accuracy)
+
+
+def _mean_interval(accuracy: float, images: int) -> tuple[float, float]:
+    low, high = wilson_interval(round(accuracy * images), images)
+    return min(low, accuracy), max(high, accuracy)
 
 
 @dataclass(frozen=True)
@@ -163,9 +182,21 @@ class StrategyResult:
         It accounts neither for the variation between seeds nor for the best epoch being selected on
         the same images.
         """
-        images = len(self.first_run.correct_mask)
-        low, high = wilson_interval(round(self.val_accuracy * images), images)
-        return min(low, self.val_accuracy), max(high, self.val_accuracy)
+        return _mean_interval(self.val_accuracy, len(self.first_run.correct_mask))
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """Mean test accuracy over seeds; None unless all runs have test images."""
+        accuracies = [run.test_accuracy for run in self.runs if run.test_accuracy is not None]
+        return fmean(accuracies) if len(accuracies) == len(self.runs) else None
+
+    @property
+    def test_interval(self) -> tuple[float, float] | None:
+        """95% interval of the mean test accuracy; it does not account for the seeds."""
+        accuracy = self.test_accuracy
+        if accuracy is None:
+            return None
+        return _mean_interval(accuracy, len(self.first_run.test_correct))
 
     @property
     def train_accuracy(self) -> float:

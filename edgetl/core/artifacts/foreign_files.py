@@ -15,7 +15,7 @@ from edgetl.core.typed_json import JsonObject
 
 _RUN_FILES = re.compile(
     r"""
-      (config|metrics|mlflow)\.json | (split|rejected|predictions)\.csv | history\.jsonl
+      (config|metrics|mlflow)\.json | (split|rejected|predictions|test_predictions)\.csv | history\.jsonl
     | weights\.safetensors | report\.html | \.lock
     | \.bundle\.lock | \.bundle\.partial-[^/]+/.+
     | plots/(curves|confusion_matrix|mistakes|flips_[\w-]+)\.png

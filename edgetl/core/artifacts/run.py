@@ -72,7 +72,7 @@ class EpochRecord:
 
 @dataclass(frozen=True)
 class PredictionRecord:
-    """Prediction for one validation image: a line of predictions.csv."""
+    """Prediction for one validation or test image: a line of predictions.csv."""
 
     path: str
     label: str
@@ -91,6 +91,7 @@ class RunRecord:
     """None if the run has not finished."""
     history: tuple[EpochRecord, ...]
     predictions: tuple[PredictionRecord, ...] | None
+    test_predictions: tuple[PredictionRecord, ...] | None
     rejected_files: tuple[tuple[str, str], ...]
     """Path and reason."""
 
@@ -126,9 +127,19 @@ class RunRecord:
     @property
     def confusion(self) -> list[list[int]] | None:
         """Counts [true][predicted] of the validation images; None without predictions.csv."""
-        if not self.predictions:
+        return self._count_confusions(self.predictions)
+
+    @property
+    def test_confusion(self) -> list[list[int]] | None:
+        """Counts [true][predicted] of the test images; None without test_predictions.csv."""
+        return self._count_confusions(self.test_predictions)
+
+    def _count_confusions(
+        self, predictions: Sequence[PredictionRecord] | None
+    ) -> list[list[int]] | None:
+        if not predictions:
             return None
-        counts = Counter((record.label, record.predicted) for record in self.predictions)
+        counts = Counter((record.label, record.predicted) for record in predictions)
         return [[counts[true, predicted] for predicted in self.classes] for true in self.classes]
 
     def to_json(self) -> JsonObject:
@@ -163,7 +174,8 @@ def read_run_record(path: Path) -> RunRecord:
         configuration=configuration,
         metrics=metrics,
         history=read_history(run),
-        predictions=_read_predictions(run, configuration.classes),
+        predictions=_read_predictions(run.predictions, configuration.classes),
+        test_predictions=_read_predictions(run.test_predictions, configuration.classes),
         rejected_files=_read_rejected_files(run.rejected_files),
     )
 
@@ -203,8 +215,8 @@ def _to_line(record: EpochRecord) -> str:
     return json.dumps(to_json(record)) + "\n"
 
 
-def write_predictions(run: RunDirectory, predictions: Sequence[PredictionRecord]) -> None:
-    """Write predictions.csv, in the order of split.csv."""
+def write_predictions(path: Path, predictions: Sequence[PredictionRecord]) -> None:
+    """Write predictions.csv or test_predictions.csv, in the order of split.csv."""
     rows = [
         (
             record.path,
@@ -215,13 +227,11 @@ def write_predictions(run: RunDirectory, predictions: Sequence[PredictionRecord]
         )
         for record in predictions
     ]
-    write_csv(run.predictions, [field.name for field in fields(PredictionRecord)], rows)
+    write_csv(path, [field.name for field in fields(PredictionRecord)], rows)
 
 
-def _read_predictions(
-    run: RunDirectory, classes: Sequence[str]
-) -> tuple[PredictionRecord, ...] | None:
-    if not run.predictions.exists():
+def _read_predictions(path: Path, classes: Sequence[str]) -> tuple[PredictionRecord, ...] | None:
+    if not path.exists():
         return None
     try:
         predictions = tuple(
@@ -232,13 +242,13 @@ def _read_predictions(
                 _parse_finite(row["probability"]),
                 _parse_finite(row["label_probability"]),
             )
-            for row in read_csv(run.predictions)
+            for row in read_csv(path)
         )
         labels = {label for record in predictions for label in (record.label, record.predicted)}
         if unknown := sorted(labels - set(classes)):
             raise ValueError(f"the class {unknown[0]} is not listed in config.json")
     except (OSError, *_PARSE_ERRORS) as cause:
-        raise broken_file_error(run.predictions, cause) from cause
+        raise broken_file_error(path, cause) from cause
     return predictions
 
 

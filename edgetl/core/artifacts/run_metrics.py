@@ -30,8 +30,8 @@ class TrainMetrics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationMetrics:
-    """Metrics of the best weights on the validation images."""
+class HeldOutMetrics:
+    """Metrics of the best weights on the validation or the test images."""
 
     images: int
     accuracy: float
@@ -121,8 +121,10 @@ class RunMetrics:
     model: str
     classes: tuple[str, ...]
     train: TrainMetrics
-    val: ValidationMetrics | None
+    val: HeldOutMetrics | None
     """None without validation images."""
+    test: HeldOutMetrics | None = field(default=None, metadata=in_json(omit_default=True))
+    """Metrics on images that were used for nothing else; None without test images."""
     seconds: Mapping[str, float]
     """Duration `total` and its parts."""
     parameters: ParameterCounts
@@ -147,8 +149,9 @@ class RunMetrics:
     def __post_init__(self) -> None:
         if "total" not in self.seconds:
             raise FieldError("seconds has no field 'total'")
-        if self.val is not None and self.val.per_class.keys() != set(self.classes):
-            raise FieldError("val.per_class does not match the classes")
+        for split, metrics in (("val", self.val), ("test", self.test)):
+            if metrics is not None and metrics.per_class.keys() != set(self.classes):
+                raise FieldError(f"{split}.per_class does not match the classes")
 
     @property
     def gap(self) -> float | None:

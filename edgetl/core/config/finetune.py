@@ -83,7 +83,7 @@ class FinetuneConfig:
     """Options of `edgetl finetune`; defaults are those of the preset `default`."""
 
     data: RequiredPath
-    """Folder with train/ and val/ folders of classes, or with one folder for each class."""
+    """Folder with train/, val/ and test/ folders of classes, or with one folder for each class."""
     output: OptionalPath = option(
         None,
         help="Run directory to write.",
@@ -363,9 +363,18 @@ class FinetuneConfig:
         ge=0,
         lt=1,
     )
+    test_split: float = option(
+        0.0,
+        help="Share of each class held out for testing if DATA has no test/. Test images are used "
+        "for the test figures only, not to choose an epoch or a setting.",
+        panel=DATA,
+        ge=0,
+        lt=1,
+    )
     allow_leaks: bool = option(
         False,
-        help="Train even if images are in both train/ and val/, which inflates the accuracy.",
+        help="Train even if images are in more than one of train/, val/ and test/, which inflates "
+        "the accuracy.",
         panel=DATA,
     )
     seed: int = option(
@@ -479,6 +488,11 @@ class FinetuneConfig:
             check(
                 not self.epochs == self.finetune_epochs == 0,
                 "{epochs} and {finetune_epochs} are both 0: nothing would be trained.",
+            ),
+            check(
+                max(self.val_split, self.test_split) >= 1 or self.val_split + self.test_split < 1,
+                "{val_split} and {test_split} must leave images to train on, got "
+                f"{self.val_split:g} and {self.test_split:g}.",
             ),
             check(
                 self.class_weights == "none" or self.sampling == "shuffled",

@@ -45,7 +45,10 @@ def rank_confused_pairs(
 
 
 def draw_confusion_matrix(
-    title: str, confusion: Sequence[Sequence[int]], labels: Sequence[str]
+    title: str,
+    confusion: Sequence[Sequence[int]],
+    labels: Sequence[str],
+    images: str = "validation images",
 ) -> Markup:
     """Draw a confusion matrix, shaded by the share of the true class.
 
@@ -53,6 +56,7 @@ def draw_confusion_matrix(
         title: title of the figure.
         confusion: counts as [true][predicted], up to `MAX_DRAWN_CLASSES` classes.
         labels: class names.
+        images: what the images are, for the caption.
     """
     names = [escape_mathtext(shorten_middle(label, 16)) for label in labels]
     indices = range(len(labels))
@@ -82,12 +86,10 @@ def draw_confusion_matrix(
     correct = sum(confusion[index][index] for index in indices)
     total = sum(map(sum, confusion))
     label = (
-        f"Confusion matrix: {correct} of {total} images correct; "
+        f"Confusion matrix: {correct} of {total} {images} correct; "
         "rows are true classes, columns predicted classes"
     )
-    caption = (
-        f"{correct} of {total} validation images correct. Shaded by the share of the true class."
-    )
+    caption = f"{correct} of {total} {images} correct. Shaded by the share of the true class."
     height = 1.3 + 0.34 * max(3, len(labels))
     return figure(title, render_svg(label, height, paint), (), caption)
 

@@ -43,6 +43,7 @@ from edgetl.report.html.blocks import (
     render_page,
     table,
 )
+from edgetl.report.html.text import join_words
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ _MAX_LISTED_IMAGES = 12
 def render_compare_report(experiment: Experiment) -> str:
     """Render one self-contained HTML page. The output is deterministic."""
     counts = experiment.data.counts
-    images = " and ".join(f"{sum(classes.values())} {split}" for split, classes in counts.items())
+    images = join_words([f"{sum(classes.values())} {split}" for split, classes in counts.items()])
     folder = experiment.data.folder
     classes = pluralize(len(experiment.classes), "class", "classes")
     lead = f"{folder}: {classes}, {images} images; {experiment.device.description}."
@@ -160,8 +161,14 @@ def _key_facts(experiment: Experiment, network: str, row: StrategyResult) -> lis
     target = experiment.target_accuracy
     seconds = row.seconds_to_accuracy(target)
     interval = f"{format_percent(row.ci95[0])} to {format_percent(row.ci95[1])}"
+    test_facts = []
+    if row.test_accuracy is not None and row.test_interval is not None:
+        low, high = row.test_interval
+        test_interval = f"{format_percent(low)} to {format_percent(high)}"
+        test_facts = [("test accuracy", Cell(format_percent(row.test_accuracy), test_interval))]
     facts = [
         ("validation accuracy", Cell(format_percent(row.val_accuracy), interval)),
+        *test_facts,
         ("time", Cell(format_duration(row.seconds))),
         (f"to {target:.0%}", Cell("not reached" if seconds is None else format_duration(seconds))),
     ]

@@ -74,24 +74,31 @@ def strategies_table(experiment: Experiment, network: str) -> TextTable:
     """Return one network's strategies with accuracy, gap, training time, size and memory."""
     rows = experiment.select_rows(network)
     seeds = max((len(row.runs) for row in rows), default=1)
+    has_test = any(row.test_accuracy is not None for row in rows)
     columns = (
-        "strategy", "training", "validation [95%]", *(["seeds"] if seeds > 1 else []), "gap", "time",
+        "strategy", "training", "validation [95%]", *(["seeds"] if seeds > 1 else []),
+        *(["test [95%]"] if has_test else []), "gap", "time",
         f"to {experiment.target_accuracy:.0%}", "epochs", "trained / all parameters", "images/s", "peak memory",
     )  # fmt: skip
     recommended = experiment.recommend_strategy(network)
     cells = tuple(
-        _strategy_cells(row, row is recommended, seeds > 1, experiment.target_accuracy)
+        _strategy_cells(row, row is recommended, seeds > 1, has_test, experiment.target_accuracy)
         for row in rows
     )
     images = len(rows[0].first_run.correct_mask) if rows else 0
     devices = sorted({f"{run.device} ({run.precision})" for row in rows for run in row.runs})
     seeds_phrase = f"means over {seeds} seeds" if seeds > 1 else "one seed"
+    test_phrase = ""
+    if has_test:
+        test_images = len(rows[0].first_run.test_correct)
+        test_phrase = f"The {test_images} test images were used for nothing else. "
     note = (
         f"{images} validation images, {seeds_phrase}. Training accuracy is without augmentation; "
         "gap: training minus validation, in points; time: the whole run, including reading the images; "
         "images/s: training images of all epochs over that time. "
         "* recommended: the fastest strategy not significantly less accurate than the most accurate. "
-        "The best epoch was selected on these images, so all accuracies are slightly optimistic. "
+        "The best epoch was selected on the validation images, so accuracies on them are slightly "
+        f"optimistic. {test_phrase}"
         f"Trained on {', '.join(devices)}."
     )
     has_budget = experiment.config.compare.budget_s is not None
@@ -100,10 +107,9 @@ def strategies_table(experiment: Experiment, network: str) -> TextTable:
 
 
 def _strategy_cells(
-    row: StrategyResult, recommended: bool, several_seeds: bool, target: float
+    row: StrategyResult, recommended: bool, several_seeds: bool, has_test: bool, target: float
 ) -> tuple[str, ...]:
     first = row.first_run
-    low, high = row.ci95
     seed_range = []
     if several_seeds:
         lowest, highest = row.val_range
@@ -114,8 +120,9 @@ def _strategy_cells(
     return (
         first.strategy + (" *" if recommended else ""),
         format_percent(row.train_accuracy),
-        f"{format_percent(row.val_accuracy)} [{format_percent(low)}, {format_percent(high)}]",
+        _format_interval(row.val_accuracy, row.ci95),
         *seed_range,
+        *([_format_interval(row.test_accuracy, row.test_interval)] if has_test else []),
         f"{100 * row.gap:+.1f}",
         format_duration(row.seconds),
         _format_time_to_target(row, target),
@@ -124,6 +131,13 @@ def _strategy_cells(
         f"{images_per_second:.0f}",
         format_peak_memory(row),
     )
+
+
+def _format_interval(accuracy: float | None, interval: tuple[float, float] | None) -> str:
+    if accuracy is None or interval is None:
+        return MISSING_VALUE
+    low, high = interval
+    return f"{format_percent(accuracy)} [{format_percent(low)}, {format_percent(high)}]"
 
 
 def equal_time_table(experiment: Experiment, network: str) -> TextTable | None:

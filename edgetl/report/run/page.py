@@ -11,6 +11,7 @@ from markupsafe import Markup
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bundle import read_bundle_record
 from edgetl.core.artifacts.run import PredictionRecord, RunRecord
+from edgetl.core.artifacts.run_metrics import HeldOutMetrics
 from edgetl.core.formatting import format_duration, format_percent, pluralize
 from edgetl.core.paths import BundleDirectory
 from edgetl.core.statistics import ClassScore
@@ -108,11 +109,10 @@ def _key_facts(run: RunRecord) -> list[tuple[str, Cell]]:
         accuracy = Cell(format_percent(best.val_accuracy), small=f"epoch {best.epoch}")
         return [("validation accuracy so far", accuracy)]
     facts = []
-    val = metrics.val
-    if val is not None:
-        low, high = val.interval
-        interval = f"[{format_percent(low)}, {format_percent(high)}]"
-        facts.append(("validation accuracy", Cell(format_percent(val.accuracy), small=interval)))
+    for name, split in (("validation", metrics.val), ("test", metrics.test)):
+        if split is not None:
+            cell = Cell(format_percent(split.accuracy), small=_format_interval(split))
+            facts.append((f"{name} accuracy", cell))
     gap = "" if metrics.gap is None else format_points(metrics.gap)
     time = format_duration(metrics.seconds["total"])
     facts += [
@@ -122,24 +122,18 @@ def _key_facts(run: RunRecord) -> list[tuple[str, Cell]]:
     return facts
 
 
+def _format_interval(metrics: HeldOutMetrics) -> str:
+    low, high = metrics.interval
+    return f"[{format_percent(low)}, {format_percent(high)}]"
+
+
 def _metrics_blocks(run: RunRecord) -> list[Markup]:
     metrics = run.metrics
     if metrics is None:
         return []
-    val = metrics.val
     pairs: list[tuple[str, Cell]] = []
-    if val is not None:
-        if val.top5_accuracy is not None:
-            pairs.append(("top-5 accuracy", Cell(format_percent(val.top5_accuracy))))
-        pairs.append(("macro-F1", Cell(f"{val.macro_f1:.3f}")))
-        if val.calibration_error is not None:
-            tooltip = "mean gap between confidence and accuracy"
-            pairs.append(
-                (
-                    "expected calibration error",
-                    Cell(f"{val.calibration_error:.3f}", tooltip=tooltip),
-                )
-            )
+    if metrics.val is not None and metrics.test is None:
+        pairs += _secondary_metrics(metrics.val)
     for name, value in (
         ("peak memory", metrics.peak_memory_bytes),
         ("peak GPU memory", metrics.peak_gpu_memory_bytes),
@@ -148,7 +142,41 @@ def _metrics_blocks(run: RunRecord) -> list[Markup]:
             pairs.append((name, Cell(f"{value / 2**20:,.0f} MiB")))
     if metrics.stop_reason:
         pairs.append(("training ended by", Cell(metrics.stop_reason)))
-    return [definition_list(pairs)] if pairs else []
+    blocks = [definition_list(pairs)] if pairs else []
+    if metrics.test is not None:
+        blocks.append(_splits_table(metrics.val, metrics.test))
+    return blocks
+
+
+def _secondary_metrics(metrics: HeldOutMetrics) -> list[tuple[str, Cell]]:
+    pairs = []
+    if metrics.top5_accuracy is not None:
+        pairs.append(("top-5 accuracy", Cell(format_percent(metrics.top5_accuracy))))
+    pairs.append(("macro-F1", Cell(f"{metrics.macro_f1:.3f}")))
+    if metrics.calibration_error is not None:
+        tooltip = "mean gap between confidence and accuracy"
+        cell = Cell(f"{metrics.calibration_error:.3f}", tooltip=tooltip)
+        pairs.append(("expected calibration error", cell))
+    return pairs
+
+
+def _splits_table(val: HeldOutMetrics | None, test: HeldOutMetrics) -> Markup:
+    splits = [(name, split) for name, split in (("validation", val), ("test", test)) if split]
+    columns = [Column("split"), Column("images", "number"), Column("accuracy [95%]", "number")]
+    columns += [Column(name, "number") for name, _ in _secondary_metrics(test)]
+    rows = [
+        TableRow(
+            (
+                Cell(name),
+                Cell(str(split.images)),
+                Cell(f"{format_percent(split.accuracy)} {_format_interval(split)}"),
+                *(cell for _, cell in _secondary_metrics(split)),
+            )
+        )
+        for name, split in splits
+    ]
+    title = "The best epoch was chosen on the validation images; test images chose nothing"
+    return table(title, columns, rows)
 
 
 def _training_section(run: RunRecord) -> Section:
@@ -202,16 +230,22 @@ def _epochs_table(run: RunRecord, best_epoch: int | None) -> Markup:
 
 
 def _classes_section(run: RunRecord) -> Section:
-    val = None if run.metrics is None else run.metrics.val
-    if val is None:
-        return Section("classes", "Classes", ())
-    title = f"Validation images by class; macro-F1 {val.macro_f1:.3f}"
-    all_classes = _class_table(title, list(val.per_class.items()))
-    if len(val.per_class) <= 2 * _MAX_LISTED:
-        return Section("classes", "Classes", (all_classes,))
-    worst = sorted(val.per_class.items(), key=lambda entry: entry[1].f1)[:_MAX_LISTED]
-    worst_classes = _class_table(f"The {_MAX_LISTED} classes with the lowest F1", worst)
-    return Section("classes", "Classes", (worst_classes, details("All classes", [all_classes])))
+    blocks = []
+    if run.metrics is not None:
+        for name, split in (("Validation", run.metrics.val), ("Test", run.metrics.test)):
+            if split is not None:
+                blocks += _class_blocks(name, split)
+    return Section("classes", "Classes", tuple(blocks))
+
+
+def _class_blocks(name: str, split: HeldOutMetrics) -> list[Markup]:
+    title = f"{name} images by class; macro-F1 {split.macro_f1:.3f}"
+    all_classes = _class_table(title, list(split.per_class.items()))
+    if len(split.per_class) <= 2 * _MAX_LISTED:
+        return [all_classes]
+    worst = sorted(split.per_class.items(), key=lambda entry: entry[1].f1)[:_MAX_LISTED]
+    title = f"The {_MAX_LISTED} classes with the lowest F1 on the {name.lower()} images"
+    return [_class_table(title, worst), details("All classes", [all_classes])]
 
 
 def _class_table(title: str, classes: Sequence[tuple[str, ClassScore]]) -> Markup:
@@ -238,30 +272,41 @@ def _class_table(title: str, classes: Sequence[tuple[str, ClassScore]]) -> Marku
 
 
 def _confusion_section(run: RunRecord) -> Section:
-    if run.confusion is None:
-        return Section("confusion", "Confusion", _confusion_plot_blocks(run))
-    blocks = []
-    max_pairs = _MAX_LISTED
-    if len(run.classes) <= MAX_DRAWN_CLASSES:
-        blocks.append(draw_confusion_matrix("Confusion matrix", run.confusion, run.classes))
-        max_pairs = _MAX_PAIRS_BESIDE_MATRIX
-    pairs = rank_confused_pairs(run.confusion, run.classes)
-    if not pairs:
-        blocks.append(paragraph("No classes were confused."))
-    elif len(run.classes) > 3:
-        blocks.append(_confused_pairs_table(pairs, max_pairs))
+    val, test = run.confusion, run.test_confusion
+    blocks = [] if val else _confusion_plot_blocks(run)
+    if val is not None:
+        title = "Confusion matrix" if test is None else "Validation images"
+        blocks += _confusion_blocks(title, val, run.classes, "validation images")
+    if test is not None:
+        blocks += _confusion_blocks("Test images", test, run.classes, "test images")
     return Section("confusion", "Confusion", tuple(blocks))
 
 
-def _confusion_plot_blocks(run: RunRecord) -> tuple[Markup, ...]:
+def _confusion_blocks(
+    title: str, confusion: Sequence[Sequence[int]], classes: Sequence[str], images: str
+) -> list[Markup]:
+    blocks = []
+    max_pairs = _MAX_LISTED
+    if len(classes) <= MAX_DRAWN_CLASSES:
+        blocks.append(draw_confusion_matrix(title, confusion, classes, images))
+        max_pairs = _MAX_PAIRS_BESIDE_MATRIX
+    pairs = rank_confused_pairs(confusion, classes)
+    if not pairs:
+        blocks.append(paragraph("No classes were confused."))
+    elif len(classes) > 3:
+        blocks.append(_confused_pairs_table(pairs, max_pairs))
+    return blocks
+
+
+def _confusion_plot_blocks(run: RunRecord) -> list[Markup]:
     """Return the plot written after training, for a run without predictions."""
     if run.metrics is None or not run.metrics.val:
-        return ()
+        return []
     plot = plot_uri(run.directory.plots / "confusion_matrix.png")
     if plot is None:
-        return ()
+        return []
     alt = "Confusion matrix of the validation images, drawn after training"
-    return (picture("", plot, alt),)
+    return [picture("", plot, alt)]
 
 
 def _confused_pairs_table(pairs: Sequence[ConfusedPair], max_pairs: int) -> Markup:

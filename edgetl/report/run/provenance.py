@@ -42,18 +42,20 @@ def data_section(run: RunRecord) -> Section:
         data.fingerprint or MISSING_VALUE,
         tooltip="SHA-256 of all paths, labels, splits and pixels",
     )
+    splits = {"train": "training", "val": "validation"}
+    if "test" in counts:
+        splits["test"] = "test"
     pairs = [
         ("folder", value_cell(str(run.configuration.config.data))),
-        ("training images", Cell(f"{totals.get('train', 0):,}")),
-        ("validation images", Cell(f"{totals.get('val', 0):,}")),
+        *((f"{name} images", Cell(f"{totals.get(split, 0):,}")) for split, name in splits.items()),
         ("classes", Cell(str(len(run.classes)))),
         ("rejected files", value_cell(data.rejected)),
         ("fingerprint", fingerprint),
     ]
-    columns = [Column("class"), Column("training", "number"), Column("validation", "number")]
+    columns = [Column("class"), *(Column(name, "number") for name in splits.values())]
     rows = []
     for label in run.classes:
-        images = [counts.get(split, {}).get(label, 0) for split in ("train", "val")]
+        images = [counts.get(split, {}).get(label, 0) for split in splits]
         rows.append(TableRow((Cell(label), *(Cell(str(count)) for count in images))))
     class_table = table("Images by class", columns, rows)
     if len(rows) > _MAX_VISIBLE_CLASSES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 
 from edgetl.core.artifacts.run import RunRecord
+from edgetl.core.artifacts.run_metrics import HeldOutMetrics, RunMetrics
 from edgetl.core.formatting import MISSING_VALUE, format_duration, format_percent, pluralize
 from edgetl.report.html.text import join_words
 
@@ -34,7 +35,7 @@ def run_sentences(run: RunRecord) -> list[str]:
     if run.metrics is None:
         return [*_unfinished_sentences(run), f"Pretrained weights: {weights_source_name(run)}."]
     return [
-        _accuracy_sentence(run),
+        *_accuracy_sentences(run.metrics),
         *_training_sentences(run),
         _time_sentence(run),
         _parameters_sentence(run),
@@ -54,15 +55,22 @@ def _unfinished_sentences(run: RunRecord) -> list[str]:
     ]
 
 
-def _accuracy_sentence(run: RunRecord) -> str:
-    assert run.metrics is not None
-    val = run.metrics.val
-    if val is None:
-        return "Validation accuracy: unknown, there were no validation images."
-    low, high = val.interval
+def _accuracy_sentences(metrics: RunMetrics) -> list[str]:
+    if metrics.val is None:
+        sentences = ["Validation accuracy: unknown, there were no validation images."]
+    else:
+        sentences = [f"Validation accuracy: {_describe_accuracy(metrics.val)}."]
+    if metrics.test is not None:
+        text = f"Test accuracy: {_describe_accuracy(metrics.test)}"
+        sentences.append(f"{text}, on images that were used for nothing else.")
+    return sentences
+
+
+def _describe_accuracy(metrics: HeldOutMetrics) -> str:
+    low, high = metrics.interval
     return (
-        f"Validation accuracy: {format_percent(val.accuracy)} of {val.images} images "
-        f"(95% interval {format_percent(low)} to {format_percent(high)})."
+        f"{format_percent(metrics.accuracy)} of {metrics.images} images "
+        f"(95% interval {format_percent(low)} to {format_percent(high)})"
     )
 
 

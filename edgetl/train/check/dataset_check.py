@@ -24,7 +24,7 @@ class DatasetReport:
     """Absolute path of the data folder."""
     labels: list[str]
     counts: dict[str, dict[str, int]]
-    """Readable images by split (`all` without predefined splits) and class."""
+    """Readable images by split (`all` in a folder with neither val/ nor test/) and class."""
     shorter_sides: tuple[int, float, int] | None
     """Minimum, median and maximum of the shorter side in pixels; None without images."""
     formats: dict[str, int]
@@ -99,7 +99,8 @@ def check(
     """Decode every image of a folder and report problems; nothing in it is changed.
 
     Args:
-        data: folder with train/ and val/ folders of classes, or with one folder for each class.
+        data: folder with train/, val/ and test/ folders of classes, or with one folder for each
+            class.
         progress: called after each file.
         sheet: PNG file to write: a contact sheet of the worst files.
         quarantine: folder to copy the files with errors or warnings to, with a list.csv of reasons;
@@ -141,7 +142,7 @@ def _inspect(data: Path, progress: ProgressCallback) -> DatasetReport:
         (sides[0], median(sides), sides[-1]) if sides else None,
         _value_counts(image.format for image in images),
         _value_counts(image.mode for image in images),
-        find_problems(images, rejected, labels, problems),
+        find_problems(images, rejected, dataset_files, problems),
     )
 
 

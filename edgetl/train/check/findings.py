@@ -10,7 +10,8 @@ from typing import Literal
 
 from edgetl.train.check.inspect_files import InspectedFile
 from edgetl.train.check.near_duplicates import group_near_duplicates
-from edgetl.train.data.folders import LabeledFile, RejectedFile
+from edgetl.train.data.folders import DatasetFiles, LabeledFile, RejectedFile
+from edgetl.train.data.splits import LEAKS, group_leaks
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -44,7 +45,7 @@ class Finding:
 def find_problems(
     images: Sequence[InspectedFile],
     rejected: Sequence[RejectedFile],
-    labels: Sequence[str],
+    dataset_files: DatasetFiles,
     problems: Sequence[str],
 ) -> list[Finding]:
     """Return all findings, worst first.
@@ -52,12 +53,13 @@ def find_problems(
     Args:
         images: the readable images.
         rejected: the other files.
-        labels: the classes.
+        dataset_files: classes and folders of the data set.
         problems: messages about the folders.
     """
     findings = [Finding("folders", "error", problem) for problem in problems]
+    findings += [Finding("folders", "warning", warning) for warning in dataset_files.warnings]
     findings += _find_unreadable(rejected)
-    findings += _find_empty_classes(images, labels)
+    findings += _find_empty_classes(images, dataset_files.labels)
     findings += _find_duplicates(images)
     findings += _find_near_duplicates(images)
     findings += _find_imbalance(images)
@@ -93,15 +95,15 @@ def _find_empty_classes(images: Sequence[InspectedFile], labels: Sequence[str]) 
     missing = [
         (split, label) for split in splits for label in labels if (split, label) not in present
     ]
-    return [
-        Finding(
-            "empty",
-            "error",
-            f"Class {label}{f' of {split}/' if split else ''} has no readable image. "
-            "Add some, or remove it.",
-        )
-        for split, label in missing
-    ]
+    return [_empty_class_finding(split, label) for split, label in missing]
+
+
+def _empty_class_finding(split: str, label: str) -> Finding:
+    folder = f" of {split}/" if split else ""
+    message = f"Class {label}{folder} has no readable image."
+    if split == "test":
+        return Finding("empty", "warning", f"{message} The test figures leave it out. Add some.")
+    return Finding("empty", "error", f"{message} Add some, or remove it.")
 
 
 def _find_duplicates(images: Sequence[InspectedFile]) -> list[Finding]:
@@ -126,16 +128,18 @@ def _find_near_duplicates(images: Sequence[InspectedFile]) -> list[Finding]:
 def _group_findings(
     groups: list[list[InspectedFile]], noun: str, severity: Severity, kind: str
 ) -> list[Finding]:
-    across = [group for group in groups if len({image.file.split for image in group}) > 1]
+    leaks = group_leaks(groups, lambda image: image.file.split)
+    across = [group for leaking in leaks.values() for group in leaking]
     contradictory = [group for group in groups if len({image.file.label for image in group}) > 1]
     within = [group for group in groups if group not in across and group not in contradictory]
     findings = []
-    if across:
+    for splits, leaking in leaks.items():
+        location, effect = LEAKS[splits]
         message = (
-            f"{_groups_text(across)} of {noun} in both train and val: validation accuracy is too "
-            "optimistic. Remove one of each."
+            f"{_groups_text(leaking)} of {noun} in {location}: {effect}. "
+            "Keep those of each group in one split only."
         )
-        findings.append(Finding(f"{kind} across splits", severity, message, _group_paths(across)))
+        findings.append(Finding(f"{kind} across splits", severity, message, _group_paths(leaking)))
     if contradictory:
         message = f"{_groups_text(contradictory)} of {noun} under more than one label. Correct the labels."
         findings.append(
@@ -161,7 +165,7 @@ def _group_findings(
 
 
 def _find_imbalance(images: Sequence[InspectedFile]) -> list[Finding]:
-    counts = Counter(image.file.label for image in images if image.file.split != "val")
+    counts = Counter(image.file.label for image in images if image.file.split in (None, "train"))
     if len(counts) < 2:
         return []
     ranking = counts.most_common()

@@ -12,11 +12,9 @@ from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import DataError
 from edgetl.core.progress import ProgressCallback, log_progress
 from edgetl.train.data.decoded_cache import DecodedImageCache
-from edgetl.train.data.folders import DatasetFiles, RejectedFile, SplitName, find_files
+from edgetl.train.data.folders import SPLITS, DatasetFiles, RejectedFile, SplitName, find_files
 from edgetl.train.data.scan import ScannedFile, scan_files
-from edgetl.train.data.splits import SplitEntry, split_files
-
-SPLITS: tuple[SplitName, ...] = ("train", "val")
+from edgetl.train.data.splits import LEAKS, SplitEntry, group_leaks, split_files
 
 
 @dataclass(frozen=True)
@@ -35,9 +33,9 @@ class SplitDataset:
     file_hashes: dict[Path, str]
     """SHA-256 of each image's file."""
 
-    def entries_in(self, split: SplitName) -> list[SplitEntry]:
-        """Return the images of a split."""
-        return [entry for entry in self.entries if entry.split == split]
+    def entries_in(self, *splits: SplitName) -> list[SplitEntry]:
+        """Return the images of these splits, in the order of `entries`."""
+        return [entry for entry in self.entries if entry.split in splits]
 
     def summarize(self) -> DatasetInfo:
         """Return the entry `data` of config.json."""
@@ -45,12 +43,15 @@ class SplitDataset:
             split: dict(Counter(entry.label for entry in self.entries_in(split)))
             for split in SPLITS
         }
+        if not counts["test"]:
+            del counts["test"]
         return DatasetInfo(self.fingerprint, counts, len(self.rejected), tuple(self.warnings))
 
 
 def read_dataset(
     data: Path,
     val_split: float,
+    test_split: float,
     seed: int,
     progress: ProgressCallback = log_progress,
     decoded_cache: DecodedImageCache | None = None,
@@ -61,44 +62,36 @@ def read_dataset(
     Args:
         data: the data folder.
         val_split: share of each class for validation, unless the folder has its own val folder.
+        test_split: share of each class for testing, unless the folder has its own test folder.
         seed: seed of the split.
         progress: called after each file.
         decoded_cache: receives the images that are decoded on the way.
-        allow_leaks: warn about images that are in both splits instead of raising an error.
+        allow_leaks: warn about images that are in several splits instead of raising an error.
 
     Raises:
-        DataError: see `find_files`; or no file of a class can be decoded; or an image is in both
+        DataError: see `find_files`; or no file of a class can be decoded; or an image is in several
             splits.
     """
     folder = data.expanduser().absolute()
     dataset_files = find_files(folder)
-    ignores_val = dataset_files.has_predefined_split and val_split == 0
-    if ignores_val:
-        train_files = [file for file in dataset_files.files if file.split == "train"]
-        dataset_files = replace(dataset_files, files=train_files)
+    if dataset_files.has_val and val_split == 0:
+        other_files = [file for file in dataset_files.files if file.split != "val"]
+        dataset_files = replace(dataset_files, files=other_files)
     cache = decoded_cache or DecodedImageCache(0, 1)
     images, unreadable = scan_files(dataset_files.files, progress, cache)
     rejected = sorted([*dataset_files.rejected, *unreadable], key=lambda entry: entry.path)
     _check_classes(dataset_files, images, unreadable)
-    splits = (
-        [image.file.split or "train" for image in images]
-        if dataset_files.has_predefined_split
-        else split_files(images, val_split, seed)
-    )
+    splits = _assign_splits(dataset_files, images, val_split, test_split, seed)
     entries = [
         SplitEntry(image.file.path, image.file.label, split)
         for image, split in zip(images, splits, strict=True)
     ]
     warnings = [
+        *dataset_files.warnings,
         *_rejected_warning(rejected),
         *_duplicate_warnings(folder, images, splits, allow_leaks),
+        *_split_warnings(dataset_files, entries, val_split, test_split),
     ]
-    if ignores_val:
-        warnings.append("--val-split 0: the folder's own validation images are not used.")
-    elif dataset_files.has_predefined_split and val_split != FinetuneConfig.val_split:
-        warnings.append("--val-split has no effect: the data folder has its own val folder.")
-    if (dataset_files.has_predefined_split or val_split > 0) and not ignores_val:
-        warnings += _unvalidated_warning(dataset_files.labels, entries)
     return SplitDataset(
         folder,
         dataset_files.labels,
@@ -110,11 +103,59 @@ def read_dataset(
     )
 
 
+def _split_warnings(
+    dataset_files: DatasetFiles, entries: list[SplitEntry], val_split: float, test_split: float
+) -> list[str]:
+    warnings = []
+    ignores_val = dataset_files.has_val and val_split == 0
+    if ignores_val:
+        warnings.append("--val-split 0: the folder's own validation images are not used.")
+    elif dataset_files.has_val and val_split != FinetuneConfig.val_split:
+        warnings.append("--val-split has no effect: the data folder has its own val folder.")
+    if dataset_files.has_test and test_split != FinetuneConfig.test_split:
+        warnings.append("--test-split has no effect: the data folder has its own test folder.")
+    if (dataset_files.has_val or val_split > 0) and not ignores_val:
+        warnings += _missing_classes_warning(
+            dataset_files.labels,
+            entries,
+            "val",
+            "too few distinct images for validation, so the accuracy on these classes is unknown",
+        )
+    if dataset_files.has_test or test_split > 0:
+        warnings += _missing_classes_warning(
+            dataset_files.labels,
+            entries,
+            "test",
+            "no test images, so the test figures leave these classes out",
+        )
+    return warnings
+
+
+def _assign_splits(
+    dataset_files: DatasetFiles,
+    images: list[ScannedFile],
+    val_split: float,
+    test_split: float,
+    seed: int,
+) -> list[SplitName]:
+    """Return the split of each image: its folder's, or else by the shares of `split_files`."""
+    undecided = [image for image in images if image.file.split in (None, "train")]
+    val_share = 0.0 if dataset_files.has_val else val_split
+    test_share = 0.0 if dataset_files.has_test else test_split
+    assigned = iter(split_files(undecided, val_share, test_share, seed))
+    return [
+        image.file.split if image.file.split in ("val", "test") else next(assigned)
+        for image in images
+    ]
+
+
 def _check_classes(
     dataset_files: DatasetFiles, images: list[ScannedFile], unreadable: list[RejectedFile]
 ) -> None:
     readable = {(image.file.split, image.file.label) for image in images}
-    for split in dict.fromkeys(file.split for file in dataset_files.files):
+    # A class without test images is only a warning.
+    trained = dict.fromkeys(file.split for file in dataset_files.files if file.split != "test")
+    for split in trained:
         for label in dataset_files.labels:
             if (split, label) in readable:
                 continue
@@ -158,7 +199,6 @@ def _duplicate_warnings(
     contradictory = [
         group for group in groups.values() if len({image.file.label for image, _ in group}) > 1
     ]
-    leaks = [group for group in groups.values() if len({split for _, split in group}) > 1]
     messages = []
     if contradictory:
         first, *others = sorted(contradictory[0], key=lambda entry: entry[0].file.label)
@@ -167,32 +207,33 @@ def _duplicate_warnings(
             f"{_images(len(contradictory))} under more than one label, for example "
             f"{example([first, second])}. Correct the labels."
         )
-    if leaks:
-        pair = [next(entry for entry in leaks[0] if entry[1] == split) for split in SPLITS]
-        message = (
-            f"{_images(len(leaks))} in both train and val, for example {example(pair)}: "
-            "validation accuracy is too optimistic."
+    leaks = []
+    for leaking_splits, leaking in group_leaks(groups.values(), lambda entry: entry[1]).items():
+        location, effect = LEAKS[leaking_splits]
+        pair = [
+            next(entry for entry in leaking[0] if entry[1] == split) for split in leaking_splits[:2]
+        ]
+        leaks.append(
+            f"{_images(len(leaking))} in {location}, for example {example(pair)}: {effect}."
         )
-        if not allow_leaks:
-            raise DataError(
-                f"{message} List them with `edgetl check {folder}` and remove them from one of "
-                "the two, or use {allow_leaks}.",
-                FinetuneConfig,
-            )
-        messages.append(message)
-    return messages
+    if leaks and not allow_leaks:
+        raise DataError(
+            f"{' '.join(leaks)} List them with `edgetl check {folder}` and keep each in one split "
+            "only, or use {allow_leaks}.",
+            FinetuneConfig,
+        )
+    return messages + leaks
 
 
-def _unvalidated_warning(labels: list[str], entries: list[SplitEntry]) -> list[str]:
-    validated = {entry.label for entry in entries if entry.split == "val"}
-    missing = [label for label in labels if label not in validated]
+def _missing_classes_warning(
+    labels: list[str], entries: list[SplitEntry], split: SplitName, reason: str
+) -> list[str]:
+    present = {entry.label for entry in entries if entry.split == split}
+    missing = [label for label in labels if label not in present]
     if not missing:
         return []
     names = ", ".join(missing[:5]) + (" ..." if len(missing) > 5 else "")
-    return [
-        f"{names}: too few distinct images for validation, so the accuracy on these classes is "
-        "unknown. Add images."
-    ]
+    return [f"{names}: {reason}. Add images."]
 
 
 def _fingerprint(folder: Path, entries: list[SplitEntry], images: list[ScannedFile]) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from edgetl.core.errors import DataError
 from edgetl.device.runtime.images import IMAGE_SUFFIXES, raise_unreadable_folder
 
-SplitName = Literal["train", "val"]
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+_TRAIN_NAMES = ("train", "training")
 _VALIDATION_NAMES = ("val", "valid", "validation")
+_TEST_NAMES = ("test", "testing")
 _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 
 
@@ -22,7 +26,7 @@ class LabeledFile:
     path: Path
     label: str
     split: SplitName | None
-    """Split given by the folders; None if the data set has yet to be split."""
+    """Split given by the folders; None if the folder has neither val/ nor test/."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +46,20 @@ class DatasetFiles:
     files: list[LabeledFile]
     """Sorted by path."""
     rejected: list[RejectedFile]
-    has_predefined_split: bool
-    """Whether the folder has its own train and val folders."""
+    has_val: bool = False
+    """Whether the folder has its own val folder."""
+    has_test: bool = False
+    """Whether the folder has its own test folder."""
+    warnings: tuple[str, ...] = ()
+    """Messages about folders that are not used."""
 
 
 def find_files(data: Path, problems: list[str] | None = None) -> DatasetFiles:
     """List the images of a data folder.
 
-    It holds either one folder per class, or train/ and val/ (also valid/ or validation/) with one
-    folder per class each.
+    It holds either one folder per class, or train/ and optionally val/ (also valid/ or validation/)
+    and test/ (also testing/; then train/ may be training/) with one folder per class each. A test
+    folder may lack classes.
 
     Args:
         data: the data folder.
@@ -58,7 +67,8 @@ def find_files(data: Path, problems: list[str] | None = None) -> DatasetFiles:
 
     Raises:
         DataError: if the folder is missing, unreadable or empty, has no class folders, only one
-            class or a class without images, or the classes of train and val differ.
+            class or a class without images, the classes of train and val differ, or test has other
+            classes.
     """
     if not data.exists():
         raise DataError(
@@ -71,46 +81,103 @@ def find_files(data: Path, problems: list[str] | None = None) -> DatasetFiles:
     folders = {entry.name.lower(): entry for entry in _folders(data)}
     val_folders = [folders[name] for name in _VALIDATION_NAMES if name in folders]
     val = next((folder for folder in val_folders if _folders(folder)), None)
-    train = folders.get("train")
-    if train is not None and not _folders(train):
-        train = None
+    train, test = _find_train_and_test(folders)
     if train and val is None and val_folders:
         raise DataError(
             f"{val_folders[0]} has no class folders, but {train} has. "
             f"Add them, or remove the folder to split {train.name}/."
         )
-    if val and train is None:
+    held_out = val or test
+    if held_out is not None and train is None:
         raise DataError(
-            f"{data} has {val.name}/ but no train/ with class folders. "
+            f"{data} has {held_out.name}/ but no train/ with class folders. "
             "Add it, or use one folder of images per class."
         )
     rejected = _list_stray_files(data)
     if train is None:
         labels, files, rejected_in_classes = _list_classes(data, None, problems)
-        return DatasetFiles(
-            labels, files, rejected + rejected_in_classes, has_predefined_split=False
-        )
-    # Without val/, train/ is split. A test/ beside it is ignored.
-    labels, files, rejected_in_classes = _list_classes(train, "train" if val else None, problems)
+        return DatasetFiles(labels, files, rejected + rejected_in_classes)
+    test, warnings = _select_test_folder(test, train)
+    split: SplitName | None = "train" if val or test else None
+    labels, files, rejected_in_classes = _list_classes(train, split, problems)
     rejected += _list_stray_files(train) + rejected_in_classes
-    if val is None:
-        return DatasetFiles(labels, files, rejected, has_predefined_split=False)
-    val_labels, val_files, rejected_in_classes = _list_classes(val, "val", problems)
-    rejected += _list_stray_files(val) + rejected_in_classes
-    if val_labels != labels:
-        differences = [
-            f"{name} is only in {train.name}/" for name in labels if name not in val_labels
-        ]
-        differences += [
-            f"{name} is only in {val.name}/" for name in val_labels if name not in labels
-        ]
+    if val is not None:
+        val_labels, val_files, rejected_in_classes = _list_classes(val, "val", problems)
+        files += val_files
+        rejected += _list_stray_files(val) + rejected_in_classes
+        labels = _merge_labels(train, labels, val, val_labels, problems)
+    if test is not None:
+        test_files, rejected_in_classes = _list_test(test, labels, train, problems)
+        files += test_files
+        rejected += _list_stray_files(test) + rejected_in_classes
+    return DatasetFiles(labels, files, rejected, val is not None, test is not None, warnings)
+
+
+def _find_train_and_test(folders: Mapping[str, Path]) -> tuple[Path | None, Path | None]:
+    test = next((folders[name] for name in _TEST_NAMES if name in folders), None)
+    for name in _TRAIN_NAMES:
+        train = folders.get(name)
+        # Without a test folder, training/ is a class.
+        if train is not None and (name == "train" or test is not None) and _folders(train):
+            return train, test
+    # Without train/, test/ is a class unless it holds folders of the other classes.
+    if test is None or not _holds_classes(test, folders.keys() - {test.name.lower()}):
+        return None, None
+    return None, test
+
+
+def _holds_classes(folder: Path, names: Collection[str]) -> bool:
+    return any(entry.name.lower() in names for entry in _folders(folder))
+
+
+def _select_test_folder(test: Path | None, train: Path) -> tuple[Path | None, tuple[str, ...]]:
+    """Return the test folder if it has classes of `train`; else None and a warning."""
+    if test is None:
+        return None, ()
+    # Folders of unlabeled images are common: Kaggle's competitions have them.
+    class_names = {entry.name.lower() for entry in _folders(train)}
+    if _holds_classes(test, class_names):
+        return test, ()
+    reason = f"none of its folders is a class of {train.name}/"
+    if not _folders(test):
+        reason = "it has no class folders"
+    return None, (f"{test.name}/ is not used: {reason}.",)
+
+
+def _merge_labels(
+    train: Path, labels: list[str], val: Path, val_labels: list[str], problems: list[str] | None
+) -> list[str]:
+    if val_labels == labels:
+        return labels
+    differences = [f"{name} is only in {train.name}/" for name in labels if name not in val_labels]
+    differences += [f"{name} is only in {val.name}/" for name in val_labels if name not in labels]
+    _raise_or_collect(
+        f"The classes of {train} and {val} differ: {'; '.join(differences)}. "
+        "Use the same class folders in both.",
+        problems,
+    )
+    return sorted({*labels, *val_labels})
+
+
+def _list_test(
+    test: Path, labels: Sequence[str], train: Path, problems: list[str] | None
+) -> tuple[list[LabeledFile], list[RejectedFile]]:
+    classes = sorted(_folders(test), key=lambda entry: entry.name)
+    unknown = [entry.name for entry in classes if entry.name not in labels]
+    if unknown:
         _raise_or_collect(
-            f"The classes of {train} and {val} differ: {'; '.join(differences)}. "
-            "Use the same class folders in both.",
+            f"{test} has folders that are no classes of {train}: {', '.join(unknown)}. "
+            "Rename or remove them.",
             problems,
         )
-        labels = sorted({*labels, *val_labels})
-    return DatasetFiles(labels, files + val_files, rejected, has_predefined_split=True)
+    files: list[LabeledFile] = []
+    rejected: list[RejectedFile] = []
+    for entry in classes:
+        if entry.name in labels:
+            images, others = _list_class(entry, "test")
+            files += images
+            rejected += others
+    return files, rejected
 
 
 def _list_classes(
@@ -129,11 +196,8 @@ def _list_classes(
     files: list[LabeledFile] = []
     rejected: list[RejectedFile] = []
     for entry in classes:
-        paths = sorted(_walk(entry))
-        rejected += [
-            RejectedFile(path, "not an image by its name") for path in paths if not _is_image(path)
-        ]
-        images = [LabeledFile(path, entry.name, split) for path in paths if _is_image(path)]
+        images, others = _list_class(entry, split)
+        rejected += others
         if not images:
             _raise_or_collect(
                 f"The class folder {entry} holds no images. Add some, or remove the folder.",
@@ -147,6 +211,17 @@ def _list_classes(
             problems,
         )
     return [entry.name for entry in classes], files, rejected
+
+
+def _list_class(
+    folder: Path, split: SplitName | None
+) -> tuple[list[LabeledFile], list[RejectedFile]]:
+    paths = sorted(_walk(folder))
+    images = [LabeledFile(path, folder.name, split) for path in paths if _is_image(path)]
+    others = [
+        RejectedFile(path, "not an image by its name") for path in paths if not _is_image(path)
+    ]
+    return images, others
 
 
 def _raise_or_collect(message: str, problems: list[str] | None) -> None:

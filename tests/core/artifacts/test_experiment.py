@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from edgetl.core.artifacts.experiment import DeployedModel, read_experiment
 from edgetl.core.config.compare import EQUAL_TIME
 from edgetl.core.errors import RunError
+from edgetl.core.formatting import MISSING_VALUE
+from edgetl.report.compare.tables import strategies_table
 from tests.helpers.experiments import made_experiment, made_run
 
 M, S = "mobilenet_v2-224", "squeezenet1_1-224"
@@ -80,6 +83,26 @@ def test_experiment_round_trips_through_file(tmp_path: Path) -> None:
     assert content["rows"][1]["seconds_to_target"] == 9.0
     assert {pair["verdict"] for pair in content["pairs"]} == {"more accurate"}
     assert experiment.failed_runs[0].name == f"{S}-head-s0"
+
+
+def test_test_accuracy_is_a_mean_over_seeds(tmp_path: Path) -> None:
+    rows = {f"{M}/head": (0.9, 9.0), f"{M}/full": (0.95, 20.0)}
+    experiment = made_experiment(rows, 2, folder=tmp_path)
+    assert "test" not in json.dumps(experiment.to_json()["rows"])
+    first, second, *others = experiment.runs
+    tested = (replace(first, test_correct="1" * 10), replace(second, test_correct="1110111111"))
+    experiment = replace(experiment, runs=(*tested, *others))
+    head, full = experiment.rows
+    assert head.test_accuracy == pytest.approx(0.95)
+    assert head.test_interval == pytest.approx((0.722, 1.0), abs=1e-3)
+    assert full.test_accuracy is full.test_interval is None
+    experiment.write(tmp_path / "compare.json")
+    assert read_experiment(tmp_path / "compare.json") == experiment
+    row, _ = json.loads((tmp_path / "compare.json").read_text())["rows"]
+    assert (row["test_accuracy"], row["test_ci95"]) == (head.test_accuracy, [*head.test_interval])
+    table = strategies_table(experiment, M)
+    column = table.columns.index("test [95%]")
+    assert [cells[column] for cells in table.rows] == ["95.0% [72.2%, 100.0%]", MISSING_VALUE]
 
 
 @pytest.mark.parametrize(

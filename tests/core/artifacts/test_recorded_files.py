@@ -56,6 +56,7 @@ def _remove_new_options(*configs: dict[str, Any]) -> None:
     """Remove the options added since the files were recorded, which have their defaults."""
     for config in configs:
         assert config.pop("interpolation") == "auto"
+        assert config.pop("test_split") == 0.0
 
 
 def test_recorded_epochs_and_predictions_are_written_as_before(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_recorded_epochs_and_predictions_are_written_as_before(tmp_path: Path) -
     write_history(run, record.history[:2])
     for epoch in record.history[2:]:
         append_epoch(run, epoch)
-    write_predictions(run, record.predictions or ())
+    write_predictions(run.predictions, record.predictions or ())
     for name in ("history.jsonl", "predictions.csv"):
         assert (tmp_path / name).read_bytes() == (RECORDED / "run" / name).read_bytes()
 

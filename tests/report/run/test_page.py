@@ -118,6 +118,32 @@ def test_run_page_without_validation_images(tmp_path: Path) -> None:
     assert "unknown, there were no validation images" in page.text
 
 
+def test_test_figures_are_told_apart(tmp_path: Path) -> None:
+    confusion = ((20, 1, 0), (0, 17, 3), (0, 1, 19))
+    run = write_run(tmp_path / "run", confusion=confusion, tested=True)
+    html = render_run_report(read_run_record(run.path), [])
+    result = section(html, "result")
+    sentence = "Test accuracy: 91.8% of 61 images (95% interval 82.2% to 96.4%), on images"
+    assert sentence in result
+    assert "Validation accuracy: 91.8% of 61 images" in result
+    assert re.search(r"validation 61 91\.8% \[82\.2%, 96\.4%\] 0\.917", result)
+    assert re.search(r"test 61 91\.8% \[82\.2%, 96\.4%\] 0\.917", result)
+    assert "Test images by class" in section(html, "classes")
+    assert "56 of 61 validation images correct" in section(html, "confusion")
+    assert "56 of 61 test images correct" in section(html, "confusion")
+    assert "test images 61" in section(html, "data")
+    assert len(Page(html).ids) == len(set(Page(html).ids))
+
+
+def test_run_page_with_test_but_no_validation_images(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", validated=False, tested=True)
+    page = Page(render_run_report(read_run_record(run.path), []))
+    expected = ["result", "training", "classes", "confusion", "data", "recipe", "versions"]
+    assert page.sections == expected
+    assert "25 of 30 test images correct" in page.text
+    assert "validation images correct" not in page.text
+
+
 def test_run_page_without_mistakes(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", ("a", "b"), ((3, 0), (0, 3)))
     page = Page(render_run_report(read_run_record(run.path), []))

@@ -189,6 +189,52 @@ def test_command_writes_json_sheet_and_quarantine(
     assert "train/cat/2.jpg  =  val/cat/leak.png" in printed.stdout
 
 
+def test_test_images_are_counted_and_checked_for_leaks(clean: Path) -> None:
+    test = clean / "test"
+    for number in range(3):
+        write_image(test / "cat" / f"{number}.jpg", 2000 + number)
+    (test / "cat/seen.png").write_bytes(_png(clean / "train/cat/2.jpg"))
+    (test / "cat/chosen.png").write_bytes(_png(clean / "val/cat/2.jpg"))
+    make_image(4, 64).save(test / "cat/smaller.jpg", quality=60)
+    report = check(clean)
+    assert report.counts["test"] == {"cat": 6, "dog": 0}
+    messages = {finding.message.partition(" Keep")[0]: finding for finding in report.findings}
+    assert {message: finding.severity for message, finding in messages.items()} == {
+        "1 group of identical images in both train and test: test accuracy is too optimistic.": (
+            "error"
+        ),
+        "1 group of identical images in both val and test: test accuracy is too optimistic.": (
+            "error"
+        ),
+        "1 group of similar images in both train and test: test accuracy is too optimistic.": (
+            "warning"
+        ),
+        "Class dog of test/ has no readable image. The test figures leave it out. Add some.": (
+            "warning"
+        ),
+    }
+
+
+def test_leak_into_all_splits_is_one_finding(clean: Path) -> None:
+    for split in ("val", "test"):
+        (clean / split / "cat").mkdir(parents=True, exist_ok=True)
+        (clean / split / "cat/leak.png").write_bytes(_png(clean / "train/cat/2.jpg"))
+    findings = [finding for finding in check(clean).findings if finding.kind.startswith("dup")]
+    assert [finding.message for finding in findings] == [
+        "1 group of identical images in train, val and test: validation and test accuracy are too "
+        "optimistic. Keep those of each group in one split only."
+    ]
+
+
+def test_unused_test_folder_is_a_warning(clean: Path) -> None:
+    write_image(clean / "test/1.jpg", 2000)
+    report = check(clean)
+    assert [(finding.severity, finding.message) for finding in report.findings] == [
+        ("warning", "test/ is not used: it has no class folders.")
+    ]
+    assert report.image_count == 24
+
+
 def test_exit_status_depends_on_severity(clean: Path, forked: Run) -> None:
     (clean / "train/cat/cut.jpg").write_bytes(b"no image")
     assert forked("check", clean).returncode == ExitCode.UNDECIDED

@@ -176,6 +176,8 @@ def test_two_processes_match_a_single_process(
             *options(random_weights),
             *DETERMINISTIC_OPTIONS,
             *options_set,
+            "--test-split",
+            0.2,
         )
     ]
     done = forked(*arguments, "-o", alone.path)
@@ -200,11 +202,14 @@ def test_two_processes_match_a_single_process(
     expected, weights = load_file(alone.weights), load_file(together.weights)
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=2e-2, atol=2e-3)
-    rows = [
-        [row["path"] for row in csv.DictReader(run.predictions.open())] for run in (alone, together)
-    ]
-    assert rows[0] == rows[1]
-    assert len(set(rows[1])) == len(rows[1]) == 20
+    for name, images in (("predictions", 20), ("test_predictions", 10)):
+        rows = [
+            [row["path"] for row in csv.DictReader((run.path / f"{name}.csv").open())]
+            for run in (alone, together)
+        ]
+        assert rows[0] == rows[1]
+        assert len(set(rows[1])) == len(rows[1]) == images
+    assert metrics[1]["test"]["loss"] == pytest.approx(metrics[0]["test"]["loss"], abs=2e-3)
 
 
 @pytest.mark.slow

@@ -23,9 +23,13 @@ MakeImages = Callable[..., Path]
 
 
 def read(
-    data: Path, val_split: float = 0.2, seed: int = 0, allow_leaks: bool = False
+    data: Path,
+    val_split: float = 0.2,
+    seed: int = 0,
+    allow_leaks: bool = False,
+    test_split: float = 0.0,
 ) -> SplitDataset:
-    return read_dataset(data, val_split, seed, allow_leaks=allow_leaks)
+    return read_dataset(data, val_split, test_split, seed, allow_leaks=allow_leaks)
 
 
 def splits_by_path(data: SplitDataset) -> dict[str, str]:
@@ -114,11 +118,10 @@ def test_val_split_0_has_no_validation_images(make_images: MakeImages) -> None:
 
 
 @pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
-def test_predefined_split_is_used(make_images: MakeImages, name: str) -> None:
+def test_predefined_split_is_used(make_images: MakeImages, tmp_path: Path, name: str) -> None:
     make_images("data/train", ["a", "b"], count=4)
     make_images(f"data/{name}", ["a", "b"], count=3, seed=1)
-    folder = make_images("data/test", ["elsewhere"], seed=2).parent
-    data = read(folder)
+    data = read(tmp_path / "data")
     assert Counter(entry.split for entry in data.entries) == {"train": 8, "val": 6}
     assert all(
         entry.path.relative_to(data.folder).parts[0].lower() in ("train", name.lower())
@@ -136,6 +139,140 @@ def test_class_may_be_named_train(make_images: MakeImages) -> None:
     assert read(make_images("data", ["car", "train"])).labels == ["car", "train"]
 
 
+@pytest.mark.parametrize(
+    ("train", "test"), [("train", "test"), ("train", "Testing"), ("Training", "Testing")]
+)
+def test_test_folder_leaves_the_other_splits_unchanged(
+    make_images: MakeImages, tmp_path: Path, train: str, test: str
+) -> None:
+    make_images(f"data/{train}", ["a", "b"], count=10)
+    before = splits_by_path(read(make_images("plain/train", ["a", "b"], count=10).parent))
+    make_images(f"data/{test}", ["a", "b"], count=3, seed=1)
+    data = read(tmp_path / "data")
+    assert Counter(entry.split for entry in data.entries) == {"train": 16, "val": 4, "test": 6}
+    others = {
+        path.replace(train, "train"): split
+        for path, split in splits_by_path(data).items()
+        if not path.startswith(test)
+    }
+    assert others == before
+    assert data.warnings == []
+    assert data.summarize().counts["test"] == {"a": 3, "b": 3}
+
+
+def test_test_folder_beside_val_is_used(make_images: MakeImages, tmp_path: Path) -> None:
+    for seed, name in enumerate(("train", "val", "test")):
+        make_images(f"data/{name}", ["a", "b"], count=4, seed=seed)
+    splits = splits_by_path(read(tmp_path / "data"))
+    assert Counter(splits.values()) == {"train": 8, "val": 8, "test": 8}
+    assert all(path.startswith(split) for path, split in splits.items())
+    ignored = read(tmp_path / "data", val_split=0)
+    assert Counter(entry.split for entry in ignored.entries) == {"train": 8, "test": 8}
+
+
+@pytest.mark.parametrize(
+    ("folders", "reason"),
+    [(["elsewhere"], "none of its folders is a class of train/"), ([], "it has no class folders")],
+)
+def test_test_folder_without_classes_is_not_used(
+    make_images: MakeImages, tmp_path: Path, folders: list[str], reason: str
+) -> None:
+    make_images("data/train", ["a", "b"], count=5)
+    unlabeled = make_images("data/test", folders, seed=1)
+    unlabeled.mkdir(exist_ok=True)
+    Image.new("RGB", (9, 9)).save(unlabeled / "1.png")
+    data = read(tmp_path / "data")
+    assert data.entries_in("test") == []
+    assert data.rejected == []
+    assert data.warnings == [f"test/ is not used: {reason}."]
+    assert "test" not in data.summarize().counts
+
+
+def test_test_folder_of_other_classes_raises(make_images: MakeImages, tmp_path: Path) -> None:
+    make_images("data/train", ["a", "b"], count=5)
+    make_images("data/test", ["a", "c"], seed=1)
+    with pytest.raises(DataError, match=r"test has folders that are no classes of .*train: c\."):
+        read(tmp_path / "data")
+
+
+def test_class_missing_in_test_is_a_warning(make_images: MakeImages, tmp_path: Path) -> None:
+    make_images("data/train", ["a", "b", "c", "d"], count=5)
+    make_images("data/test", ["a", "c"], count=2, seed=1)
+    for file in (tmp_path / "data/test/c").iterdir():
+        file.write_bytes(b"")
+    (tmp_path / "data/test/d").mkdir()
+    data = read(tmp_path / "data")
+    assert Counter(entry.label for entry in data.entries_in("test")) == {"a": 2}
+    assert any(text.startswith("b, c, d: no test images") for text in data.warnings)
+
+
+def test_class_may_be_named_test(make_images: MakeImages) -> None:
+    folder = make_images("data", ["car", "test"])
+    (folder / "test/day 1").mkdir()
+    shutil.move(folder / "test/0.png", folder / "test/day 1/0.png")
+    assert read(folder).labels == ["car", "test"]
+
+
+def test_test_folder_beside_classes_raises(make_images: MakeImages) -> None:
+    make_images("data/test", ["a"])
+    with pytest.raises(DataError, match="has test/ but no train/ with class folders"):
+        read(make_images("data", ["a", "b"]))
+
+
+def test_test_split_leaves_validation_images_unchanged(make_images: MakeImages) -> None:
+    folder = make_images("data", ["a", "b"], count=20)
+    before = splits_by_path(read(folder))
+    after = splits_by_path(read(folder, test_split=0.25))
+    assert Counter(after.values()) == {"train": 22, "val": 8, "test": 10}
+    assert Counter((path[0], split) for path, split in after.items())["a", "test"] == 5
+    assert {path for path in before if before[path] == "val"} == {
+        path for path in after if after[path] == "val"
+    }
+    assert splits_by_path(read(folder, test_split=0.25, seed=1)) != after
+
+
+@pytest.mark.parametrize("val_split", [0, 0.2, 0.6])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7])
+def test_small_classes_are_in_as_many_splits_as_possible(
+    make_images: MakeImages, val_split: float, count: int
+) -> None:
+    data = read(make_images("data", ["a", "b"], count=count), val_split, test_split=0.3)
+    order = ["train", "val", "test"] if val_split else ["train", "test"]
+    for label in ("a", "b"):
+        splits = {entry.split for entry in data.entries if entry.label == label}
+        assert splits == set(order[:count])
+
+
+def test_test_split_divides_train_beside_val(make_images: MakeImages, tmp_path: Path) -> None:
+    make_images("data/train", ["a", "b"], count=10)
+    make_images("data/val", ["a", "b"], count=4, seed=1)
+    splits = splits_by_path(read(tmp_path / "data", test_split=0.3))
+    assert Counter(splits.values()) == {"train": 14, "val": 8, "test": 6}
+    assert all(path.startswith("val") == (split == "val") for path, split in splits.items())
+
+
+def test_test_split_beside_test_folder_is_a_warning(
+    make_images: MakeImages, tmp_path: Path
+) -> None:
+    make_images("data/train", ["a", "b"], count=10)
+    make_images("data/test", ["a", "b"], count=4, seed=1)
+    data = read(tmp_path / "data", test_split=0.3)
+    assert len(data.entries_in("test")) == 8
+    assert any("--test-split has no effect" in text for text in data.warnings)
+
+
+def test_duplicates_are_in_one_of_three_splits(make_images: MakeImages) -> None:
+    folder = make_images("data", ["a", "b"], count=12)
+    for original in list(folder.rglob("*.png")):
+        Image.open(original).save(original.with_suffix(".bmp"))
+    for seed in range(5):
+        splits = splits_by_path(read(folder, seed=seed, test_split=0.25))
+        assert Counter(splits.values()) == {"train": 28, "val": 8, "test": 12}
+        assert all(
+            splits[name] == splits[f"{name[:-3]}bmp"] for name in splits if name.endswith(".png")
+        )
+
+
 def test_leaks_raise_unless_allowed(make_images: MakeImages) -> None:
     make_images("data/train", ["a", "b"], count=4)
     folder = make_images("data/val", ["a", "b"], count=3, seed=1).parent
@@ -149,6 +286,32 @@ def test_leaks_raise_unless_allowed(make_images: MakeImages) -> None:
         "in both train and val" in text and "train/a/0.png and val/a/leak.png" in text
         for text in warnings
     )
+
+
+@pytest.mark.parametrize(
+    ("source", "targets", "message"),
+    [
+        ("train/a/0.png", ["test/a/x.png"], "in both train and test, .*: test accuracy is"),
+        ("val/a/0.png", ["test/a/x.png"], "in both val and test, .*: test accuracy is"),
+        (
+            "train/a/0.png",
+            ["val/a/x.png", "test/a/x.png"],
+            "in train, val and test, .*: validation and test accuracy are",
+        ),
+    ],
+)
+def test_leaks_into_test_raise_unless_allowed(
+    make_images: MakeImages, tmp_path: Path, source: str, targets: list[str], message: str
+) -> None:
+    folder = tmp_path / "data"
+    for seed, name in enumerate(("train", "val", "test")):
+        make_images(f"data/{name}", ["a", "b"], count=4, seed=seed)
+    for target in targets:
+        shutil.copy(folder / source, folder / target)
+    with pytest.raises(DataError, match=rf"1 image is {message}.*use allow_leaks=True"):
+        read(folder)
+    (warning,) = read(folder, allow_leaks=True).warnings
+    assert f"{source} and {targets[0]}" in warning
 
 
 def test_find_files_follows_nested_folders_without_loops(make_images: MakeImages) -> None:
@@ -286,6 +449,7 @@ def test_split_csv_round_trip(tmp_path: Path) -> None:
     entries = [
         SplitEntry(data / 'a "class"/x, y.png', 'a "class"', "train"),
         SplitEntry(data / "b/ä\n.png", "b", "val"),
+        SplitEntry(data / "b/c.png", "b", "test"),
     ]
     write_split(run, data, entries)
     assert read_entries(run) == entries
@@ -337,7 +501,7 @@ def test_read_split_raises_when_file_is_missing(tmp_path: Path) -> None:
             "the class 'weeds' of 'a' is not listed in config.json",
         ),
         (f"path,label,split\na,{'x' * 5000},train\n", "the class 'x{100}' of"),
-        ("path,label,split\na,daisy,test\n", "must be train or val, got 'test'"),
+        ("path,label,split\na,daisy,holdout\n", "must be train, val or test, got 'holdout'"),
         ("path,label,split\n../../etc/passwd,daisy,val\n", "not a path inside the data folder"),
         ("path,label,split\n/etc/passwd,daisy,val\n", "not a path inside the data folder"),
         ("path,label,split\n,daisy,val\n", "not a path inside the data folder"),
