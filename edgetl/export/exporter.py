@@ -23,7 +23,7 @@ from edgetl.core.artifacts.bundle import (
     write_bundle_manifest,
 )
 from edgetl.core.artifacts.model_metadata import ModelMetadata
-from edgetl.core.artifacts.run_metrics import HeldOutMetrics, read_trained_run
+from edgetl.core.artifacts.run_metrics import HeldOutMetrics, RunMetrics, read_trained_run
 from edgetl.core.config.export import ExportConfig, name_fixed_size_variant
 from edgetl.core.errors import DataError, ExportError
 from edgetl.core.paths import BundleDirectory, RunDirectory, StrPath
@@ -32,6 +32,7 @@ from edgetl.device.bench.protocol import QUICK_PROTOCOL
 from edgetl.device.hardware.memory import keep_freed_memory
 from edgetl.device.runtime.bundle import Bundle
 from edgetl.device.runtime.images import list_images
+from edgetl.export.accuracy import AccuracyTest
 from edgetl.export.bundle_writer import (
     GoldenImages,
     new_bundle,
@@ -58,7 +59,7 @@ from edgetl.export.variant_selection import choose
 from edgetl.export.variants import BuiltVariant, VariantBuilder, draw_flips, make_variant
 from edgetl.export.web.export import write_web
 from edgetl.export.web.runtime import ensure_runtime_files
-from edgetl.train.data.splits import read_split
+from edgetl.train.data.splits import SplitEntry, read_split
 from edgetl.train.model.factory import LoadedModel, load_run_model, load_stock_model
 from edgetl.train.model.reparameterization import fuse_branches, has_branches
 
@@ -70,8 +71,8 @@ class _ExportInputs:
     calibration_labels: Sequence[str] | None
     calibration_kind: str
     plots: Path | None = None
-    expected: HeldOutMetrics | None = None
-    """The run's metrics for the proof images."""
+    metrics: RunMetrics | None = None
+    test_images: EvaluationImages | None = None
 
 
 def export_run(
@@ -120,7 +121,8 @@ def export_run(
         [row.label for row in training],
         "training",
         run.plots,
-        None if trained.metrics is None else trained.metrics.val,
+        trained.metrics,
+        _select_test_images(rows),
     )
     output = config.output or run.bundle
     with new_bundle(output, config.force) as directory:
@@ -178,6 +180,22 @@ def export_architecture(
             model = load_stock_model(architecture, weights, image_size)
             manifest = _export(directory, model, sources, config, progress)
     return Bundle(BundleDirectory(output), manifest)
+
+
+def _select_test_images(rows: Sequence[SplitEntry]) -> EvaluationImages | None:
+    """Return the test images of a run; None, with a warning, if files are missing."""
+    test = [row for row in rows if row.split == "test"]
+    missing = [row.path for row in test if not row.path.is_file()]
+    if missing:
+        LOGGER.warning(
+            "The accuracy on test images is left out: %d of %d not found, the first is %s.",
+            len(missing),
+            len(test),
+            missing[0],
+        )
+    if missing or not test:
+        return None
+    return EvaluationImages([row.path for row in test], [row.label for row in test], "test")
 
 
 def _export(
@@ -248,15 +266,21 @@ class _BundleExport:
         """
         model, config = self.model, self.config
         fp32 = self._write_and_prove("fp32", None)
-        self._check_accuracy(fp32.parity.pytorch_logits)
+        metrics, images = self.sources.metrics, self.sources.evaluation_images
+        if metrics is not None:
+            self._check_accuracy(metrics.val, fp32.parity.pytorch_logits, images)
+        test = self._make_accuracy_test()
+        if metrics is not None and test is not None:
+            self._check_accuracy(metrics.test, test.pytorch_logits(), test.images)
         builder = VariantBuilder(
             self.directory,
             config,
             model.preprocessing,
             model.labels,
             self._metadata,
-            self.sources.evaluation_images,
+            images,
             fp32.parity.pytorch_logits,
+            test,
         )
         proofs = [fp32]
         if config.fixed_size is not None:
@@ -286,7 +310,7 @@ class _BundleExport:
             )
         # Added after the choice: a file with a fixed image size is never recommended.
         for fixed in proofs[1:]:
-            variant = replace(_describe_proven(fixed, builder), size=config.fixed_size)
+            variant = _describe_proven(fixed, builder, config.fixed_size)
             manifest = replace(manifest, variants=(*manifest.variants, variant))
         manifest = record_unknown_scores(self.directory, manifest)
         if runtime is not None:
@@ -322,18 +346,26 @@ class _BundleExport:
         parity = proof.prove(images.files, step, self.notify)
         return ProvenVariant(name, proof, parity)
 
-    def _check_accuracy(self, pytorch_logits: Logits) -> None:
-        """Check that PyTorch's accuracy is the one that the run's metrics have."""
-        expected = self.sources.expected
-        measured = compute_accuracy(
-            pytorch_logits, pytorch_logits, self.sources.evaluation_images, self.model.labels
+    def _make_accuracy_test(self) -> AccuracyTest | None:
+        images = self.sources.test_images
+        if images is None:
+            return None
+        model = self.model
+        return AccuracyTest(
+            images, model.model, model.labels, model.preprocessing, self.config.input
         )
+
+    def _check_accuracy(
+        self, expected: HeldOutMetrics | None, pytorch_logits: Logits, images: EvaluationImages
+    ) -> None:
+        """Check that PyTorch's accuracy is the one that the run's metrics have."""
+        measured = compute_accuracy(pytorch_logits, pytorch_logits, images, self.model.labels)
         if expected is None or measured is None:
             return
         low, high = expected.interval
         if not low <= measured.top1 <= high:
             raise ExportError(
-                f"The accuracy on the {measured.images} validation images is {measured.top1:.1%}, "
+                f"The accuracy on the {measured.images} {images.kind} images is {measured.top1:.1%}, "
                 f"but metrics.json has {expected.accuracy:.1%} "
                 f"(95% interval {low:.1%} to {high:.1%}): "
                 "weights, classes, preprocessing, split.csv or images were changed after training. "
@@ -397,7 +429,9 @@ class _BundleExport:
         return write_web(self.directory, manifest, variant, runtime)
 
 
-def _describe_proven(proven: ProvenVariant, builder: VariantBuilder) -> VariantRecord:
+def _describe_proven(
+    proven: ProvenVariant, builder: VariantBuilder, size: tuple[int, int] | None = None
+) -> VariantRecord:
     parity = proven.parity
     return replace(builder, reference_logits=parity.pytorch_logits).describe(
         proven.name,
@@ -405,6 +439,7 @@ def _describe_proven(proven: ProvenVariant, builder: VariantBuilder) -> VariantR
         "fp32",
         parity.record,
         parity.onnx_logits,
+        size,
     )
 
 

@@ -27,6 +27,7 @@ from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import make_model_input, normalize, resize_and_crop
 from edgetl.device.runtime.profile import profile_nodes, summarize_operators
 from edgetl.device.runtime.session import create_session
+from edgetl.export.accuracy import AccuracyTest
 from edgetl.export.bundle_writer import write_model, write_ort
 from edgetl.export.graph.assemble import assemble
 from edgetl.export.graph.preprocessing import PIXELS
@@ -136,6 +137,8 @@ class VariantBuilder:
     evaluation_images: EvaluationImages
     reference_logits: Logits
     """PyTorch's logits for the proof images, [images, classes]."""
+    accuracy_test: AccuracyTest | None = None
+    """Measurement on the test images; None if the run has none."""
 
     def write(self, name: str, network: onnx.ModelProto) -> Path:
         """Add preprocessing and softmax to `network` and write it as a file of the bundle."""
@@ -175,9 +178,16 @@ class VariantBuilder:
         return float(np.max(differences))
 
     def describe(
-        self, name: str, file: Path, precision: str, parity: ParityRecord, logits: Logits
+        self,
+        name: str,
+        file: Path,
+        precision: str,
+        parity: ParityRecord,
+        logits: Logits,
+        size: tuple[int, int] | None = None,
     ) -> VariantRecord:
         """Return the manifest entry of a file; with `ort_format`, also write its .ort file."""
+        test = self.accuracy_test
         return VariantRecord(
             name=name,
             file=file.name,
@@ -191,6 +201,8 @@ class VariantBuilder:
                 logits, self.reference_logits, self.evaluation_images, self.labels
             ),
             report=BuildReport(ort=write_ort(file) if self.config.ort_format else None),
+            size=size,
+            test_accuracy=None if test is None else test.measure(file, size),
         )
 
 

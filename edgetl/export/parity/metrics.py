@@ -20,7 +20,7 @@ from edgetl.core.config.export import InputKind
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.statistics import macro_f1, wilson_interval
 from edgetl.device.runtime.images import load_image
-from edgetl.device.runtime.preprocessing import preprocess
+from edgetl.device.runtime.preprocessing import preprocess, resize_to
 from edgetl.device.runtime.session import create_session
 from edgetl.export.graph.torch_export import LOGITS
 
@@ -57,10 +57,17 @@ class FlippedImage:
 
 
 def logits_for_images(
-    file: Path, images: Sequence[Path], preprocessing: Preprocessing, input_kind: InputKind
+    file: Path,
+    images: Sequence[Path],
+    preprocessing: Preprocessing,
+    input_kind: InputKind,
+    size: tuple[int, int] | None = None,
 ) -> Logits:
-    """Run a bundle's ONNX file on decoded photos, one by one; return logits [images, classes]."""
-    decoded = (load_image(path) for path in images)
+    """Run a bundle's ONNX file on decoded photos, one by one; return logits [images, classes].
+
+    For a file with a fixed image size, photos are resized to `size` (height, width) first.
+    """
+    decoded = (resize_to(load_image(path), size) for path in images)
     batches = (
         image[None] if input_kind == "image" else preprocess(image, preprocessing)
         for image in decoded

@@ -30,8 +30,12 @@ from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.device.runtime.classifier import open_classifier
 from edgetl.device.runtime.preprocessing import resize_and_crop, resize_to
 from edgetl.device.verify import verify
+from edgetl.export.accuracy import AccuracyTest
 from edgetl.export.golden import generate_images
 from edgetl.export.graph.fixed_size import fixed_size_graph, resampling_matrix
+from edgetl.export.parity.metrics import EvaluationImages
+from edgetl.train.model.factory import load_stock_model
+from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 from tests.helpers.graphs import quick_export
 
 SIZE = (96, 128)
@@ -53,6 +57,17 @@ def bundle(tmp_path_factory: pytest.TempPathFactory, random_weights: Path) -> Bu
     with pytest.MonkeyPatch.context() as patch:
         export = quick_export(tmp_path_factory, random_weights, patch)
         return export(tmp_path_factory.mktemp("fixed-size") / "bundle", fixed_size=SIZE)
+
+
+def test_test_images_are_resized_to_the_fixed_size(bundle: Bundle, random_weights: Path) -> None:
+    model = load_stock_model(ARCHITECTURE, str(random_weights), IMAGE_SIZE)
+    files = bundle.load_golden().files
+    assert {Image.open(file).size for file in files} != {(SIZE[1], SIZE[0])}
+    images = EvaluationImages(files, [model.labels[0]] * len(files), "test")
+    test = AccuracyTest(images, model.model, model.labels, model.preprocessing, "image")
+    record = test.measure(bundle.directory.variant(NAME), SIZE)
+    assert record is not None
+    assert (record.split, record.images, record.flips) == ("test", 8, 0)
 
 
 @pytest.mark.parametrize(
