@@ -24,6 +24,7 @@ from edgetl.core.artifacts.bundle import (
 )
 from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.artifacts.run_metrics import HeldOutMetrics, RunMetrics, read_trained_run
+from edgetl.core.artifacts.split import SplitEntry, read_split
 from edgetl.core.config.export import ExportConfig, name_fixed_size_variant
 from edgetl.core.errors import DataError, ExportError
 from edgetl.core.paths import BundleDirectory, RunDirectory, StrPath
@@ -59,7 +60,6 @@ from edgetl.export.variant_selection import choose
 from edgetl.export.variants import BuiltVariant, VariantBuilder, draw_flips, make_variant
 from edgetl.export.web.export import write_web
 from edgetl.export.web.runtime import ensure_runtime_files
-from edgetl.train.data.splits import SplitEntry, read_split
 from edgetl.train.model.factory import LoadedModel, load_run_model, load_stock_model
 from edgetl.train.model.reparameterization import fuse_branches, has_branches
 

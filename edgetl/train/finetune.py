@@ -14,6 +14,7 @@ import torch
 
 from edgetl.core.artifacts.measured_choices import AutoChoices
 from edgetl.core.artifacts.run_config import RunConfiguration, read_run_configuration
+from edgetl.core.artifacts.split import SplitEntry
 from edgetl.core.config.finetune import Device, FinetuneConfig
 from edgetl.core.errors import ConfigError, DataError, DecodeError, RunError
 from edgetl.core.paths import RunDirectory, StrPath
@@ -27,7 +28,6 @@ from edgetl.train.common.distributed import (
 )
 from edgetl.train.common.run_choices import use_recorded_threads
 from edgetl.train.data.loader import ImageDataset, ImageLoader
-from edgetl.train.data.splits import SplitEntry
 from edgetl.train.engine.checkpoint import checkpoint_errors
 from edgetl.train.engine.determinism import deterministic_algorithms, report_determinism_cost
 from edgetl.train.engine.optim import Loss

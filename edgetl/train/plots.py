@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from edgetl.core.artifacts.run import EpochRecord
+from edgetl.core.artifacts.split import SplitEntry
 from edgetl.core.errors import DecodeError
 from edgetl.core.paths import RunDirectory
 from edgetl.device.runtime.images import load_image
 from edgetl.report.plots.contact_sheet import MAX_TILES, Mistake, save_mistakes_sheet
 from edgetl.report.plots.run_plots import save_confusion_matrix, save_training_curves
-from edgetl.train.data.splits import SplitEntry
 from edgetl.train.engine.evaluation import Evaluation
 
 

@@ -22,12 +22,13 @@ from edgetl.core.artifacts.run_metrics import (
     RunMetrics,
     TrainMetrics,
 )
+from edgetl.core.artifacts.split import SplitEntry, write_split
 from edgetl.core.files import sha256_file
 from edgetl.core.paths import RunDirectory
 from edgetl.core.statistics import class_scores, macro_f1, wilson_interval
 from edgetl.device.hardware.info import peak_memory_bytes
 from edgetl.train.data.loader import ImageDataset, ImageLoader
-from edgetl.train.data.splits import SplitEntry, write_rejected, write_split
+from edgetl.train.data.splits import write_rejected
 from edgetl.train.engine.evaluation import Evaluation, evaluate
 from edgetl.train.engine.phases import TrainablePhase
 from edgetl.train.engine.trainer import Trainer

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from edgetl.core.artifacts.run_config import read_run_configuration
 from edgetl.core.artifacts.run_metrics import read_trained_run
+from edgetl.core.artifacts.split import SplitEntry, read_split
 from edgetl.core.paths import RunDirectory, StrPath
-from edgetl.train.data.splits import SplitEntry, read_split
 from edgetl.train.model.factory import LoadedModel, load_run_model
 
 

@@ -38,6 +38,7 @@ from edgetl.core.architectures import file_stem
 from edgetl.core.artifacts.bench_rows import BenchRow, round_ratios
 from edgetl.core.artifacts.run import read_run_record
 from edgetl.core.artifacts.run_config import read_run_configuration
+from edgetl.core.artifacts.split import read_split
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import ConfigError, EdgetlError
 from edgetl.core.files import ReadPolicy, read_json_as, write_json
@@ -59,7 +60,6 @@ from edgetl.device.bench.target import find_target
 from edgetl.device.hardware.info import collect_device_info
 from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.export.parity.metrics import logits_for_images
-from edgetl.train.data.splits import read_split
 from tools.benchmarks.backbone_gain import Backbone
 from tools.benchmarks.finetune_speed import execute
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 
 from edgetl.core.artifacts.run_metrics import read_trained_run
+from edgetl.core.artifacts.split import read_split
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.paths import RunDirectory
@@ -30,7 +31,6 @@ from edgetl.device.runtime.bundle import open_bundle
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.export.exporter import export_run
-from edgetl.train.data.splits import read_split
 from edgetl.train.finetune import finetune
 from edgetl.train.model.factory import load_run_model
 

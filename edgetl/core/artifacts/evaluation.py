@@ -16,7 +16,8 @@ from edgetl.core.artifacts.device import DeviceInfo
 from edgetl.core.artifacts.evaluation_limits import check_evaluation_limits
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.artifacts.limits import LimitCheck
-from edgetl.core.config.evaluate import EvaluatedSplit, EvaluationLimits
+from edgetl.core.config.evaluate import EvaluationLimits
+from edgetl.core.config.split_names import SplitName
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.files import SCHEMA, read_json
 from edgetl.core.paths import StrPath
@@ -318,7 +319,7 @@ class EvaluatedImages:
     """DATA as it was given."""
     description: str
     """Source of the images, such as `test/ of photos`."""
-    split: EvaluatedSplit | None
+    split: SplitName | None
     """Split of the data; None if it has none."""
     images: int
     """Images that were scored."""

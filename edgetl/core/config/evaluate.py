@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from edgetl.core.config.options import check, option, repr_config, validate
 from edgetl.core.config.parsers import parse_share
+from edgetl.core.config.split_names import SplitName
 from edgetl.core.errors import ConfigError
 from edgetl.core.paths import OptionalPath, RequiredPath
 
-EvaluatedSplit = Literal["test", "val", "train"]
 DATA, LIMITS, OUTPUT = "Images", "Limits", "Output"
 """Panels of `--help-all`."""
 
@@ -103,7 +102,7 @@ class EvaluateConfig:
         empty_word="all",
         basic=True,
     )
-    split: EvaluatedSplit | None = option(
+    split: SplitName | None = option(
         None,
         help="Images of DATA to evaluate on, if it has splits.",
         unset="test, else val",
@@ -129,6 +128,25 @@ class EvaluateConfig:
         False,
         help="Leave out images whose class is not among the bundle's labels.",
         panel=DATA,
+    )
+    corruptions: tuple[str, ...] = option(
+        (),
+        help="Also evaluate on corrupted images: `all`, or kinds of ImageNet-C such as "
+        "gaussian_noise, defocus_blur, fog or jpeg_compression. `all` classifies every image 75 "
+        "more times.",
+        metavar="all|KIND,KIND",
+        panel=DATA,
+        basic=True,
+        empty_word="none",
+    )
+    severities: tuple[int, ...] = option(
+        (1, 2, 3, 4, 5),
+        help="Severities of the corruptions.",
+        metavar="1,3,5",
+        panel=DATA,
+        ge=1,
+        le=5,
+        nonempty="severity",
     )
     limits: EvaluationLimits = field(default_factory=EvaluationLimits)
     """Limits that the result is checked against."""

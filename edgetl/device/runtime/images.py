@@ -62,6 +62,7 @@ IMAGE_FORMATS = (
 
 Other formats are rejected for any suffix: Pillow passes EPS to Ghostscript, which runs programs.
 """
+_IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 MAX_ASPECT_RATIO = 100
 """Largest ratio of the longer to the shorter side.
 
@@ -78,14 +79,39 @@ def list_images(folder: Path) -> list[Path]:
     Raises:
         DataError: a folder cannot be read.
     """
-    paths = (
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, onerror=raise_unreadable_folder)
-        for name in names
-    )
     return sorted(
-        path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+        path
+        for path in walk_files(folder)
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     )
+
+
+def walk_files(folder: Path) -> list[Path]:
+    """Return the files in a folder and its subfolders; links are followed.
+
+    Hidden files and those of operating systems are skipped, such as `._photo.jpg`.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    paths: list[Path] = []
+    visited: set[str] = set()
+    for parent, folders, names in os.walk(
+        folder, followlinks=True, onerror=raise_unreadable_folder
+    ):
+        real_path = os.path.realpath(parent)
+        if real_path in visited:  # a symbolic link to a parent folder
+            folders.clear()
+            continue
+        visited.add(real_path)
+        folders[:] = [name for name in folders if not is_ignored_name(name)]
+        paths += [Path(parent, name) for name in names if not is_ignored_name(name)]
+    return paths
+
+
+def is_ignored_name(name: str) -> bool:
+    """Return whether a file or folder is hidden or belongs to an operating system."""
+    return name.startswith(".") or name.lower() in _IGNORED_NAMES
 
 
 def raise_unreadable_folder(cause: OSError) -> NoReturn:

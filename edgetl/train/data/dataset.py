@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgetl.core.artifacts.run_config import DatasetInfo
+from edgetl.core.artifacts.split import SplitEntry
 from edgetl.core.config.finetune import FinetuneConfig
+from edgetl.core.config.split_names import SPLITS, SplitName
 from edgetl.core.errors import DataError
 from edgetl.core.progress import ProgressCallback, log_progress
 from edgetl.train.data.decoded_cache import DecodedImageCache
-from edgetl.train.data.folders import SPLITS, DatasetFiles, RejectedFile, SplitName, find_files
+from edgetl.train.data.folders import DatasetFiles, RejectedFile, find_files
 from edgetl.train.data.scan import ScannedFile, scan_files
-from edgetl.train.data.splits import LEAKS, SplitEntry, group_leaks, split_files
+from edgetl.train.data.splits import LEAKS, group_leaks, split_files
 
 
 @dataclass(frozen=True)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
+from edgetl.core.config.split_names import SPLIT_FOLDERS, SplitName
 from edgetl.core.errors import DataError
-from edgetl.device.runtime.images import IMAGE_SUFFIXES, raise_unreadable_folder
-
-SplitName = Literal["train", "val", "test"]
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
-_TRAIN_NAMES = ("train", "training")
-_VALIDATION_NAMES = ("val", "valid", "validation")
-_TEST_NAMES = ("test", "testing")
-_IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+from edgetl.device.runtime.images import (
+    IMAGE_SUFFIXES,
+    is_ignored_name,
+    raise_unreadable_folder,
+    walk_files,
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ def find_files(data: Path, problems: list[str] | None = None) -> DatasetFiles:
             f"{data} must be a folder, got a file. Use a folder with one folder of images per class."
         )
     folders = {entry.name.lower(): entry for entry in _folders(data)}
-    val_folders = [folders[name] for name in _VALIDATION_NAMES if name in folders]
+    val_folders = [folders[name] for name in SPLIT_FOLDERS["val"] if name in folders]
     val = next((folder for folder in val_folders if _folders(folder)), None)
     train, test = _find_train_and_test(folders)
     if train and val is None and val_folders:
@@ -114,8 +111,8 @@ def find_files(data: Path, problems: list[str] | None = None) -> DatasetFiles:
 
 
 def _find_train_and_test(folders: Mapping[str, Path]) -> tuple[Path | None, Path | None]:
-    test = next((folders[name] for name in _TEST_NAMES if name in folders), None)
-    for name in _TRAIN_NAMES:
+    test = next((folders[name] for name in SPLIT_FOLDERS["test"] if name in folders), None)
+    for name in SPLIT_FOLDERS["train"]:
         train = folders.get(name)
         # Without a test folder, training/ is a class.
         if train is not None and (name == "train" or test is not None) and _folders(train):
@@ -185,7 +182,7 @@ def _list_classes(
 ) -> tuple[list[str], list[LabeledFile], list[RejectedFile]]:
     classes = sorted(_folders(folder), key=lambda entry: entry.name)
     if not classes:
-        if any(_is_image(path) for path in _walk(folder)):
+        if any(_is_image(path) for path in walk_files(folder)):
             raise DataError(
                 f"{folder} holds images but no class folders. "
                 "Move the images of each class into a folder with the class's name."
@@ -216,7 +213,7 @@ def _list_classes(
 def _list_class(
     folder: Path, split: SplitName | None
 ) -> tuple[list[LabeledFile], list[RejectedFile]]:
-    paths = sorted(_walk(folder))
+    paths = sorted(walk_files(folder))
     images = [LabeledFile(path, folder.name, split) for path in paths if _is_image(path)]
     others = [
         RejectedFile(path, "not an image by its name") for path in paths if not _is_image(path)
@@ -231,14 +228,16 @@ def _raise_or_collect(message: str, problems: list[str] | None) -> None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [entry for entry in _entries(folder) if entry.is_dir() and not _is_ignored(entry.name)]
+    return [
+        entry for entry in _entries(folder) if entry.is_dir() and not is_ignored_name(entry.name)
+    ]
 
 
 def _list_stray_files(folder: Path) -> list[RejectedFile]:
     return [
         RejectedFile(path, "not in a class folder")
         for path in sorted(_entries(folder))
-        if path.is_file() and not _is_ignored(path.name)
+        if path.is_file() and not is_ignored_name(path.name)
     ]
 
 
@@ -249,25 +248,5 @@ def _entries(folder: Path) -> list[Path]:
         raise_unreadable_folder(cause)
 
 
-def _walk(folder: Path) -> list[Path]:
-    paths: list[Path] = []
-    visited: set[str] = set()
-    for parent, folders, names in os.walk(
-        folder, followlinks=True, onerror=raise_unreadable_folder
-    ):
-        real_path = os.path.realpath(parent)
-        if real_path in visited:  # a symbolic link to a parent folder
-            folders.clear()
-            continue
-        visited.add(real_path)
-        folders[:] = [name for name in folders if not _is_ignored(name)]
-        paths += [Path(parent, name) for name in names if not _is_ignored(name)]
-    return paths
-
-
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
-
-
-def _is_ignored(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _IGNORED_NAMES

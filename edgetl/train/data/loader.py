@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from edgetl.core.artifacts.split import SplitEntry
 from edgetl.core.errors import DecodeError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.preprocessing import resize_and_crop
 from edgetl.train.data.augmentation import Augmentation
 from edgetl.train.data.decoded_cache import DecodedImageCache
-from edgetl.train.data.splits import SplitEntry
 
 _GRACE_S = 20
 """Seconds that a worker keeps running after SIGTERM or SIGHUP."""

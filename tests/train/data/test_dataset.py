@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgetl.core.artifacts.split import SplitEntry, write_split
 from edgetl.core.errors import DataError, RunError
 from edgetl.core.paths import RunDirectory
 from edgetl.train.data.dataset import SplitDataset, read_dataset
 from edgetl.train.data.folders import RejectedFile, find_files
-from edgetl.train.data.splits import SplitEntry, write_rejected, write_split
+from edgetl.train.data.splits import write_rejected
 from tests.helpers.runs import write_run
 from tests.helpers.trained_runs import read_entries
 

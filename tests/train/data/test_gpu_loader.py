@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from edgetl.core.artifacts.split import SplitEntry
 from edgetl.core.errors import DecodeError
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.runtime.images import load_image
@@ -20,7 +21,6 @@ from edgetl.train.data.gpu_images import DeviceImageCache
 from edgetl.train.data.gpu_loader import DeviceLoader
 from edgetl.train.data.jpeg import BatchDecoder
 from edgetl.train.data.loader import ImageDataset, ImageLoader, ViewKey, group_into_batches
-from edgetl.train.data.splits import SplitEntry
 from tests.train.data.test_jpeg import decode_on_cpu, make_image
 
 SIDE = 32

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from edgetl.core.artifacts.split import SplitEntry
 from edgetl.core.config.finetune import AugmentationStrength, Precision
 from edgetl.core.errors import ConfigError
 from edgetl.core.preprocessing import Preprocessing
@@ -25,7 +26,6 @@ from edgetl.train.data.loader import (
     default_workers,
     group_into_batches,
 )
-from edgetl.train.data.splits import SplitEntry
 
 PREPROCESSING = Preprocessing.for_image_size(32)
 STRENGTHS: list[AugmentationStrength] = ["light", "medium", "strong"]

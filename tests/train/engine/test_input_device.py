@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from edgetl.core.artifacts.run_metrics import InputDeviceReport
+from edgetl.core.artifacts.split import SplitEntry
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.errors import DecodeError
 from edgetl.core.preprocessing import Preprocessing
@@ -24,7 +25,6 @@ from edgetl.train.data.gpu_images import DeviceImageCache
 from edgetl.train.data.gpu_loader import DeviceLoader
 from edgetl.train.data.jpeg import BatchDecoder
 from edgetl.train.data.loader import ImageDataset, ImageLoader, ViewKey
-from edgetl.train.data.splits import SplitEntry
 from edgetl.train.engine import input_device, phase_builder
 from edgetl.train.engine.input_device import choose_loader
 from edgetl.train.finetune import finetune

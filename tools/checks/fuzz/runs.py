@@ -8,11 +8,11 @@ from pathlib import Path
 
 from edgetl.core.artifacts.run import read_run_record
 from edgetl.core.artifacts.run_config import read_run_configuration
+from edgetl.core.artifacts.split import read_split
 from edgetl.core.errors import EdgetlError
 from edgetl.core.paths import RunDirectory
 from edgetl.report.run.page import render_run_report
 from edgetl.report.run.text import run_sentences
-from edgetl.train.data.splits import read_split
 from edgetl.train.finetune import read_unfinished_run
 from tests.helpers.runs import CLASSES, write_run
 from tools.checks.fuzz.target import (

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from edgetl.core.artifacts.split import SplitEntry
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.progress import NullProgress
 from edgetl.device.hardware.cpu import available_cores
@@ -18,7 +19,6 @@ from edgetl.train.data.decoded_cache import DecodedImageCache
 from edgetl.train.data.gpu_images import DeviceImageCache
 from edgetl.train.data.gpu_loader import DeviceLoader
 from edgetl.train.data.loader import ImageDataset, ImageLoader, default_workers
-from edgetl.train.data.splits import SplitEntry
 from edgetl.train.engine.optim import Loss
 from edgetl.train.engine.phase_loop import PhaseLoop, TrainContext
 from edgetl.train.engine.phases import Phase, TrainablePhase
