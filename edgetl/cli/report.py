@@ -21,8 +21,8 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN|BUNDLE|EXPERIMENT|RESULT.json...",
-            help="Run, bundle, or experiment of `edgetl compare`; or results of `edgetl bench` "
-            "from one or several devices: files, folders or several runs.",
+            help="Run, bundle, experiment of `edgetl compare`, or result of `edgetl evaluate`; or "
+            "results of `edgetl bench` from one or several devices: files, folders or several runs.",
         ),
     ],
     output: Annotated[
@@ -42,12 +42,13 @@ def report(
         bool, typer.Option("--json", help="Print the content of the page as one JSON object.")
     ] = False,
 ) -> None:
-    """Report on a run, a bundle, an experiment or bench results.
+    """Report on a run, a bundle, an experiment, an evaluation or bench results.
 
     Prints a summary and writes a self-contained HTML page. The page of a run shows accuracy,
     curves, confusion matrix, mistakes, data, recipe, and its bundle and bench results; of a bundle,
     its variants, parity and preprocessing; of an experiment, the gains and costs of each strategy;
-    of bench results, latencies, comparisons and measurement conditions.
+    of an evaluation, accuracy, confusion, calibration, unknown images and corruptions; of bench
+    results, latencies, comparisons and measurement conditions.
     """
     from edgetl.report.report import write_report
 
@@ -62,6 +63,7 @@ def report(
 def _print_summary(report: Report) -> None:
     from edgetl.cli.compare import show_experiment
     from edgetl.report.bundle.page import bundle_sentences, bundle_title
+    from edgetl.report.evaluation.text import evaluation_sentences, evaluation_title
     from edgetl.report.run.text import run_sentences, run_title
 
     if report.run is not None:
@@ -70,6 +72,10 @@ def _print_summary(report: Report) -> None:
         _print_sentences(bundle_title(report.bundle), bundle_sentences(report.bundle))
     elif report.experiment is not None:
         show_experiment(report.experiment)
+    elif report.evaluation is not None:
+        _print_sentences(
+            evaluation_title(report.evaluation), evaluation_sentences(report.evaluation)
+        )
     else:
         show_bench_results(report.results)
 

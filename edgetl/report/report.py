@@ -1,4 +1,4 @@
-"""`edgetl report`: write the HTML page of a run, a bundle, an experiment or bench results."""
+"""`edgetl report`: write the HTML page of a run, a bundle, an experiment, an evaluation or bench results."""
 
 from __future__ import annotations
 
@@ -12,23 +12,32 @@ from typing import Literal
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bench_json import read_results, read_run_results
 from edgetl.core.artifacts.bundle import BundleRecord, read_bundle_record
+from edgetl.core.artifacts.evaluation import EvaluationResult, read_evaluation
 from edgetl.core.artifacts.experiment import Experiment, read_experiment
 from edgetl.core.artifacts.run import RunRecord, read_run_record
 from edgetl.core.errors import ConfigError
-from edgetl.core.files import SCHEMA
+from edgetl.core.files import SCHEMA, read_json_of_kind
 from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory, StrPath
 from edgetl.core.typed_json import JsonObject, to_json
 from edgetl.report.bench.page import render_bench_report
 from edgetl.report.bundle.page import render_bundle_report
 from edgetl.report.compare.page import render_compare_report
+from edgetl.report.evaluation.page import render_evaluation_report
 from edgetl.report.html.blocks import write_page
 from edgetl.report.run.page import render_run_report
 
-ReportKind = Literal["bench", "run", "bundle", "experiment"]
+ReportKind = Literal["bench", "run", "bundle", "experiment", "evaluation"]
 
-_SINGLE_PAGE_KINDS: dict[ReportKind, str] = {"bundle": "a bundle", "experiment": "an experiment"}
+_SINGLE_PAGE_KINDS: dict[ReportKind, str] = {
+    "bundle": "a bundle",
+    "experiment": "an experiment",
+    "evaluation": "an evaluation",
+}
 _DEFAULT_PAGE = Path("report.html")
-"""Default page of bundles and bench results. Bundles are copied to devices and stay unchanged."""
+"""Default page of bundles, evaluations and bench results.
+
+Bundles are copied to devices and stay unchanged.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Report:
     run: RunRecord | None = None
     bundle: BundleRecord | None = None
     experiment: Experiment | None = None
+    evaluation: EvaluationResult | None = None
     results: tuple[BenchResult, ...] = ()
     """Bench results on the page, those of the run if it shows a run."""
 
@@ -50,6 +60,8 @@ class Report:
             return "run"
         if self.bundle is not None:
             return "bundle"
+        if self.evaluation is not None:
+            return "evaluation"
         return "bench" if self.experiment is None else "experiment"
 
     def __repr__(self) -> str:
@@ -62,6 +74,7 @@ class Report:
             ("run", self.run),
             ("bundle", self.bundle),
             ("experiment", self.experiment),
+            ("evaluation", self.evaluation),
         ):
             if subject is not None:
                 content[name] = subject.to_json()
@@ -75,17 +88,19 @@ def write_report(
     output: StrPath | None = None,
     force: bool = False,
 ) -> Report:
-    """Write a self-contained HTML page about a run, a bundle, an experiment or bench results.
+    """Write a self-contained HTML page about a run, a bundle, an experiment, an evaluation or bench results.
 
     Args:
-        subjects: a run, a bundle, an experiment, or one or several bench results: their files,
-            folders of them, runs that were benchmarked, or results of `bench` and `read_result`.
-        output: the page; None writes report.html into the run or experiment, for bundles and bench
-            results into the current folder.
+        subjects: a run, a bundle, an experiment, the file of an evaluation, or one or several bench
+            results: their files, folders of them, runs that were benchmarked, or results of `bench`
+            and `read_result`.
+        output: the page; None writes report.html into the run or experiment, for bundles,
+            evaluations and bench results into the current folder.
         force: overwrite a file that was not written by edgetl.
 
     Raises:
-        ConfigError: the page cannot be written, or a bundle or an experiment is not alone.
+        ConfigError: the page cannot be written, or a bundle, an experiment or an evaluation is not
+            alone.
         RunError, BundleError, BenchError: a file is missing or broken.
     """
     entries = [subjects] if isinstance(subjects, str | os.PathLike | BenchResult) else [*subjects]
@@ -116,19 +131,24 @@ def _read_subject(
         experiment = read_experiment(folder.result)
         report = Report(folder.report, experiment=experiment)
         return report, partial(render_compare_report, experiment)
+    if kind == "evaluation":
+        evaluation = read_evaluation(paths[0])
+        report = Report(_DEFAULT_PAGE, evaluation=evaluation)
+        return report, partial(render_evaluation_report, evaluation)
     all_results = (*read_results(paths), *results)
     return Report(_DEFAULT_PAGE, results=all_results), partial(render_bench_report, all_results)
 
 
 def detect_kind(path: Path) -> ReportKind:
-    """Return the kind of directory at `path`; "bench" if it is no run, bundle or experiment."""
+    """Return what is at `path`; "bench" if it is no run, bundle, experiment or evaluation."""
     if BundleDirectory.exists_at(path):
         return "bundle"
     if RunDirectory.exists_at(path):
         return "run"
     if ExperimentDirectory.exists_at(path):
         return "experiment"
-    return "bench"
+    is_evaluation = path.is_file() and read_json_of_kind(path, "evaluation") is not None
+    return "evaluation" if is_evaluation else "bench"
 
 
 def detect_common_kind(paths: Sequence[Path]) -> ReportKind:
@@ -138,11 +158,14 @@ def detect_common_kind(paths: Sequence[Path]) -> ReportKind:
     contain as well.
 
     Raises:
-        ConfigError: there is no path, or a bundle or an experiment is not the only one.
+        ConfigError: there is no path, or a bundle, an experiment or an evaluation is not the only
+            one.
     """
     kinds = {path: detect_kind(path) for path in paths}
     if not kinds:
-        raise ConfigError("Nothing to report on. Give a run, a bundle, an experiment or results.")
+        raise ConfigError(
+            "Nothing to report on. Give a run, a bundle, an experiment, an evaluation or results."
+        )
     if len(kinds) == 1:
         return next(iter(kinds.values()))
     for path, kind in kinds.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,6 +39,7 @@ def make_evaluation(
     missing_class: bool = False,
     with_unknown: bool = True,
     with_corruptions: bool = False,
+    names: Sequence[str] = LABELS,
 ) -> EvaluationResult:
     """Return a result with random but fixed figures.
 
@@ -45,23 +48,24 @@ def make_evaluation(
         missing_class: Whether the last class has no images.
         with_unknown: Whether the variants have unknown scores and prediction sets.
         with_corruptions: Whether figures after corruptions are in the result.
+        names: Names of the classes.
     """
     generator = np.random.default_rng(0)
-    classes = len(LABELS) - missing_class
+    classes = len(names) - missing_class
     labels = generator.integers(0, classes, IMAGES).astype(np.int32)
-    logits = generator.normal(0, 1, (IMAGES, len(LABELS))) + 3 * np.eye(len(LABELS))[labels]
+    logits = generator.normal(0, 1, (IMAGES, len(names))) + 3 * np.eye(len(names))[labels]
     tables = {
         name: _fill_table(labels, logits + generator.normal(0, noise, logits.shape), with_unknown)
         for name, noise in (("fp32", 0.0), ("int8", 0.4))
     }
     sites = np.array([("north", "south")[index % 2] for index in range(IMAGES)])
-    counts = {name: int((labels == index).sum()) for index, name in enumerate(LABELS)}
+    counts = {name: int((labels == index).sum()) for index, name in enumerate(names)}
     return EvaluationResult(
         created="2026-11-28T12:00:00+00:00",
         edgetl="0.1.0",
         target="runs/pets",
         model=BenchedModel("mobilenet_v2", "0123456789ab"),
-        labels=LABELS,
+        labels=tuple(names),
         device=device(),
         provider="cpu",
         threads=2,
@@ -76,7 +80,7 @@ def make_evaluation(
         ),
         variants=tuple(
             VariantEvaluation(
-                name, name, "ab" * 32, GATE, _make_figures(table, sites, with_corruptions)
+                name, name, "ab" * 32, GATE, _make_figures(table, sites, names, with_corruptions)
             )
             for name, table in tables.items()
         ),
@@ -105,9 +109,9 @@ def _fill_table(
 
 
 def _make_figures(
-    table: ScoreTable, sites: NDArray[np.str_], with_corruptions: bool
+    table: ScoreTable, sites: NDArray[np.str_], names: Sequence[str], with_corruptions: bool
 ) -> EvaluationFigures:
-    classes = score_classes(table.labels, table.predicted, LABELS)
+    classes = score_classes(table.labels, table.predicted, names)
     calibration, risk_coverage = score_confidence(table.confidences, table.correct, table.brier)
     unknown_scores = np.random.default_rng(2).normal(1.6, 0.4, 60)
     corruptions = (
@@ -133,14 +137,14 @@ def _make_figures(
         calibration=calibration,
         risk_coverage=risk_coverage,
         unknown=table.score_unknown(unknown_scores),
-        prediction_sets=table.score_prediction_sets(len(LABELS)),
-        groups=table.score_groups({"site": sites}, LABELS),
+        prediction_sets=table.score_prediction_sets(len(names)),
+        groups=table.score_groups({"site": sites}, names),
         corruptions=tuple(corruptions) if with_corruptions else (),
         mistakes=tuple(
             ConfidentMistake(
-                f"pets/test/{LABELS[table.labels[row]]}/{row}.jpg",
-                LABELS[table.labels[row]],
-                LABELS[table.predicted[row]],
+                f"pets/test/{names[table.labels[row]]}/{row}.jpg",
+                names[table.labels[row]],
+                names[table.predicted[row]],
                 float(table.confidences[row]),
             )
             for row in table.find_confident_mistakes(5).tolist()

@@ -5,10 +5,11 @@ A result file holds the object that `edgetl evaluate --json` prints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 from edgetl.core.artifacts.bench import BenchedModel
@@ -216,6 +217,21 @@ class CorruptionEvaluation:
     calibration_error: float
     rejected: Estimate | None = None
     """Share of the images that are rejected as unknown; None without `unknown_score`."""
+
+
+def average_over_corruptions(entries: Sequence[CorruptionEvaluation]) -> Estimate:
+    """Return the mean accuracy over one or more corruptions of the same images.
+
+    The bounds of its interval are the means of their bounds. The standard error of a mean is at most
+    the mean of the standard errors, whatever the correlation, so that the interval is wide enough.
+    """
+    return Estimate(
+        fmean(entry.accuracy.value for entry in entries),
+        (
+            fmean(entry.accuracy.low for entry in entries),
+            fmean(entry.accuracy.high for entry in entries),
+        ),
+    )
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from edgetl.report.charts.svg import PAPER, render_svg
-from edgetl.report.html.blocks import figure
+from edgetl.report.html.blocks import Cell, Column, TableRow, figure, table
+from edgetl.report.html.text import count_phrase
 from edgetl.report.plots.style import BLUE, INK, escape_mathtext, shorten_middle
 
 if TYPE_CHECKING:
@@ -41,7 +42,37 @@ def rank_confused_pairs(
         for predicted, count in enumerate(row)
         if count and true != predicted
     ]
+    return sort_confused_pairs(pairs)
+
+
+def sort_confused_pairs(pairs: Iterable[ConfusedPair]) -> list[ConfusedPair]:
+    """Return pairs by count and then by share of the true class, descending."""
     return sorted(pairs, key=lambda pair: (-pair.count, -pair.count / pair.true_class_images))
+
+
+def confused_pairs_table(
+    pairs: Sequence[ConfusedPair], max_pairs: int, subject: str = ""
+) -> Markup:
+    """Render the first pairs as a table; `subject` follows the count in its title."""
+    columns = [
+        Column("true class"),
+        Column("predicted"),
+        Column("images", "number"),
+        Column("of the true class", "number"),
+    ]
+    rows = [
+        TableRow(
+            (
+                Cell(pair.true),
+                Cell(pair.predicted),
+                Cell(str(pair.count)),
+                Cell(f"{pair.count / pair.true_class_images:.0%}"),
+            )
+        )
+        for pair in pairs[:max_pairs]
+    ]
+    count = count_phrase(len(pairs), "pair", max_pairs)
+    return table(f"Most confused classes: {count}{subject}", columns, rows)
 
 
 def draw_confusion_matrix(

@@ -15,6 +15,8 @@ from edgetl.report.html.blocks import Badge, Cell, Tone
 VERDICT_TONES: Mapping[str, Tone] = {
     "faster": "good",
     "slower": "bad",
+    "better": "good",
+    "worse": "bad",
     "inconclusive": "warn",
     "noisy": "warn",
 }
@@ -140,6 +142,12 @@ def join_words(parts: Sequence[str]) -> str:
     if len(parts) < 2:
         return "".join(parts)
     return f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def count_phrase(count: int, noun: str, listed: int) -> str:
+    """Return `3 pairs`, or `20 of 35 pairs` if only the first `listed` are shown."""
+    total = pluralize(count, noun)
+    return f"{listed} of {total}" if count > listed else total
 
 
 def value_cell(value: object) -> Cell:

@@ -12,14 +12,14 @@ from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bundle import read_bundle_record
 from edgetl.core.artifacts.run import PredictionRecord, RunRecord
 from edgetl.core.artifacts.run_metrics import HeldOutMetrics
-from edgetl.core.formatting import format_duration, format_percent, pluralize
+from edgetl.core.formatting import format_duration, format_percent
 from edgetl.core.paths import BundleDirectory
 from edgetl.core.statistics import ClassScore
 from edgetl.report.bench.page import bench_sections
 from edgetl.report.bundle.page import variants_section
 from edgetl.report.charts.confusion import (
     MAX_DRAWN_CLASSES,
-    ConfusedPair,
+    confused_pairs_table,
     draw_confusion_matrix,
     rank_confused_pairs,
 )
@@ -45,7 +45,7 @@ from edgetl.report.html.blocks import (
     render_page,
     table,
 )
-from edgetl.report.html.text import format_number
+from edgetl.report.html.text import count_phrase, format_number
 from edgetl.report.run.provenance import data_section, recipe_section, versions_section
 from edgetl.report.run.text import format_points, run_sentences, run_title
 
@@ -294,7 +294,7 @@ def _confusion_blocks(
     if not pairs:
         blocks.append(paragraph("No classes were confused."))
     elif len(classes) > 3:
-        blocks.append(_confused_pairs_table(pairs, max_pairs))
+        blocks.append(confused_pairs_table(pairs, max_pairs))
     return blocks
 
 
@@ -307,28 +307,6 @@ def _confusion_plot_blocks(run: RunRecord) -> list[Markup]:
         return []
     alt = "Confusion matrix of the validation images, drawn after training"
     return [picture("", plot, alt)]
-
-
-def _confused_pairs_table(pairs: Sequence[ConfusedPair], max_pairs: int) -> Markup:
-    columns = [
-        Column("true class"),
-        Column("predicted"),
-        Column("images", "number"),
-        Column("of the true class", "number"),
-    ]
-    rows = [
-        TableRow(
-            (
-                Cell(pair.true),
-                Cell(pair.predicted),
-                Cell(str(pair.count)),
-                Cell(f"{pair.count / pair.true_class_images:.0%}"),
-            )
-        )
-        for pair in pairs[:max_pairs]
-    ]
-    count = _count_phrase(len(pairs), "pair", max_pairs)
-    return table(f"Most confused classes: {count}", columns, rows)
 
 
 def _mistakes_section(run: RunRecord) -> Section:
@@ -370,13 +348,8 @@ def _mistakes_table(mistakes: Sequence[PredictionRecord]) -> Markup:
         )
         for mistake in mistakes[:_MAX_LISTED]
     ]
-    count = _count_phrase(len(mistakes), "mistake")
+    count = count_phrase(len(mistakes), "mistake", _MAX_LISTED)
     return table(f"Most confident mistakes: {count}", columns, rows)
-
-
-def _count_phrase(count: int, noun: str, listed: int = _MAX_LISTED) -> str:
-    total = pluralize(count, noun)
-    return f"{listed} of {total}" if count > listed else total
 
 
 def _bundle_sections(run: RunRecord, results: Sequence[BenchResult]) -> list[Section]:
