@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from edgetl.device.runtime.bundle import open_bundle as open_bundle
     from edgetl.device.runtime.classifier import Classifier as Classifier
     from edgetl.device.runtime.classifier import open_classifier as open_classifier
+    from edgetl.device.runtime.explanation import Explanation as Explanation
     from edgetl.device.runtime.images import load_image as load_image
     from edgetl.device.verify import VerifyResult as VerifyResult
     from edgetl.device.verify import verify as verify
@@ -98,6 +99,7 @@ __all__ = [
     "EdgetlError",
     "Experiment",
     "ExperimentProgress",
+    "Explanation",
     "ExportConfig",
     "ExportError",
     "FinetuneConfig",
@@ -151,6 +153,7 @@ _LAZY = {
     "EdgetlError": _ERRORS,
     "Experiment": "edgetl.core.artifacts.experiment",
     "ExperimentProgress": "edgetl.experiment.progress",
+    "Explanation": "edgetl.device.runtime.explanation",
     "ExportConfig": "edgetl.core.config.export",
     "ExportError": _ERRORS,
     "FinetuneConfig": "edgetl.core.config.finetune",

@@ -147,6 +147,12 @@ def _print_parity(parity: ParityRecord) -> None:
         difference += f", pixels within {pluralize(path.max_grey_levels, 'grey level')}"
     ties = f" but {pluralize(path.ties, 'tie')}" if path.ties else ""
     out.print(f"  whole path, decoded photos   {difference}, same top-1 on all{ties}")
+    maps = parity.activation_maps
+    if maps is not None:
+        out.print(
+            f"  activation maps              max |Δlogit| {maps.max_abs_diff:.2g}"
+            f"  (limit {maps.tolerance:.2g}), {pluralize(maps.images, 'image')}"
+        )
 
 
 def _print_web(folder: Path, web: WebRecord) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ import typer
 
 from edgetl.cli.console import err, is_stdout_open, out, print_json
 from edgetl.core.files import SCHEMA
+from edgetl.core.formatting import pluralize
 from edgetl.core.untrusted_text import escape_control_characters, escape_csv_cell
 
 if TYPE_CHECKING:
@@ -57,6 +58,14 @@ def predict(
             "with this probability, for example 0.95."
         ),
     ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write a picture of each image to this folder that shows where the model finds "
+            "evidence for its best label. Requires a bundle of `edgetl export --explain`.",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.")
     ] = False,
@@ -81,7 +90,11 @@ def predict(
         raise ConfigError("--json cannot be combined with --csv. Remove one of them.")
     from edgetl.device.predict import predict as predict_images
 
-    predictions = predict_images(bundle, images, top_k, variant, provider, threads, coverage)
+    predictions = predict_images(
+        bundle, images, top_k, variant, provider, threads, coverage, explain is not None
+    )
+    if explain is not None:
+        predictions = _write_explanations(predictions, explain)
     if as_csv:
         printed = _print_csv(predictions)
     elif as_json:
@@ -96,6 +109,21 @@ def predict(
             f"Cannot read {len(errors)} of the images; {len(printed) - len(errors)} are classified "
             "above."
         )
+
+
+def _write_explanations(predictions: Iterable[Prediction], folder: Path) -> Iterator[Prediction]:
+    """Write the explanations to files that do not exist yet, and drop them from memory."""
+    from dataclasses import replace
+
+    from edgetl.core.paths import find_free_path
+
+    count = 0
+    for prediction in predictions:
+        if prediction.explanation is not None:
+            prediction.explanation.save(find_free_path(folder, prediction.path.stem, ".png"))
+            count += 1
+        yield replace(prediction, explanation=None)
+    err.print(f"Explanations: {folder}  ({pluralize(count, 'picture')})", soft_wrap=True)
 
 
 def _print_table(predictions: Iterable[Prediction], coverage: float | None) -> list[Prediction]:

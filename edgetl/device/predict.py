@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgetl.core.artifacts.confidence import (
@@ -16,6 +16,7 @@ from edgetl.core.artifacts.confidence import (
 from edgetl.core.errors import ConfigError, DataError, DecodeError
 from edgetl.core.paths import StrPath
 from edgetl.device.runtime.classifier import Classifier, open_verified_classifier
+from edgetl.device.runtime.explanation import Explanation
 from edgetl.device.runtime.images import IMAGE_SUFFIXES, list_images, load_image
 
 UNKNOWN_LABEL = "unknown"
@@ -38,6 +39,8 @@ class Prediction:
     label_set: tuple[str, ...] | None = None
     """Prediction set of the requested coverage, most probable label first; it may be empty. None if
     no coverage was requested."""
+    explanation: Explanation | None = field(default=None, compare=False)
+    """Evidence for the best label; None unless requested, and after an error."""
 
     def __repr__(self) -> str:
         if self.error is not None:
@@ -67,6 +70,7 @@ def predict(
     provider: str = "cpu",
     threads: int | None = None,
     coverage: float | None = None,
+    explain: bool = False,
 ) -> Iterator[Prediction]:
     """Classify image files with a bundle, after checking it on its golden images on this device.
 
@@ -86,6 +90,8 @@ def predict(
         threads: intra-op threads; None uses all available cores.
         coverage: share of new images whose prediction set must contain the true label, one of the
             levels of the export; None omits the sets.
+        explain: also explain the best label of each image. It takes more time, and the model must
+            have been exported with `explain`.
 
     Returns:
         An iterator over the predictions, in the order of the arguments.
@@ -93,13 +99,14 @@ def predict(
     Raises:
         ConfigError: `top_k` is less than 1, or the model has no prediction sets of this coverage.
         DataError: no argument matches a file.
-        BundleError: the bundle is missing or altered, or its outputs are wrong on this device.
+        BundleError: the bundle is missing or altered, its outputs are wrong on this device, or it
+            lacks the activation maps for `explain`.
         ProviderError: the provider is unknown, did not start, or did not take all nodes.
     """
     if top_k < 1:
         raise ConfigError(f"top_k must be >= 1, got {top_k}.")
     entries = _expand_paths([images] if isinstance(images, str | os.PathLike) else images)
-    classifier = open_verified_classifier(bundle, variant, provider, threads)
+    classifier = open_verified_classifier(bundle, variant, provider, threads, explain)
     level = None
     if coverage is not None:
         level = select_coverage_level(classifier.prediction_sets, coverage)
@@ -175,4 +182,5 @@ def _predict_file(
         tuple(ranking[:top_k]),
         unknown_score=None if scores is None else float(scores[0]),
         label_set=label_set,
+        explanation=classifier.explain(image, outputs) if classifier.has_activation_maps else None,
     )

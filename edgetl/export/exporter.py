@@ -44,10 +44,12 @@ from edgetl.export.bundle_writer import (
     write_model,
 )
 from edgetl.export.golden import GOLDEN_COUNT, choose_golden, generate_images
+from edgetl.export.graph.activation_maps import add_activation_maps
 from edgetl.export.graph.assemble import assemble
 from edgetl.export.graph.torch_export import NetworkGraph, export_network_graph
 from edgetl.export.latency import measure_variant_latencies
 from edgetl.export.model_card import model_card
+from edgetl.export.parity.activation_maps import ActivationMapProof
 from edgetl.export.parity.metrics import EvaluationImages, Logits, compute_accuracy
 from edgetl.export.parity.proof import Parity, ParityProof
 from edgetl.export.quantize.images import (
@@ -256,6 +258,20 @@ class _BundleExport:
             run_id=self.model.run_id,
             version=__version__,
             model=self.model.architecture,
+            activation_maps=self.config.explain,
+        )
+
+    @cached_property
+    def _map_proof(self) -> ActivationMapProof | None:
+        if not self.config.explain:
+            return None
+        images = self.sources.evaluation_images
+        return ActivationMapProof(
+            self.model.model,
+            self.model.preprocessing,
+            images.files,
+            images.kind,
+            self.config.network_tolerance,
         )
 
     def write(self, runtime: Path | None) -> tuple[BundleManifest, list[BuiltVariant]]:
@@ -281,6 +297,7 @@ class _BundleExport:
             images,
             fp32.parity.pytorch_logits,
             test,
+            self._map_proof,
         )
         proofs = [fp32]
         if config.fixed_size is not None:
@@ -328,9 +345,10 @@ class _BundleExport:
     def _write_and_prove(self, name: str, size: tuple[int, int] | None) -> ProvenVariant:
         """Write a float32 variant and prove it; `size` (height, width) fixes its image size."""
         model, config, images = self.model, self.config, self.sources.evaluation_images
-        assembled = assemble(
-            self.graph.model, model.preprocessing, config.input, self._metadata, size
-        )
+        network = self.graph.model
+        if config.explain:
+            network = add_activation_maps(network, network)
+        assembled = assemble(network, model.preprocessing, config.input, self._metadata, size)
         file = write_model(self.directory, name, assembled)
         # Prove the file as read back from disk, not the model in memory.
         proof = ParityProof(

@@ -29,8 +29,10 @@ from edgetl.device.runtime.profile import profile_nodes, summarize_operators
 from edgetl.device.runtime.session import create_session
 from edgetl.export.accuracy import AccuracyTest
 from edgetl.export.bundle_writer import write_model, write_ort
+from edgetl.export.graph.activation_maps import add_activation_maps
 from edgetl.export.graph.assemble import assemble
 from edgetl.export.graph.preprocessing import PIXELS
+from edgetl.export.parity.activation_maps import ActivationMapProof
 from edgetl.export.parity.divergence import describe_first_noisy_module
 from edgetl.export.parity.metrics import (
     EvaluationImages,
@@ -139,6 +141,8 @@ class VariantBuilder:
     """PyTorch's logits for the proof images, [images, classes]."""
     accuracy_test: AccuracyTest | None = None
     """Measurement on the test images; None if the run has none."""
+    map_proof: ActivationMapProof | None = None
+    """Proof of the output `activation_maps`; None if the graphs do not have it."""
 
     def write(self, name: str, network: onnx.ModelProto) -> Path:
         """Add preprocessing and softmax to `network` and write it as a file of the bundle."""
@@ -188,6 +192,8 @@ class VariantBuilder:
     ) -> VariantRecord:
         """Return the manifest entry of a file; with `ort_format`, also write its .ort file."""
         test = self.accuracy_test
+        if self.map_proof is not None:
+            parity = replace(parity, activation_maps=self.map_proof.check(file, precision))
         return VariantRecord(
             name=name,
             file=file.name,
@@ -231,7 +237,10 @@ def make_variant(name: str, task: QuantizationTask, builder: VariantBuilder) -> 
         ExportError: the network cannot be quantized this way.
     """
     quantized: QuantizedModel = load_from_registry(QUANTIZERS, name, "variant")(task)
-    file = builder.write(name, quantized.network)
+    network = quantized.network
+    if builder.config.explain:
+        network = add_activation_maps(network, task.network)
+    file = builder.write(name, network)
     images = builder.evaluation_images
     task.notify(f"Checking {name} on the {images.kind} images", 0, 0)
     logits = logits_for_images(file, images.files, builder.preprocessing, builder.config.input)

@@ -127,11 +127,16 @@ def test_missing_images_are_reported(forked: Run, finished_run: Path, tmp_path: 
 
 @pytest.fixture(scope="module")
 def all_variants_bundle(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Export all variants with --ort-format and a short timing protocol."""
+    """Export all variants with --ort-format, --explain and a short timing protocol."""
     bundle = tmp_path_factory.mktemp("bundles") / "all"
     names = ("fp16", "int8", "int8-dynamic", "int8-weights")
     config = ExportConfig(
-        output=bundle, variants=names, ort_format=True, max_accuracy_drop=100, optimise="size"
+        output=bundle,
+        variants=names,
+        ort_format=True,
+        max_accuracy_drop=100,
+        optimise="size",
+        explain=True,
     )
     export_with_short_timing(finished_run, config)
     return bundle
@@ -165,6 +170,8 @@ def test_manifest_and_card_describe_every_variant(
             ].keys()
             assert len(variant["report"]["flips"]) == variant["accuracy"]["flips"]
             assert (finished_run / f"plots/flips_{name}.png").is_file()
+        assert variant["parity"]["activation_maps"]["images"] == 8
+        assert variant["parity"]["activation_maps"]["sqnr_db"] > (80 if name == "fp32" else 5)
     assert len(variants["int8"]["report"]["search"]["candidates"]) >= 3
     smallest = min(
         (variant for variant in variants.values() if variant["accuracy"]["drop"] <= 100),

@@ -85,12 +85,30 @@ class PathParity:
 
 
 @dataclass(frozen=True)
+class ActivationMapParity:
+    """Parity of a variant's output `activation_maps` with PyTorch on identical tensors."""
+
+    images: int
+    kind: ImageSource
+    max_abs_diff: float
+    """Largest |difference|; maps have the unit of logits."""
+    sqnr_db: float
+    """Signal-to-quantization-noise ratio in dB."""
+    tolerance: float | None = field(default=None, metadata=in_json(omit_default=True))
+    """Largest accepted |difference|; only for float32."""
+
+
+@dataclass(frozen=True)
 class ParityRecord:
-    """Both parts of a variant's proof."""
+    """All parts of a variant's proof."""
 
     path: PathParity
     network: NetworkParity | None = field(default=None, metadata=in_json(omit_default=True))
     """Only for float32."""
+    activation_maps: ActivationMapParity | None = field(
+        default=None, metadata=in_json(omit_default=True)
+    )
+    """None if the graph has no output `activation_maps`."""
 
 
 @dataclass(frozen=True)

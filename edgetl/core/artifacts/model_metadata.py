@@ -37,6 +37,8 @@ class ModelMetadata:
     prediction_sets: tuple[CoverageLevel, ...] = field(
         default=(), metadata=in_json(omit_default=True)
     )
+    activation_maps: bool = field(default=False, metadata=in_json(omit_default=True))
+    """Whether the graph has the output `activation_maps`."""
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)

@@ -68,6 +68,14 @@ class ExportConfig:
         parse=parse_height_width,
     )
     """(height, width) in pixels; the variant is without control flow."""
+    explain: bool = option(
+        False,
+        help="Add the output `activation_maps`, which `edgetl predict --explain` draws, to every "
+        "variant.",
+        panel=GRAPH,
+        basic=True,
+    )
+    """Requires a network with a global average pooling before its classifier."""
     golden: GoldenKind = option(
         "validation",
         help="Golden images of the bundle: `validation` images, or `generated` ones if your "

@@ -19,8 +19,10 @@ from edgetl.core.errors import BundleError, DecodeError
 from edgetl.core.paths import StrPath
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.device.runtime.bundle import Bundle, open_bundle
+from edgetl.device.runtime.explanation import Explanation
 from edgetl.device.runtime.golden import GoldenOutputs
-from edgetl.device.runtime.preprocessing import preprocess
+from edgetl.device.runtime.onnx_file import ACTIVATION_MAPS
+from edgetl.device.runtime.preprocessing import preprocess, resize_and_crop
 from edgetl.device.runtime.session import create_session, raise_provider_failure
 from edgetl.device.runtime.time_limit import run_with_timeout
 
@@ -57,6 +59,8 @@ class ModelOutputs:
     """[batch, classes], calibrated if the export calibrated them."""
     unknown_scores: NDArray[np.float32] | None = None
     """[batch], above UNKNOWN_THRESHOLD for images of no class; None if the model has none."""
+    activation_maps: NDArray[np.float32] | None = None
+    """[batch, classes, h, w]; None unless the classifier was opened for explanations."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class Classifier:
     unknown: UnknownDetector | None = None
     """Detector of unknown images; None if the graph has no output `unknown_score`."""
     prediction_sets: tuple[CoverageLevel, ...] = ()
+    has_activation_maps: bool = False
+    """Whether the session computes the output `activation_maps`."""
 
     def __repr__(self) -> str:
         return f"Classifier({len(self.labels)} labels, input={self.input!r})"
@@ -115,8 +121,10 @@ class Classifier:
         names = ["logits", "probabilities"]
         if self.unknown is not None:
             names.append("unknown_score")
+        if self.has_activation_maps:
+            names.append(ACTIVATION_MAPS)
         try:
-            logits, probabilities, *scores = run_with_timeout(self.session, names, feed)
+            outputs = run_with_timeout(self.session, names, feed)
         except BundleError:
             raise
         except Exception as cause:  # onnxruntime's exceptions share no base class
@@ -125,6 +133,8 @@ class Classifier:
             raise BundleError(
                 f"The model cannot be run: {message} Export the bundle again."
             ) from cause
+        maps = outputs.pop() if self.has_activation_maps else None
+        logits, probabilities, *scores = outputs
         shape = (len(batch), len(self.labels))
         if logits.shape != shape or probabilities.shape != shape:
             raise BundleError(
@@ -136,7 +146,12 @@ class Classifier:
                 f"unknown_score must have shape {(len(batch),)}, got {scores[0].shape}. "
                 "Export the bundle again."
             )
-        return ModelOutputs(logits, probabilities, *scores)
+        if maps is not None and (maps.ndim != 4 or maps.shape[:2] != shape or not maps.size):
+            raise BundleError(
+                f"{ACTIVATION_MAPS} must have shape {(*shape, 'h', 'w')}, got {maps.shape}. "
+                "Export the bundle again."
+            )
+        return ModelOutputs(logits, probabilities, scores[0] if scores else None, maps)
 
     def classify(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the probabilities [classes] of one decoded RGB image, uint8 [height, width, 3].
@@ -148,12 +163,38 @@ class Classifier:
         probabilities: NDArray[np.float32] = self.run(self.prepare_input(image)).probabilities[0]
         return probabilities
 
+    def explain(self, image: NDArray[np.uint8], outputs: ModelOutputs | None = None) -> Explanation:
+        """Explain the best label of one decoded RGB image, uint8 [height, width, 3].
+
+        Args:
+            image: the image.
+            outputs: the model's outputs for this image alone; None computes them.
+
+        Raises:
+            DecodeError: the image does not have the model's fixed size.
+            BundleError: the classifier was not opened with `explain`; or see `run`.
+            ProviderError: see `run`.
+        """
+        outputs = outputs or self.run(self.prepare_input(image))
+        if outputs.activation_maps is None:
+            raise BundleError("The classifier has no activation maps. Open it with explain=True.")
+        maps, probabilities = outputs.activation_maps[0], outputs.probabilities[0]
+        best = int(probabilities.argmax())
+        return Explanation(
+            self.labels[best],
+            float(probabilities[best]),
+            # Probabilities depend only on the differences between the logits.
+            maps[best] - maps.mean(axis=0),
+            resize_and_crop(image, self.preprocessing),
+        )
+
 
 def open_classifier(
     bundle: StrPath,
     variant: str | None = None,
     provider: str = "cpu",
     threads: int | None = None,
+    explain: bool = False,
 ) -> Classifier:
     """Open the model of a bundle, of a run directory's bundle, or of an ONNX file from edgetl.
 
@@ -162,10 +203,11 @@ def open_classifier(
         variant: variant of the bundle; None uses the recommended one.
         provider: execution provider (cpu, cuda, tensorrt, ...), without silent fallback.
         threads: intra-op threads; None uses all available cores.
+        explain: compute the activation maps that `Classifier.explain` needs. It takes more time.
 
     Raises:
-        BundleError: the bundle or file is missing or altered, there is no such variant, or the file
-            lacks edgetl's metadata.
+        BundleError: the bundle or file is missing or altered, there is no such variant, the file
+            lacks edgetl's metadata, or it lacks the activation maps for `explain`.
         ProviderError: the provider is unknown, not in this onnxruntime, did not start, or did not
             take all compute nodes.
     """
@@ -173,20 +215,24 @@ def open_classifier(
     if path.suffix == ".onnx":
         if not path.is_file():
             raise BundleError(f"ONNX file not found: {path}.")
-        session = create_session(path, provider, threads)
+        session = create_session(path, provider, threads, activation_maps=explain)
         metadata = ModelMetadata.from_properties(session.get_modelmeta().custom_metadata_map)
         if metadata is None:
             raise BundleError(
                 f"{path} has no edgetl metadata (labels, preprocessing, input). "
                 "Give a bundle, or an ONNX file exported by edgetl."
             )
-        return _make_classifier(session, metadata)
+        return _make_classifier(session, metadata, explain)
     opened = open_bundle(path)
-    return open_variant(opened, opened.select_variant(variant), provider, threads)
+    return open_variant(opened, opened.select_variant(variant), provider, threads, explain)
 
 
 def open_variant(
-    bundle: Bundle, bundle_variant: VariantRecord, provider: str, threads: int | None
+    bundle: Bundle,
+    bundle_variant: VariantRecord,
+    provider: str,
+    threads: int | None,
+    explain: bool = False,
 ) -> Classifier:
     """Open a variant of an opened bundle.
 
@@ -194,16 +240,26 @@ def open_variant(
         BundleError, ProviderError: see `open_classifier`.
     """
     session = create_session(
-        bundle.variant_path(bundle_variant), provider, threads, precision=bundle_variant.precision
+        bundle.variant_path(bundle_variant),
+        provider,
+        threads,
+        precision=bundle_variant.precision,
+        activation_maps=explain,
     )
     # `variant_path` has checked that the file's metadata match the manifest.
     metadata = ModelMetadata.from_properties(session.get_modelmeta().custom_metadata_map)
     if metadata is None:
-        return Classifier(session, bundle.labels, bundle.preprocessing, bundle_variant.input)
-    return _make_classifier(session, metadata)
+        metadata = ModelMetadata(
+            bundle.labels, bundle.preprocessing, bundle_variant.input, bundle.run_id
+        )
+    return _make_classifier(session, metadata, explain)
 
 
-def _make_classifier(session: Session, metadata: ModelMetadata) -> Classifier:
+def _make_classifier(session: Session, metadata: ModelMetadata, explain: bool) -> Classifier:
+    if explain and not metadata.activation_maps:
+        raise BundleError(
+            f"The model has no output {ACTIVATION_MAPS}. Export it again with --explain."
+        )
     return Classifier(
         session,
         metadata.labels,
@@ -211,6 +267,7 @@ def _make_classifier(session: Session, metadata: ModelMetadata) -> Classifier:
         metadata.input,
         metadata.unknown,
         metadata.prediction_sets,
+        explain,
     )
 
 
@@ -235,6 +292,7 @@ def open_verified_classifier(
     variant: str | None = None,
     provider: str = "cpu",
     threads: int | None = None,
+    explain: bool = False,
 ) -> Classifier:
     """Open a classifier and check this session on the bundle's golden images.
 
@@ -246,11 +304,11 @@ def open_verified_classifier(
     """
     path = Path(bundle)
     if path.suffix == ".onnx":
-        return open_classifier(path, variant, provider, threads)
+        return open_classifier(path, variant, provider, threads, explain)
     opened = open_bundle(path)
     bundle_variant = opened.select_variant(variant)
     golden = opened.load_golden()
-    classifier = open_variant(opened, bundle_variant, provider, threads)
+    classifier = open_variant(opened, bundle_variant, provider, threads, explain)
     outputs = run_images(classifier, golden.load_images(bundle_variant))
     gate = golden.check(bundle_variant, provider, outputs)
     if not gate.passed:

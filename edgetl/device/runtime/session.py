@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from edgetl.device.runtime.cuda_libraries import (
     preload_cuda_libraries,
 )
 from edgetl.device.runtime.engine_cache import open_engine_cache
+from edgetl.device.runtime.onnx_file import OnnxFileError, read_without_activation_maps
 from edgetl.device.runtime.placement import (
     RECORD_ASSIGNMENT_OPTION,
     check_placement,
@@ -65,6 +67,7 @@ def create_session(
     spinning: bool = True,
     precision: str | None = None,
     provider_options: Mapping[str, str] | None = None,
+    activation_maps: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Create a session with all compute nodes on the requested provider, without fallback.
 
@@ -78,6 +81,9 @@ def create_session(
         precision: precision of the file as in a bundle (fp32, fp16, int8), in which TensorRT
             computes; None for fp32.
         provider_options: further options of the provider by onnxruntime's names.
+        activation_maps: keep the output `activation_maps` of a file that has it. Otherwise it is
+            removed: onnxruntime computes all outputs of a graph, requested or not
+            (`RunOptions.only_execute_path_to_fetches` works only in its training builds).
 
     Raises:
         ProviderError: the provider is unknown, not in this onnxruntime, did not start, or did not
@@ -85,6 +91,11 @@ def create_session(
         BundleError: this onnxruntime cannot load the file.
     """
     check_provider(provider)
+    name = "the model" if isinstance(model, bytes) else model
+    if isinstance(model, Path) and not activation_maps:
+        # onnxruntime reports files that cannot be read.
+        with contextlib.suppress(OSError, OnnxFileError):
+            model = read_without_activation_maps(model) or model
     options = _session_options(provider, threads, profile_prefix, spinning)
     if provider in CUDA_PROVIDERS:
         preload_cuda_libraries()
@@ -101,7 +112,6 @@ def create_session(
     except Exception as cause:  # onnxruntime's exceptions share no base class
         if provider != "cpu" and _can_load_on_cpu(content):
             raise ProviderError(_start_failure_message(provider, str(cause))) from cause
-        name = "the model" if isinstance(model, bytes) else model
         raise BundleError(
             f"onnxruntime {onnxruntime.__version__} cannot load {name}: {cause}"
         ) from cause
