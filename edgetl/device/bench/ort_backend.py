@@ -9,7 +9,6 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.artifacts.session import OperatorProfile, SessionRecord
 from edgetl.core.config.session_modes import CUDA_GRAPH_MODE, DEFAULT_MODE, provider_options
 from edgetl.core.errors import BenchError, EdgetlError, ProviderError
@@ -28,7 +27,7 @@ from edgetl.device.runtime.placement import (
 )
 from edgetl.device.runtime.preprocessing import preprocess, resize_to
 from edgetl.device.runtime.profile import profile_nodes, summarize_operators
-from edgetl.device.runtime.session import create_session, raise_provider_failure
+from edgetl.device.runtime.session import create_session, raise_provider_failure, read_metadata
 
 _NUMPY_DTYPES = {
     "uint8": np.uint8, "int8": np.int8, "int32": np.int32, "int64": np.int64, "bool": np.bool_,
@@ -72,8 +71,7 @@ class OnnxRuntimeBackend:
         self._inputs = self._session.get_inputs()
         names = [node.name for node in self._session.get_outputs()]
         # Files written by edgetl have their preprocessing in the metadata.
-        properties = self._session.get_modelmeta().custom_metadata_map
-        metadata = ModelMetadata.from_properties(properties)
+        metadata = read_metadata(self._session)
         self._preprocessing = source.preprocessing
         if self._preprocessing is None and metadata is not None:
             self._preprocessing = metadata.preprocessing

@@ -23,7 +23,7 @@ from edgetl.device.runtime.explanation import Explanation
 from edgetl.device.runtime.golden import GoldenOutputs
 from edgetl.device.runtime.onnx_file import ACTIVATION_MAPS
 from edgetl.device.runtime.preprocessing import preprocess, resize_and_crop
-from edgetl.device.runtime.session import create_session, raise_provider_failure
+from edgetl.device.runtime.session import create_session, raise_provider_failure, read_metadata
 from edgetl.device.runtime.time_limit import run_with_timeout
 
 
@@ -216,7 +216,7 @@ def open_classifier(
         if not path.is_file():
             raise BundleError(f"ONNX file not found: {path}.")
         session = create_session(path, provider, threads, activation_maps=explain)
-        metadata = ModelMetadata.from_properties(session.get_modelmeta().custom_metadata_map)
+        metadata = read_metadata(session)
         if metadata is None:
             raise BundleError(
                 f"{path} has no edgetl metadata (labels, preprocessing, input). "
@@ -247,7 +247,7 @@ def open_variant(
         activation_maps=explain,
     )
     # `variant_path` has checked that the file's metadata match the manifest.
-    metadata = ModelMetadata.from_properties(session.get_modelmeta().custom_metadata_map)
+    metadata = read_metadata(session)
     if metadata is None:
         metadata = ModelMetadata(
             bundle.labels, bundle.preprocessing, bundle_variant.input, bundle.run_id

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnxruntime
 
+from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.errors import BundleError, ProviderError
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.cuda_libraries import (
@@ -152,6 +153,21 @@ def _session_options(
     if provider != "cpu":
         options.add_session_config_entry(RECORD_ASSIGNMENT_OPTION, "1")
     return options
+
+
+def read_metadata(session: onnxruntime.InferenceSession) -> ModelMetadata | None:
+    """Return edgetl's metadata of the model; None if another program wrote it.
+
+    Raises:
+        BundleError: the metadata are broken.
+    """
+    try:
+        properties = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as cause:
+        raise BundleError(
+            f"The metadata of the ONNX file are not UTF-8 ({cause}). Export it again."
+        ) from cause
+    return ModelMetadata.from_properties(properties)
 
 
 def raise_provider_failure(session: onnxruntime.InferenceSession, cause: Exception) -> None:

@@ -358,6 +358,13 @@ def test_classifier_rejects_malformed_metadata(tmp_path: Path) -> None:
             open_classifier(path)
 
 
+def test_classifier_rejects_metadata_that_are_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(model_with_metadata().SerializeToString().replace(b"cat", b"\xff\xfe\xfd"))
+    with pytest.raises(BundleError, match="not UTF-8"):
+        open_classifier(path)
+
+
 def test_classifier_rejects_wrong_output_or_input(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(colour_model().SerializeToString())
