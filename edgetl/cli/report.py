@@ -72,10 +72,9 @@ def _print_summary(report: Report) -> None:
         _print_sentences(bundle_title(report.bundle), bundle_sentences(report.bundle))
     elif report.experiment is not None:
         show_experiment(report.experiment)
-    elif report.evaluation is not None:
-        _print_sentences(
-            evaluation_title(report.evaluation), evaluation_sentences(report.evaluation)
-        )
+    elif report.kind == "evaluation":
+        (evaluation,) = report.evaluations
+        _print_sentences(evaluation_title(evaluation), evaluation_sentences(evaluation))
     else:
         show_bench_results(report.results)
 

@@ -12,7 +12,11 @@ from typing import Literal
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bench_json import read_results, read_run_results
 from edgetl.core.artifacts.bundle import BundleRecord, read_bundle_record
-from edgetl.core.artifacts.evaluation import EvaluationResult, read_evaluation
+from edgetl.core.artifacts.evaluation import (
+    EvaluationResult,
+    read_evaluation,
+    read_run_evaluations,
+)
 from edgetl.core.artifacts.experiment import Experiment, read_experiment
 from edgetl.core.artifacts.run import RunRecord, read_run_record
 from edgetl.core.errors import ConfigError
@@ -49,7 +53,8 @@ class Report:
     run: RunRecord | None = None
     bundle: BundleRecord | None = None
     experiment: Experiment | None = None
-    evaluation: EvaluationResult | None = None
+    evaluations: tuple[EvaluationResult, ...] = ()
+    """Evaluations on the page, those of the run if it shows a run."""
     results: tuple[BenchResult, ...] = ()
     """Bench results on the page, those of the run if it shows a run."""
 
@@ -60,7 +65,7 @@ class Report:
             return "run"
         if self.bundle is not None:
             return "bundle"
-        if self.evaluation is not None:
+        if self.evaluations:
             return "evaluation"
         return "bench" if self.experiment is None else "experiment"
 
@@ -74,10 +79,11 @@ class Report:
             ("run", self.run),
             ("bundle", self.bundle),
             ("experiment", self.experiment),
-            ("evaluation", self.evaluation),
         ):
             if subject is not None:
                 content[name] = subject.to_json()
+        if self.kind in ("run", "evaluation"):
+            content["evaluations"] = [evaluation.to_json() for evaluation in self.evaluations]
         if self.kind in ("run", "bench"):
             content["results"] = [_result_without_latencies(result) for result in self.results]
         return content
@@ -121,8 +127,9 @@ def _read_subject(
     if kind == "run":
         run = read_run_record(paths[0])
         run_results = tuple(read_run_results(run.directory))
-        report = Report(run.directory.report, run=run, results=run_results)
-        return report, partial(render_run_report, run, run_results)
+        evaluations = tuple(read_run_evaluations(run.directory))
+        report = Report(run.directory.report, run=run, evaluations=evaluations, results=run_results)
+        return report, partial(render_run_report, run, run_results, evaluations)
     if kind == "bundle":
         bundle = read_bundle_record(paths[0])
         return Report(_DEFAULT_PAGE, bundle=bundle), partial(render_bundle_report, bundle)
@@ -133,7 +140,7 @@ def _read_subject(
         return report, partial(render_compare_report, experiment)
     if kind == "evaluation":
         evaluation = read_evaluation(paths[0])
-        report = Report(_DEFAULT_PAGE, evaluation=evaluation)
+        report = Report(_DEFAULT_PAGE, evaluations=(evaluation,))
         return report, partial(render_evaluation_report, evaluation)
     all_results = (*read_results(paths), *results)
     return Report(_DEFAULT_PAGE, results=all_results), partial(render_bench_report, all_results)

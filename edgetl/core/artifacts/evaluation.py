@@ -21,7 +21,7 @@ from edgetl.core.config.evaluate import EvaluationLimits
 from edgetl.core.config.split_names import SplitName
 from edgetl.core.errors import BenchError, ConfigError
 from edgetl.core.files import SCHEMA, read_json
-from edgetl.core.paths import StrPath
+from edgetl.core.paths import RunDirectory, StrPath
 from edgetl.core.statistics import wilson_interval
 from edgetl.core.typed_json import (
     FieldError,
@@ -453,3 +453,12 @@ def read_evaluation(path: StrPath) -> EvaluationResult:
         return replace(parse_as(EvaluationResult, content, "the result"), path=path)
     except (FieldError, ConfigError) as cause:
         raise BenchError(f"{path} is broken: {cause}. Evaluate again.") from cause
+
+
+def read_run_evaluations(run: RunDirectory) -> list[EvaluationResult]:
+    """Read the evaluations of a run; an empty list if it was never evaluated.
+
+    Raises:
+        BenchError: A result cannot be read.
+    """
+    return [read_evaluation(file) for file in sorted(run.evaluation.glob("*.json"))]

@@ -43,7 +43,6 @@ from edgetl.report.html.blocks import (
     definition_list,
     details,
     grid,
-    heading,
     paragraph,
     render_page,
     table,
@@ -100,6 +99,38 @@ def render_evaluation_report(result: EvaluationResult) -> str:
         f"edgetl {result.edgetl} on {device_and_host(result.device)}."
     )
     return render_page(evaluation_title(result), lead, sections)
+
+
+def evaluations_section(results: Sequence[EvaluationResult]) -> Section:
+    """List the evaluations of a run: data, accuracy and calibration of each variant."""
+    columns = [
+        Column("evaluated"),
+        Column("images"),
+        Column("variant"),
+        Column("accuracy [95%]", "short"),
+        Column("macro-F1 [95%]", "short"),
+        Column("calibration error [95%]", "short"),
+    ]
+    rows = []
+    for result in sorted(results, key=lambda result: result.created):
+        for variant in result.variants:
+            figures = variant.figures
+            if figures is None:
+                continue
+            cells = (
+                Cell(result.created[:10], small="" if result.path is None else result.path.name),
+                Cell(result.data.description, small=pluralize(result.data.images, "image")),
+                Cell(variant.name),
+                _share_cell(figures.accuracy),
+                _number_cell(figures.macro_f1),
+                _number_cell(figures.calibration.calibration_error),
+            )
+            rows.append(TableRow(cells))
+    if not rows:
+        return Section("evaluations", "Evaluations", ())
+    note = "edgetl report with the file of an evaluation writes its page."
+    blocks = (table("Results of edgetl evaluate", columns, rows), paragraph(note, "note"))
+    return Section("evaluations", "Evaluations", blocks)
 
 
 def _summary_section(result: EvaluationResult) -> Section:
@@ -466,7 +497,7 @@ def _groups_table(name: str, values: Sequence[str], scored: Sequence[_Scored]) -
             badges = [Badge("below", "bad")] if high < overall.low else []
             badges += [Badge("above", "good")] if low > overall.high else []
             cells = [
-                Cell(value, badges=tuple(badges)),
+                Cell(value or "(none)", badges=tuple(badges)),
                 Cell(variant.name),
                 Cell(str(group.images)),
                 _share_cell(group.accuracy, bar_share=group.accuracy.value),
@@ -636,8 +667,6 @@ def _method_section(result: EvaluationResult) -> Section:
         "areas by a bootstrap over the images."
     )
     blocks = [definition_list(pairs), table("Variants", columns, rows), paragraph(intervals)]
-    if result.notes:
-        blocks += [heading("Notes"), bullets(result.notes)]
     return Section("method", "Method", tuple(blocks))
 
 

@@ -17,11 +17,12 @@ from edgetl.report.html.text import join_words
 
 def evaluation_title(result: EvaluationResult) -> str:
     """Return the title: architecture and data."""
-    return f"Evaluation of {result.model.name} on {PurePath(result.data.path).name}"
+    model = result.model.name or PurePath(result.target).name
+    return f"Evaluation of {model} on {PurePath(result.data.path).name}"
 
 
 def evaluation_sentences(result: EvaluationResult) -> list[str]:
-    """Summarize an evaluation: accuracy, differences, calibration, unknown images, limits."""
+    """Summarize an evaluation: accuracy, differences, unknown images, limits and notes."""
     images = f"{pluralize(result.data.images, 'image')} ({result.data.description})"
     sentences = [_describe_variant(variant, images) for variant in result.variants]
     sentences += [describe_difference(pair) for pair in result.comparisons]
@@ -44,7 +45,7 @@ def evaluation_sentences(result: EvaluationResult) -> list[str]:
     unscored = len(result.data.unscored)
     if unscored:
         sentences.append(f"Not scored: {pluralize(unscored, 'image')} that could not be read.")
-    return sentences
+    return [*sentences, *result.notes]
 
 
 def describe_difference(pair: VariantDifference) -> str:

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bundle import read_bundle_record
+from edgetl.core.artifacts.evaluation import EvaluationResult
 from edgetl.core.artifacts.run import PredictionRecord, RunRecord
 from edgetl.core.artifacts.run_metrics import HeldOutMetrics
 from edgetl.core.formatting import format_duration, format_percent
@@ -28,6 +29,7 @@ from edgetl.report.charts.epochs import (
     draw_accuracy_over_time,
     draw_metric_over_epochs,
 )
+from edgetl.report.evaluation.page import evaluations_section
 from edgetl.report.html.blocks import (
     Badge,
     Cell,
@@ -62,8 +64,12 @@ _BENCH_TITLES = {
 """Titles of sections of the benchmark report when they are part of a run's page, by anchor."""
 
 
-def render_run_report(run: RunRecord, results: Sequence[BenchResult]) -> str:
-    """Render one self-contained HTML page of a run, its bundle and its benchmark results.
+def render_run_report(
+    run: RunRecord,
+    results: Sequence[BenchResult],
+    evaluations: Sequence[EvaluationResult] = (),
+) -> str:
+    """Render one self-contained HTML page of a run, its bundle, evaluations and bench results.
 
     Raises:
         BundleError: the run's bundle is broken.
@@ -73,6 +79,7 @@ def render_run_report(run: RunRecord, results: Sequence[BenchResult]) -> str:
     sections = [
         *run_sections(run),
         *_bundle_sections(run, results),
+        evaluations_section(evaluations),
         *_retitled_bench_sections(results),
     ]
     return render_page(run_title(run), lead, sections)

@@ -20,6 +20,7 @@ from edgetl.report.report import detect_kind, write_report
 from tests.helpers.browser import CHROMIUM
 from tests.helpers.evaluations import make_evaluation
 from tests.helpers.pages import Page, seen_in_browser
+from tests.helpers.runs import write_run
 
 LIMITS = EvaluationLimits(min_accuracy=0.99, min_recall=(RecallLimit("cat", 0.5),), max_ece=0.12)
 
@@ -207,10 +208,27 @@ def test_report_recognizes_the_file_of_an_evaluation(tmp_path: Path) -> None:
     assert detect_kind(path) == "evaluation"
     report = write_report(path, tmp_path / "page.html")
     assert report.kind == "evaluation"
-    assert report.to_json()["kind"] == "report"
+    assert report.to_json()["evaluations"] == [make_evaluation().to_json()]
     assert "Evaluation of mobilenet_v2" in report.page.read_text(encoding="utf-8")
     with pytest.raises(ConfigError, match="is an evaluation and cannot share a page"):
         write_report([path, tmp_path / "other.json"])
+
+
+def test_page_of_a_run_lists_its_evaluations(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    page = write_report(run).page
+    assert "Results of edgetl evaluate" not in page.read_text(encoding="utf-8")
+    result = make_evaluation()
+    write_result(result, run.evaluation / "first.json")
+    report = write_report(run)
+    assert report.kind == "run"
+    assert [evaluation.path for evaluation in report.evaluations] == [run.evaluation / "first.json"]
+    figures = figures_of(result, 1)
+    words = (
+        f"2026-11-28 first.json pets/test 150 images int8 {percent(figures.accuracy)} "
+        f"{number(figures.macro_f1)} {number(figures.calibration.calibration_error)}"
+    )
+    assert words in Page(report.page.read_text(encoding="utf-8")).text
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
