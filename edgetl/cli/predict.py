@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgetl.cli.console import err, is_stdout_open, out, print_json
+from edgetl.core.artifacts.confidence import describe_unknown
 from edgetl.core.files import SCHEMA
 from edgetl.core.formatting import pluralize
 from edgetl.core.untrusted_text import escape_control_characters, escape_csv_cell
@@ -162,7 +163,7 @@ def _format_best_label(prediction: Prediction) -> Text:
 
     best_label = prediction.top_labels[0][0]
     if prediction.is_unknown:
-        return Text(f"{prediction.label} (closest: {best_label})", style="bold yellow")
+        return Text(describe_unknown(best_label), style="bold yellow")
     return Text(best_label, style="bold green")
 
 

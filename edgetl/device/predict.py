@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgetl.core.artifacts.confidence import (
-    UNKNOWN_THRESHOLD,
+    UNKNOWN_LABEL,
     CoverageLevel,
+    describe_unknown,
+    is_unknown_score,
     select_coverage_level,
 )
 from edgetl.core.errors import ConfigError, DataError, DecodeError
@@ -18,9 +20,6 @@ from edgetl.core.paths import StrPath
 from edgetl.device.runtime.classifier import Classifier, open_verified_classifier
 from edgetl.device.runtime.explanation import Explanation
 from edgetl.device.runtime.images import IMAGE_SUFFIXES, list_images, load_image
-
-UNKNOWN_LABEL = "unknown"
-"""Label of an image that resembles no class."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,15 @@ class Prediction:
     def __repr__(self) -> str:
         if self.error is not None:
             return f"Prediction({str(self.path)!r}, error={self.error!r})"
-        closest = f" (closest: {self.top_labels[0][0]})" if self.is_unknown else ""
-        probability = self.top_labels[0][1]
-        return f"Prediction({str(self.path)!r}, {f'{self.label}{closest}'!r}, {probability:.4f})"
+        label, probability = self.top_labels[0]
+        if self.is_unknown:
+            label = describe_unknown(label)
+        return f"Prediction({str(self.path)!r}, {label!r}, {probability:.4f})"
 
     @property
     def is_unknown(self) -> bool:
         """Whether the image resembles no class. A class may itself be called `unknown`."""
-        return self.unknown_score is not None and self.unknown_score > UNKNOWN_THRESHOLD
+        return is_unknown_score(self.unknown_score)
 
     @property
     def label(self) -> str | None:

@@ -15,6 +15,8 @@ from edgetl.core.typed_json import FieldError, in_json
 
 UNKNOWN_THRESHOLD = 1.0
 """Images whose output `unknown_score` is above it are unknown; the graph scales the score so."""
+UNKNOWN_LABEL = "unknown"
+"""Label of an unknown image; a class may have the same name."""
 UnknownMethod = Literal["mahalanobis", "knn", "energy", "max_logit"]
 """Score of an image from the penultimate features or the logits.
 
@@ -22,6 +24,20 @@ UnknownMethod = Literal["mahalanobis", "knn", "energy", "max_logit"]
 k-th nearest training image (Sun et al., 2022), `energy` the negative log-sum-exp of the logits (Liu
 et al., 2020), `max_logit` the negative largest logit (Hendrycks et al., 2022).
 """
+
+
+def is_unknown_score(score: float | None) -> bool:
+    """Return whether an image with this score resembles no class; None is no score."""
+    return score is not None and score > UNKNOWN_THRESHOLD
+
+
+def describe_unknown(closest: str) -> str:
+    """Return the text that stands for the label of an unknown image.
+
+    Args:
+        closest: the most probable label.
+    """
+    return f"{UNKNOWN_LABEL} (closest: {closest})"
 
 
 @dataclass(frozen=True)

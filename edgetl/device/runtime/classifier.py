@@ -186,6 +186,7 @@ class Classifier:
             # Probabilities depend only on the differences between the logits.
             maps[best] - maps.mean(axis=0),
             resize_and_crop(image, self.preprocessing),
+            None if outputs.unknown_scores is None else float(outputs.unknown_scores[0]),
         )
 
 

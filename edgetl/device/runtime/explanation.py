@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
+from edgetl.core.artifacts.confidence import describe_unknown, is_unknown_score
 from edgetl.core.errors import DataError
 from edgetl.core.paths import StrPath
 
@@ -61,10 +62,16 @@ class Explanation:
     the classifier is a single layer."""
     crop: NDArray[np.uint8]
     """Part of the image that the network saw, [S, S, 3]; the map covers all of it."""
+    unknown_score: float | None = None
+    """See `Prediction`; the label of an unknown image is the closest one."""
 
     def __repr__(self) -> str:
         height, width = self.activation_map.shape
         return f"Explanation({self.label!r}, {self.probability:.4f}, {height} x {width} locations)"
+
+    @property
+    def _label_text(self) -> str:
+        return describe_unknown(self.label) if is_unknown_score(self.unknown_score) else self.label
 
     def heat(self) -> NDArray[np.float32]:
         """Return the positive part of the map in the size of the crop, 0 to 1, [S, S]."""
@@ -88,7 +95,7 @@ class Explanation:
         drawing = Image.new("RGB", (2 * size[0] + _MARGIN, size[1] + line_height), "white")
         drawing.paste(photo, (0, 0))
         drawing.paste(overlay.resize(size, Image.Resampling.BICUBIC), (size[0] + _MARGIN, 0))
-        caption = f"{self.label} {self.probability:.1%}"
+        caption = f"{self._label_text} {self.probability:.1%}"
         ImageDraw.Draw(drawing).text((_MARGIN, size[1] + _MARGIN), caption, "black", font)
         return drawing
 
@@ -99,7 +106,7 @@ class Explanation:
             DataError: the file cannot be written.
         """
         description = PngInfo()
-        description.add_itxt("Description", f"{self.label} {self.probability:.4f}")
+        description.add_itxt("Description", f"{self._label_text} {self.probability:.4f}")
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             self.draw().save(path, format="PNG", pnginfo=description)

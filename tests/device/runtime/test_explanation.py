@@ -17,6 +17,7 @@ from edgetl.device.runtime.explanation import Explanation, color_heat, overlay_h
 from edgetl.device.runtime.onnx_file import read_without_activation_maps
 from edgetl.device.runtime.session import create_session
 from tests.helpers.bundles import write_pictures
+from tests.helpers.confidence import add_confidence
 from tests.helpers.explained_bundles import CELL_SIDE, CELLS, color_model, write_color_bundle
 
 SIDE = CELLS * CELL_SIDE
@@ -200,6 +201,17 @@ def test_predict_explains_on_request(bundle: Path, tmp_path: Path) -> None:
         assert explanation is not None
         assert (explanation.label, explanation.probability) == prediction.top_labels[0]
         assert explanation.activation_map.shape == (CELLS, CELLS)
+
+
+@pytest.mark.parametrize("threshold", [-100.0, 100.0], ids=["known", "unknown"])
+def test_drawing_of_unknown_image_says_so(bundle: Path, tmp_path: Path, threshold: float) -> None:
+    add_confidence(bundle, threshold)
+    explanation = open_classifier(bundle, explain=True).explain(composite("red", "red"))
+    explanation.save(tmp_path / "a.png")
+    label = "unknown (closest: red)" if threshold > 0 else "red"
+    with Image.open(tmp_path / "a.png") as drawing:
+        assert drawing.info["Description"] == f"{label} {explanation.probability:.4f}"
+    assert explanation.label == "red"
 
 
 def test_model_without_maps_is_refused(tmp_path: Path) -> None:
