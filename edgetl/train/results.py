@@ -33,7 +33,7 @@ from edgetl.train.engine.evaluation import Evaluation, evaluate
 from edgetl.train.engine.phases import TrainablePhase
 from edgetl.train.engine.trainer import Trainer
 from edgetl.train.features.partition import wrap_channels_last
-from edgetl.train.plots import draw_plots
+from edgetl.train.plots import Explainer, draw_plots
 from edgetl.train.setup import RunSetup
 
 _TEST_BATCH_SIZE = 64
@@ -180,7 +180,13 @@ def write_results(
         peak_gpu_memory_bytes=setup.compute_config.peak_gpu_memory_bytes(),
     ).write(setup.run)
     # Plots come last, so that an error in a plot does not lose the metrics.
-    draw_plots(setup.run, trainer.records, trainer.best, val, entries, setup.data.labels)
+    explainer = Explainer(
+        setup.adapted_model,
+        setup.preprocessing,
+        setup.compute_config,
+        trainer.context.progress,
+    )
+    draw_plots(setup.run, trainer.records, trainer.best, val, entries, classes, explainer)
     shutil.rmtree(setup.run.checkpoint.parent, ignore_errors=True)
 
 

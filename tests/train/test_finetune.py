@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -26,6 +27,7 @@ from edgetl.core.progress import StepProgress, TrainingProgress
 from edgetl.core.typed_json import to_json
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import preprocess
+from edgetl.report.plots.contact_sheet import Mistake
 from edgetl.train.common.precision import ComputeConfig
 from edgetl.train.finetune import finetune
 from edgetl.train.output_directory import OutputDirectory, choose_output_directory
@@ -214,6 +216,24 @@ def test_config_json_has_the_resolved_configuration(config: FinetuneConfig) -> N
         with Image.open(run.plots / f"{name}.png") as image:
             assert min(image.size) > 300
     assert not list(run.path.rglob(".*")), "temporary files must be removed"
+
+
+@pytest.mark.usefixtures("plots")
+def test_mistakes_are_drawn_with_their_evidence(
+    config: FinetuneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mistakes: list[Mistake] = []
+    monkeypatch.setattr(
+        "edgetl.train.plots.save_mistakes_sheet", lambda _, worst, *__: mistakes.extend(worst)
+    )
+    progress = RecordingProgress()
+    run = finetune(replace(config, epochs=1, finetune_epochs=0, lr=1e-9), progress)
+    wrong = round((1 - metrics_of(run)["val"]["accuracy"]) * 6)
+    assert len(mistakes) == wrong > 0
+    assert progress.warnings == []
+    for mistake in mistakes:
+        assert mistake.explanation is not None
+        assert not np.array_equal(mistake.explanation, mistake.image)
 
 
 def test_training_accuracy_exceeds_80_percent(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,25 @@ def test_mistakes_sheet(tmp_path: Path, count: int) -> None:
         tmp_path / "mistakes.png", [mistake("a $1$ note", "x" * 60)] * count, count, 100
     )
     assert ink_share(tmp_path / "mistakes.png") > 0.1
+
+
+@pytest.mark.parametrize("count", [1, 2, MAX_TILES])
+def test_explanations_stand_beside_the_mistakes(tmp_path: Path, count: int) -> None:
+    image, explanation = (
+        np.tile(np.uint8(color), (360, 360, 1)) for color in ((0, 128, 0), (255, 0, 0))
+    )
+    explained = replace(mistake(), image=image, explanation=explanation)
+    mistakes = [explained, *[mistake()] * (count - 1)]
+    save_mistakes_sheet(tmp_path / "mistakes.png", mistakes, count, 100)
+    with Image.open(tmp_path / "mistakes.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB"))
+    photo = np.argwhere((pixels == (0, 128, 0)).all(axis=-1))
+    red = np.argwhere((pixels == (255, 0, 0)).all(axis=-1))
+    (top, left), (bottom, right) = red.min(0), red.max(0)
+    assert bottom - top == pytest.approx(right - left, abs=2)
+    assert photo.min(0)[0] == pytest.approx(top, abs=2), "both in one row"
+    assert 0 < left - (photo.min(0)[1] + right - left) < 20, "side by side"
+    assert (pixels[:, [0, -1]] == 255).all(), "the note fits"
 
 
 def test_plots_without_data_show_a_message(tmp_path: Path) -> None:
