@@ -10,6 +10,7 @@ The commands are thin wrappers over these functions:
     time_candidates(config)          CandidatesConfig -> CandidatesResult        extra `train`
     predict(bundle, images)          bundle -> Prediction of each image          onnxruntime
     verify(bundle)                   bundle -> VerifyResult of each variant      onnxruntime
+    evaluate(config)                 EvaluateConfig -> EvaluationResult          onnxruntime
     bench(config)                    BenchConfig -> BenchResult                  onnxruntime
     loadgen(config)                  LoadgenConfig -> LoadgenResult              extra `loadgen`
     write_report(subjects)           run, bundle, experiment, results -> Report  extra `report`
@@ -31,12 +32,17 @@ if TYPE_CHECKING:
     from edgetl.core.artifacts.bench import BenchResult as BenchResult
     from edgetl.core.artifacts.bench_json import read_result as read_result
     from edgetl.core.artifacts.candidates import CandidatesResult as CandidatesResult
+    from edgetl.core.artifacts.evaluation import EvaluationResult as EvaluationResult
+    from edgetl.core.artifacts.evaluation import read_evaluation as read_evaluation
     from edgetl.core.artifacts.experiment import Experiment as Experiment
     from edgetl.core.artifacts.loadgen import LoadgenResult as LoadgenResult
     from edgetl.core.config.bench import BenchConfig as BenchConfig
     from edgetl.core.config.bench import Limits as Limits
     from edgetl.core.config.candidates import CandidatesConfig as CandidatesConfig
     from edgetl.core.config.compare import CompareConfig as CompareConfig
+    from edgetl.core.config.evaluate import EvaluateConfig as EvaluateConfig
+    from edgetl.core.config.evaluate import EvaluationLimits as EvaluationLimits
+    from edgetl.core.config.evaluate import RecallLimit as RecallLimit
     from edgetl.core.config.export import ExportConfig as ExportConfig
     from edgetl.core.config.finetune import FinetuneConfig as FinetuneConfig
     from edgetl.core.config.loadgen import LoadgenConfig as LoadgenConfig
@@ -56,6 +62,7 @@ if TYPE_CHECKING:
     from edgetl.core.paths import RunDirectory as RunDirectory
     from edgetl.core.progress import TrainingProgress as TrainingProgress
     from edgetl.device.bench.runner import bench as bench
+    from edgetl.device.evaluation.evaluate import evaluate as evaluate
     from edgetl.device.loadgen.loadgen import loadgen as loadgen
     from edgetl.device.predict import Prediction as Prediction
     from edgetl.device.predict import predict as predict
@@ -97,6 +104,9 @@ __all__ = [
     "DatasetReport",
     "DecodeError",
     "EdgetlError",
+    "EvaluateConfig",
+    "EvaluationLimits",
+    "EvaluationResult",
     "Experiment",
     "ExperimentProgress",
     "Explanation",
@@ -110,6 +120,7 @@ __all__ = [
     "ParityError",
     "Prediction",
     "ProviderError",
+    "RecallLimit",
     "Report",
     "RunDirectory",
     "RunError",
@@ -119,6 +130,7 @@ __all__ = [
     "bench",
     "check",
     "compare",
+    "evaluate",
     "export_architecture",
     "export_run",
     "finetune",
@@ -127,6 +139,7 @@ __all__ = [
     "open_bundle",
     "open_classifier",
     "predict",
+    "read_evaluation",
     "read_result",
     "resume",
     "time_candidates",
@@ -151,6 +164,9 @@ _LAZY = {
     "DatasetReport": "edgetl.train.check.dataset_check",
     "DecodeError": _ERRORS,
     "EdgetlError": _ERRORS,
+    "EvaluateConfig": "edgetl.core.config.evaluate",
+    "EvaluationLimits": "edgetl.core.config.evaluate",
+    "EvaluationResult": "edgetl.core.artifacts.evaluation",
     "Experiment": "edgetl.core.artifacts.experiment",
     "ExperimentProgress": "edgetl.experiment.progress",
     "Explanation": "edgetl.device.runtime.explanation",
@@ -164,6 +180,7 @@ _LAZY = {
     "ParityError": _ERRORS,
     "Prediction": "edgetl.device.predict",
     "ProviderError": _ERRORS,
+    "RecallLimit": "edgetl.core.config.evaluate",
     "Report": "edgetl.report.report",
     "RunDirectory": "edgetl.core.paths",
     "RunError": _ERRORS,
@@ -173,6 +190,7 @@ _LAZY = {
     "bench": "edgetl.device.bench.runner",
     "check": "edgetl.train.check.dataset_check",
     "compare": "edgetl.experiment.compare",
+    "evaluate": "edgetl.device.evaluation.evaluate",
     "export_architecture": "edgetl.export.exporter",
     "export_run": "edgetl.export.exporter",
     "finetune": "edgetl.train.finetune",
@@ -181,6 +199,7 @@ _LAZY = {
     "open_bundle": "edgetl.device.runtime.bundle",
     "open_classifier": "edgetl.device.runtime.classifier",
     "predict": "edgetl.device.predict",
+    "read_evaluation": "edgetl.core.artifacts.evaluation",
     "read_result": "edgetl.core.artifacts.bench_json",
     "resume": "edgetl.train.finetune",
     "time_candidates": "edgetl.export.candidates",

@@ -24,6 +24,7 @@ COMMANDS = (
     "models",
     "presets",
     "export",
+    "evaluate",
     "bench",
     "candidates",
     "loadgen",

@@ -13,6 +13,7 @@ _CONTROL_CHARACTERS = re.compile(
 )
 _NOT_ESCAPED_BY_JSON = re.compile(r"[\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _FORMULA_START = re.compile(r"'*[=+\-@\t\r]")
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?(e[+-]?[0-9]+)?", re.ASCII)
 
 
 def escape_control_characters(text: str) -> str:
@@ -31,9 +32,10 @@ def escape_json_controls(text: str) -> str:
 def escape_csv_cell(text: str) -> str:
     """Prefix a cell that starts like a formula with an apostrophe, which makes it text.
 
-    Source: OWASP, "CSV Injection". `unescape_csv_cell` is the inverse.
+    Numbers with a sign are kept. Source: OWASP, "CSV Injection". `unescape_csv_cell` is the inverse.
     """
-    return f"'{text}" if _FORMULA_START.match(text) else text
+    is_formula = _FORMULA_START.match(text) and not _NUMBER.fullmatch(text)
+    return f"'{text}" if is_formula else text
 
 
 def unescape_csv_cell(cell: str) -> str:

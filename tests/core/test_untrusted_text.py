@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,17 @@ def test_escaped_json_has_same_content(text: str) -> None:
 def test_csv_cell_round_trips_and_is_no_formula(text: str) -> None:
     cell = escape_csv_cell(text)
     assert unescape_csv_cell(cell) == text
-    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    is_number = re.fullmatch(r"[+-][0-9.]+(e[+-]?[0-9]+)?", cell)
+    assert is_number or not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [("-0.62", "-0.62"), ("+1e-05", "+1e-05"), ("-1+cmd", "'-1+cmd"), ("-", "'-"), ("'-5", "''-5")],
+)
+def test_numbers_with_sign_are_no_formulas(text: str, cell: str) -> None:
+    assert escape_csv_cell(text) == cell
+    assert unescape_csv_cell(cell) == text
 
 
 @given(st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.text("'=x\",\n"))))

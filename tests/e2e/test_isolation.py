@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from edgetl.cli.app import COMMANDS
+from edgetl.device.runtime.bundle import open_bundle
 from tests.conftest import ROOT
+from tests.helpers.confidence import add_confidence
 
 HEAVY = (
     "numpy",
@@ -60,8 +63,26 @@ print("loaded:", sorted(name for name in {HEAVY!r} if name in sys.modules))
     assert "Usage: " in process.stdout
 
 
-def test_predict_works_without_training_packages(stock_bundle: Path, parts: Path) -> None:
-    """Run predict in an interpreter that cannot import torch and other training packages."""
+@pytest.mark.parametrize(
+    ("arguments", "key", "count"),
+    [
+        (("predict", "{bundle}", "{parts}/val/good"), "images", 4),
+        (
+            ("evaluate", "{bundle}", "{photos}", "--unknown", "{parts}", "-o", "{photos}.json"),
+            "variants",
+            1,
+        ),
+    ],
+)
+def test_command_works_without_training_packages(
+    stock_bundle: Path,
+    parts: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    key: str,
+    count: int,
+) -> None:
+    """Run commands in an interpreter that cannot import torch and other training packages."""
     blocked = (
         "torch",
         "torchvision",
@@ -72,11 +93,16 @@ def test_predict_works_without_training_packages(stock_bundle: Path, parts: Path
         "safetensors",
         "matplotlib",
         "scipy",
+        "sklearn",
     )
+    bundle = add_confidence(shutil.copytree(stock_bundle, tmp_path / "bundle"), threshold=0.0)
+    photos = tmp_path / "photos"
+    shutil.copytree(parts / "val/good", photos / open_bundle(bundle).labels[0])
+    folders = {"bundle": bundle, "parts": parts, "photos": photos}
     code = BLOCKER.format(blocked=blocked) + "from edgetl.cli.app import main\nmain()\n"
-    process = python(code, "predict", stock_bundle, parts / "val/good", "--json")
+    process = python(code, *(text.format(**folders) for text in arguments), "--json")
     assert process.returncode == 0, process.stderr
-    assert len(json.loads(process.stdout)["images"]) == 4
+    assert len(json.loads(process.stdout)[key]) == count
 
 
 def test_missing_package_error_names_the_pip_command(parts: Path) -> None:

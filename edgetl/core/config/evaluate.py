@@ -119,7 +119,7 @@ class EvaluateConfig:
     )
     unknown: OptionalPath = option(
         None,
-        help="Folder of images of no known class: how many are recognized as unknown?",
+        help="Folder of images of no known class, to measure how many are recognized as unknown.",
         metavar="DIR",
         panel=DATA,
         basic=True,
