@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edgetl.core.artifacts.bundle import read_bundle_record
 from edgetl.export.model_card import model_card
-from tests.helpers.runs import write_bundle
+from tests.helpers.runs import UNKNOWN_METHOD, write_bundle
 
 
 def render_card(path: Path, confident: bool) -> str:
@@ -31,9 +31,8 @@ def test_card_describes_confidence_of_each_variant(tmp_path: Path) -> None:
         "[0.019, 0.055] after division of the logits by the temperature 1.42.",
         "- int8: Calibration error 0.083 [0.061, 0.112] on 30 validation images; a temperature "
         "would not help (0.031 [0.019, 0.055]) and is left out.",
-        "- fp32: Unknown images by the distance to the nearest class mean (Mahalanobis): 95.0% of "
-        "30 validation images accepted; a class left out 61.2% caught, AUROC 0.862; generated "
-        "images 100.0% caught, AUROC 0.999.",
+        f"- fp32: Unknown images by the {UNKNOWN_METHOD}: 95.0% of 30 validation images accepted; "
+        "a class left out 61.2% caught, AUROC 0.862; generated images 100.0% caught, AUROC 0.999.",
         "- int8: Prediction sets: 95% coverage with all classes of probability 0.231 or more.",
         "above 1 the image is of no known class",
     ):

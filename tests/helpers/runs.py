@@ -33,6 +33,7 @@ from edgetl.core.artifacts.confidence import (
     UnknownDetector,
     UnknownRecord,
 )
+from edgetl.core.artifacts.confidence_summary import METHOD_NAMES
 from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.files import sha256_file, write_json
 from edgetl.core.paths import BundleDirectory, RunDirectory
@@ -42,6 +43,8 @@ from edgetl.core.statistics import class_scores, macro_f1, wilson_interval
 CLASSES = ("daisy", "roses", "tulips")
 CONFUSION = ((9, 1, 0), (0, 7, 3), (0, 1, 9))
 """Confusion matrix [true][predicted] of the run."""
+UNKNOWN_METHOD = METHOD_NAMES["knn"]
+"""Name of the unknown score of a confident bundle."""
 
 
 def write_run(
@@ -313,11 +316,11 @@ def _add_confidence(variant: VariantRecord) -> VariantRecord:
             after=CalibrationFigures(0.031, (0.019, 0.055), 0.44, 0.29),
         ),
         unknown=UnknownRecord(
-            UnknownDetector("mahalanobis", 0.95),
+            UnknownDetector("knn", 0.95),
             images=30,
             auroc={"left_out_class": 0.862, "generated": 0.999},
             caught={"left_out_class": 0.612, "generated": 1.0},
-            candidates={"mahalanobis": 0.93, "energy": 0.88},
+            candidates={"knn": 0.93, "energy": 0.88},
         ),
         prediction_sets=(CoverageLevel(0.95, 0.231),),
     )

@@ -11,7 +11,7 @@ from edgetl.core.errors import BundleError
 from edgetl.report.bundle.page import render_bundle_report
 from tests.helpers.browser import CHROMIUM
 from tests.helpers.pages import Page, seen_in_browser
-from tests.helpers.runs import write_bundle
+from tests.helpers.runs import UNKNOWN_METHOD, write_bundle
 
 
 def bundle_page(path: Path) -> Page:
@@ -85,8 +85,7 @@ def test_bundle_page_shows_test_accuracy_and_confidence(tmp_path: Path) -> None:
         "fp32 1.420 0.083 [0.061, 0.112] 0.031 [0.019, 0.055] 0.520 → 0.440 0.310 → 0.290",
         "int8 1.000 not applied 0.083",
         "a class left out caught generated images caught",
-        "distance to the nearest class mean (Mahalanobis) 95.0% 61.2% AUROC 0.862 100.0% "
-        "AUROC 0.999",
+        f"{UNKNOWN_METHOD} 95.0% 61.2% AUROC 0.862 100.0% AUROC 0.999",
         "fp32 95% 0.2310",
         "unknown_score, float32 [batch]",
     ):
