@@ -25,18 +25,18 @@ from tools.checks.fuzz.target import (
 
 _CELLS = (
     "", "nan", "-1", "1e400", "x" * 5000, "../..", "/etc/passwd", "\0", '"', "=1+1", "train", "val",
-    "roses", "\udcff".encode("utf-8", "surrogateescape").decode("latin-1"), "\u202e",
+    "test", "roses", "\udcff".encode("utf-8", "surrogateescape").decode("latin-1"), "\u202e",
 )  # fmt: skip
 
 
 def prepare(folder: Path) -> None:
     """Write a finished run."""
-    run = write_run(folder)
+    run = write_run(folder, tested=True)
     content = json.loads(run.config.read_text(encoding="utf-8"))
     run.config.write_text(json.dumps({**content, "asked": content["config"]}), encoding="utf-8")
     rows = [
         f"{split}/{label}/{number}.jpg,{label},{split}"
-        for split in ("train", "val")
+        for split in ("train", "val", "test")
         for label in CLASSES
         for number in range(3)
     ]
@@ -49,8 +49,8 @@ def make_case(generator: random.Random, originals: Path, case: Path) -> None:
     run = RunDirectory(case)
     if generator.random() < 0.2:
         run.metrics.unlink()
-    files = (run.config, run.config, run.metrics, run.history, run.predictions, run.split,
-             run.rejected_files)  # fmt: skip
+    files = (run.config, run.config, run.metrics, run.history, run.predictions,
+             run.test_predictions, run.split, run.rejected_files)  # fmt: skip
     path = generator.choice([path for path in files if path.exists()])
     if generator.random() < 0.2:
         mutate_file(path, generator)
