@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,12 +94,13 @@ def predict(
     predictions = predict_images(
         bundle, images, top_k, variant, provider, threads, coverage, explain is not None
     )
+    pictures: dict[Path, Path] = {}
     if explain is not None:
-        predictions = _write_explanations(predictions, explain)
+        predictions = _write_explanations(predictions, explain, pictures)
     if as_csv:
         printed = _print_csv(predictions)
     elif as_json:
-        printed = _print_json(predictions)
+        printed = _print_json(predictions, pictures)
     else:
         printed = _print_table(predictions, coverage)
     errors = [prediction.error for prediction in printed if prediction.error]
@@ -112,19 +113,27 @@ def predict(
         )
 
 
-def _write_explanations(predictions: Iterable[Prediction], folder: Path) -> Iterator[Prediction]:
-    """Write the explanations to files that do not exist yet, and drop them from memory."""
+def _write_explanations(
+    predictions: Iterable[Prediction], folder: Path, pictures: dict[Path, Path]
+) -> Iterator[Prediction]:
+    """Write the explanations as files that do not exist yet, and drop them from memory.
+
+    Args:
+        predictions: predictions with explanations.
+        folder: folder of the files.
+        pictures: filled with the file of each image.
+    """
     from dataclasses import replace
 
     from edgetl.core.paths import find_free_path
 
-    count = 0
     for prediction in predictions:
         if prediction.explanation is not None:
-            prediction.explanation.save(find_free_path(folder, prediction.path.stem, ".png"))
-            count += 1
+            picture = find_free_path(folder, prediction.path.stem, ".png")
+            prediction.explanation.save(picture)
+            pictures[prediction.path] = picture
         yield replace(prediction, explanation=None)
-    err.print(f"Explanations: {folder}  ({pluralize(count, 'picture')})", soft_wrap=True)
+    err.print(f"Explanations: {folder}  ({pluralize(len(pictures), 'picture')})", soft_wrap=True)
 
 
 def _print_table(predictions: Iterable[Prediction], coverage: float | None) -> list[Prediction]:
@@ -171,7 +180,9 @@ def _format_label_set(prediction: Prediction) -> str:
     return ", ".join(prediction.label_set or ()) or "empty: no label is probable enough"
 
 
-def _print_json(predictions: Iterable[Prediction]) -> list[Prediction]:
+def _print_json(
+    predictions: Iterable[Prediction], pictures: Mapping[Path, Path]
+) -> list[Prediction]:
     printed = list(predictions)
     content = [
         {
@@ -184,12 +195,18 @@ def _print_json(predictions: Iterable[Prediction]) -> list[Prediction]:
             "unknown_score": prediction.unknown_score,
             "is_unknown": prediction.is_unknown,
             "label_set": prediction.label_set,
+            **_picture_entry(prediction, pictures),
             "error": prediction.error,
         }
         for prediction in printed
     ]
     print_json({"schema": SCHEMA, "kind": "predictions", "images": content}, indent=2)
     return printed
+
+
+def _picture_entry(prediction: Prediction, pictures: Mapping[Path, Path]) -> dict[str, str]:
+    picture = pictures.get(prediction.path)
+    return {} if picture is None else {"explanation": str(picture)}
 
 
 def _format_csv_cell(content: Path | str) -> str:

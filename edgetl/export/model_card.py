@@ -28,7 +28,7 @@ $network_diff on identical tensors, and by at most $path_diff from decoded photo
 same label on every image.$fused
 
 **Input** `$input`: $input_format.
-**Outputs:** `logits` and `probabilities`, float32 `[batch, classes]`$unknown.
+**Outputs:** `logits` and `probabilities`, float32 `[batch, classes]`$unknown$maps.
 
 **Preprocessing**$where: `$preprocessing`
 
@@ -49,6 +49,9 @@ $variants$fixed
 model does not run correctly; check with `edgetl verify`.
 """)
 
+_ACTIVATION_MAPS = (
+    ", and `activation_maps`, float32\n`[batch, classes, h, w]`: the logits of each location alone"
+)
 _UNKNOWN = f""", and `unknown_score`, float32
 `[batch]`: above {UNKNOWN_THRESHOLD:g} the image is of no known class"""
 
@@ -96,6 +99,7 @@ def model_card(manifest: BundleManifest) -> str:
         accuracy=_accuracy_text(variant.accuracy),
         test=_test_accuracy_text(variant.test_accuracy),
         unknown="" if variant.unknown is None else _UNKNOWN,
+        maps="" if variant.parity.activation_maps is None else _ACTIVATION_MAPS,
         confidence=_confidence_text(compared),
         proof_images=network.images,
         proof_kind=network.kind,

@@ -17,6 +17,7 @@ from edgetl.core.artifacts.confidence import CoverageLevel
 from edgetl.device.runtime.classifier import open_classifier
 from edgetl.device.runtime.images import load_image
 from tests.helpers.confidence import add_confidence
+from tests.helpers.explained_bundles import write_color_bundle
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -298,3 +299,66 @@ def test_bundled_client_is_short() -> None:
         line.split()[1].split(".")[0] for line in text if line.startswith(("import ", "from "))
     }
     assert imports <= {*sys.stdlib_module_names, "numpy", "PIL", "onnxruntime"}
+
+
+# --- explanations
+
+
+@pytest.fixture
+def explained_bundle(tmp_path: Path) -> Path:
+    return write_color_bundle(tmp_path / "bundle")
+
+
+def test_explanations_are_named_after_images_and_kept(
+    edgetl: Run, explained_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    second = tmp_path / "more"
+    second.mkdir()
+    shutil.copy(photos / "good_0000.jpg", second)
+    folder = tmp_path / "why" / "here"
+    process = edgetl("predict", explained_bundle, photos, second, "--explain", folder, "--json")
+    assert process.returncode == 1, "one of the photos is broken"
+    images = json.loads(process.stdout)["images"]
+    pictures = {Path(image["path"]): image.get("explanation") for image in images}
+    assert pictures.pop(photos / "broken.png") is None
+    assert pictures[photos / "good_0000.jpg"] == str(folder / "good_0000.png")
+    assert pictures[second / "good_0000.jpg"] == str(folder / "good_0000-2.png")
+    assert sorted(pictures.values()) == sorted(map(str, folder.iterdir()))
+    assert f"Explanations: {folder}  (4 pictures)" in process.stderr
+    content = {path: path.read_bytes() for path in folder.iterdir()}
+    again = edgetl("predict", explained_bundle, second, "--explain", folder)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.read_bytes() for path in content} == content
+    assert (folder / "good_0000-3.png").read_bytes() == content[folder / "good_0000.png"]
+
+
+def test_explanations_do_not_change_predictions(
+    edgetl: Run, explained_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    pattern = str(photos / "*.jpg")
+    plain = edgetl("predict", explained_bundle, pattern, "--csv")
+    explained = edgetl("predict", explained_bundle, pattern, "--csv", "--explain", tmp_path / "why")
+    assert explained.stdout == plain.stdout
+    assert plain.returncode == explained.returncode == 0
+
+
+def test_bundle_without_activation_maps_explains_nothing(
+    edgetl: Run, stock_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    process = edgetl("predict", stock_bundle, photos, "--explain", tmp_path / "why")
+    assert process.returncode == 1
+    assert "no output activation_maps. Export it again with --explain." in process.stderr
+    assert not process.stdout
+    assert not (tmp_path / "why").exists()
+
+
+def test_unwritable_explanation_folder_is_reported(
+    edgetl: Run, explained_bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    process = edgetl(
+        "predict", explained_bundle, photos / "good_0000.jpg", "--explain", tmp_path / "file"
+    )
+    assert process.returncode == 1
+    assert "Cannot write" in process.stderr
+    assert "Traceback" not in process.stderr

@@ -10,11 +10,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from edgetl.device.runtime.classifier import open_classifier
 from edgetl.device.runtime.images import load_image
-from edgetl.device.runtime.preprocessing import preprocess
+from edgetl.device.runtime.preprocessing import preprocess, resize_and_crop
 from tests.device.runtime.test_images import UNREADABLE
 from tests.helpers.clients import read_closest_labels
 from tests.helpers.trained_runs import load_model, read_entries
@@ -33,12 +36,13 @@ def finetune(
 
 def check_export(edgetl: Run, run: Path) -> None:
     """Check the parity tolerances, and the client's labels on every validation image."""
-    process = edgetl("export", run)
+    process = edgetl("export", run, "--explain")
     assert process.returncode == 0, process.stderr
     (variant,) = json.loads((run / "bundle/bundle.json").read_text())["variants"]
     assert variant["parity"]["network"]["max_abs_diff"] <= 1e-3
     assert variant["parity"]["path"]["max_abs_diff"] <= 0.05
     assert variant["parity"]["path"]["max_grey_levels"] <= 1
+    assert variant["parity"]["activation_maps"]["max_abs_diff"] <= 1e-3
     assert variant["accuracy"]["flips"] == 0
     model = load_model(run)
     images = [row.path for row in read_entries(run) if row.split == "val"]
@@ -54,6 +58,30 @@ def check_export(edgetl: Run, run: Path) -> None:
     output = subprocess.run(client, capture_output=True, text=True, check=True).stdout
     labels = {path: label for path, (label, _) in read_closest_labels(output).items()}
     assert labels == expected
+
+
+def check_activation_maps(run: Path) -> None:
+    """Check on pairs of photos side by side that the evidence for a class lies in its photo."""
+    classifier = open_classifier(run / "bundle", explain=True)
+    photos: dict[str, list[NDArray[np.uint8]]] = {label: [] for label in classifier.labels}
+    for row in read_entries(run):
+        photo = resize_and_crop(load_image(row.path), classifier.preprocessing)
+        if row.split == "val" and classifier.classify(photo).max() > 0.9:
+            photos[row.label].append(photo)
+    correct = []
+    for cat, dog in list(zip(*photos.values(), strict=False))[:10]:
+        # Two squares of the same content as the crops, half as large.
+        pair = np.concatenate([cat[::2, ::2], dog[::2, ::2]], axis=1)
+        margin = len(pair) // 2
+        image = np.pad(pair, ((margin, margin), (0, 0), (0, 0)), mode="edge")
+        maps = classifier.run(classifier.prepare_input(image)).activation_maps
+        assert maps is not None
+        evidence = np.maximum(maps[0] - maps[0].mean(axis=0), 0)
+        columns = np.arange(evidence.shape[2]) - (evidence.shape[2] - 1) / 2
+        sides = (evidence.sum(axis=1) * columns).sum(axis=1)
+        correct += [sides[0] < 0, sides[1] > 0]
+    assert len(correct) >= 10
+    assert np.mean(correct) >= 0.8
 
 
 def check_report(edgetl: Run, run: Path) -> str:
@@ -77,6 +105,7 @@ def test_short_run_on_real_photos(forked: Run, shared: Path, tmp_path: Path) -> 
     metrics = finetune(forked, tmp_path / "data", weights, tmp_path / "run", *options)
     assert metrics["val"]["accuracy"] >= 0.93  # type: ignore[index]
     check_export(forked, tmp_path / "run")
+    check_activation_maps(tmp_path / "run")
     page = check_report(forked, tmp_path / "run")
     assert page.count("data:image/jpeg") == 1, "the worst mistakes"
     assert "Accuracy over time" in page

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from edgetl.core.artifacts.bundle import read_bundle_record
+from edgetl.core.artifacts.bundle import ActivationMapParity, read_bundle_record
 from edgetl.export.model_card import model_card
 from tests.helpers.runs import UNKNOWN_METHOD, write_bundle
 
@@ -56,3 +56,14 @@ def test_card_omits_records_that_a_variant_lacks(tmp_path: Path) -> None:
     assert "- int8:" not in card
     (line,) = (row for row in card.splitlines() if row.startswith("| int8 |"))
     assert [cell.strip() for cell in line.split("|")][5:7] == ["80.0%", ""]
+
+
+def test_card_lists_activation_maps_among_outputs(tmp_path: Path) -> None:
+    manifest = read_bundle_record(write_bundle(tmp_path / "bundle").path).manifest
+    assert "activation_maps" not in model_card(manifest)
+    first, second = manifest.variants
+    parity = replace(
+        first.parity, activation_maps=ActivationMapParity(8, "validation", 1e-5, 110.0, 1e-3)
+    )
+    card = model_card(replace(manifest, variants=(replace(first, parity=parity), second)))
+    assert "`probabilities`, float32 `[batch, classes]`, and `activation_maps`" in card

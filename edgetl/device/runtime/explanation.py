@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +96,7 @@ class Explanation:
         drawing = Image.new("RGB", (2 * size[0] + _MARGIN, size[1] + line_height), "white")
         drawing.paste(photo, (0, 0))
         drawing.paste(overlay.resize(size, Image.Resampling.BICUBIC), (size[0] + _MARGIN, 0))
-        caption = f"{self._label_text} {self.probability:.1%}"
+        caption = _to_ascii(f"{self._label_text} {self.probability:.1%}")
         ImageDraw.Draw(drawing).text((_MARGIN, size[1] + _MARGIN), caption, "black", font)
         return drawing
 
@@ -114,6 +115,13 @@ class Explanation:
             raise DataError(
                 f"Cannot write {path} ({cause.strerror or cause}). Choose another folder."
             ) from cause
+
+
+def _to_ascii(text: str) -> str:
+    """Replace characters that Pillow's font lacks by their base letter, or by a question mark."""
+    decomposed = unicodedata.normalize("NFKD", text)
+    letters = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
+    return letters.encode("ascii", "replace").decode()
 
 
 def overlay_heat(image: NDArray[np.uint8], heat: NDArray[np.float32]) -> NDArray[np.uint8]:

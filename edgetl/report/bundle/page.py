@@ -456,6 +456,8 @@ def _preprocessing_section(bundle: BundleRecord) -> Section:
     outputs = "logits and probabilities, float32 [batch, classes]"
     if variant.unknown is not None:
         outputs += "; unknown_score, float32 [batch]"
+    if variant.parity.activation_maps is not None:
+        outputs += "; activation_maps, float32 [batch, classes, h, w]"
     mean, std = _format_channels(preprocessing.mean), _format_channels(preprocessing.std)
     steps = [
         "Decode to RGB, apply the EXIF orientation, and replace transparency by white.",

@@ -172,13 +172,17 @@ def test_saved_drawing_has_both_pictures_and_a_description(tmp_path: Path) -> No
     assert (pixels[325:] < 128).any(), "the caption"
 
 
-def test_label_of_any_script_can_be_saved(tmp_path: Path) -> None:
-    explanation = Explanation(
-        "鬱金香 🌷", 1.0, np.ones((2, 2), np.float32), np.zeros((8, 8, 3), np.uint8)
-    )
+@pytest.mark.parametrize(
+    ("label", "caption"), [("Gänseblümchen", "Ganseblumchen"), ("鬱 🌷", "? ?")]
+)
+def test_label_of_any_script_can_be_saved(tmp_path: Path, label: str, caption: str) -> None:
+    activation_map, crop = np.ones((2, 2), np.float32), np.zeros((8, 8, 3), np.uint8)
+    explanation = Explanation(label, 1.0, activation_map, crop)
     explanation.save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as drawing:
-        assert drawing.text["Description"] == "鬱金香 🌷 1.0000"  # type: ignore[attr-defined]
+        assert drawing.text["Description"] == f"{label} 1.0000"  # type: ignore[attr-defined]
+    expected = Explanation(caption, 1.0, activation_map, crop).draw()
+    np.testing.assert_array_equal(explanation.draw(), expected)
 
 
 def test_unwritable_file_is_reported(tmp_path: Path) -> None:

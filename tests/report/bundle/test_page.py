@@ -99,6 +99,17 @@ def test_bundle_page_without_records_has_no_empty_headings(tmp_path: Path) -> No
         assert word not in page.text.lower().replace("latest", ""), word
 
 
+def test_bundle_page_lists_activation_maps_among_outputs(tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "bundle").path
+    assert "activation_maps" not in bundle_page(path).text
+    variants = json.loads((path / "bundle.json").read_text())["variants"]
+    variants[0]["parity"]["activation_maps"] = {
+        "images": 8, "kind": "validation", "max_abs_diff": 1e-5, "sqnr_db": 110.0,
+    }  # fmt: skip
+    text = bundle_page(alter_manifest(path, variants=variants)).text
+    assert "activation_maps, float32 [batch, classes, h, w]" in text
+
+
 def test_bundle_page_reports_altered_and_missing_files(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
     bundle.variant("int8").write_bytes(b"another")
