@@ -91,6 +91,7 @@ def test_examples_of_reference_run(
     assert namespace["result"].path == Path("latency.json")
     assert {path.name for path in current_folder.glob("*.html")} == {
         "bundle.html",
+        "evaluation.html",
         "latencies.html",
     }
     for value in namespace.values():

@@ -1,4 +1,4 @@
-"""`edgetl report`: write the HTML page of a run, a bundle, an experiment, an evaluation or bench results."""
+"""`edgetl report`: write HTML pages of runs, bundles, experiments, evaluations and bench results."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ class Report:
 
 
 def write_report(
-    subjects: StrPath | BenchResult | Iterable[StrPath | BenchResult],
+    subjects: StrPath | BenchResult | EvaluationResult | Iterable[StrPath | BenchResult],
     output: StrPath | None = None,
     force: bool = False,
 ) -> Report:
-    """Write a self-contained HTML page about a run, a bundle, an experiment, an evaluation or bench results.
+    """Write a self-contained HTML page of one subject, or of several bench results.
 
     Args:
-        subjects: a run, a bundle, an experiment, the file of an evaluation, or one or several bench
+        subjects: a run, a bundle, an experiment, an evaluation or its file, or one or several bench
             results: their files, folders of them, runs that were benchmarked, or results of `bench`
             and `read_result`.
         output: the page; None writes report.html into the run or experiment, for bundles,
@@ -109,10 +109,15 @@ def write_report(
             alone.
         RunError, BundleError, BenchError: a file is missing or broken.
     """
-    entries = [subjects] if isinstance(subjects, str | os.PathLike | BenchResult) else [*subjects]
-    paths = [Path(entry) for entry in entries if not isinstance(entry, BenchResult)]
-    results = [entry for entry in entries if isinstance(entry, BenchResult)]
-    report, render = _read_subject(paths, results)
+    if isinstance(subjects, EvaluationResult):
+        report, render = _show_evaluation(subjects)
+    else:
+        if isinstance(subjects, str | os.PathLike | BenchResult):
+            subjects = [subjects]
+        entries = list(subjects)
+        paths = [Path(entry) for entry in entries if not isinstance(entry, BenchResult)]
+        results = [entry for entry in entries if isinstance(entry, BenchResult)]
+        report, render = _read_subject(paths, results)
     if output is not None:
         report = replace(report, page=Path(output))
     write_page(report.page, render, force)
@@ -139,11 +144,14 @@ def _read_subject(
         report = Report(folder.report, experiment=experiment)
         return report, partial(render_compare_report, experiment)
     if kind == "evaluation":
-        evaluation = read_evaluation(paths[0])
-        report = Report(_DEFAULT_PAGE, evaluations=(evaluation,))
-        return report, partial(render_evaluation_report, evaluation)
+        return _show_evaluation(read_evaluation(paths[0]))
     all_results = (*read_results(paths), *results)
     return Report(_DEFAULT_PAGE, results=all_results), partial(render_bench_report, all_results)
+
+
+def _show_evaluation(evaluation: EvaluationResult) -> tuple[Report, Callable[[], str]]:
+    report = Report(_DEFAULT_PAGE, evaluations=(evaluation,))
+    return report, partial(render_evaluation_report, evaluation)
 
 
 def detect_kind(path: Path) -> ReportKind:

@@ -158,7 +158,12 @@ def _summary_section(result: EvaluationResult) -> Section:
 
 
 def _limits_section(result: EvaluationResult) -> Section:
-    columns = [Column("variant"), Column("limit"), Column("outcome", "short"), Column("reason")]
+    columns = [
+        Column("variant"),
+        Column("limit", "short"),
+        Column("outcome", "short"),
+        Column("reason"),
+    ]
     rows = [
         TableRow(
             (

@@ -210,6 +210,9 @@ def test_report_recognizes_the_file_of_an_evaluation(tmp_path: Path) -> None:
     assert report.kind == "evaluation"
     assert report.to_json()["evaluations"] == [make_evaluation().to_json()]
     assert "Evaluation of mobilenet_v2" in report.page.read_text(encoding="utf-8")
+    from_result = write_report(make_evaluation(), tmp_path / "copy.html")
+    assert from_result.kind == "evaluation"
+    assert (tmp_path / "copy.html").read_text(encoding="utf-8").count("<svg") > 5
     with pytest.raises(ConfigError, match="is an evaluation and cannot share a page"):
         write_report([path, tmp_path / "other.json"])
 
