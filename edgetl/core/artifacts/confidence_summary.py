@@ -77,9 +77,7 @@ def _describe_unknown(record: UnknownRecord) -> str:
 
 
 def _describe_prediction_sets(levels: Sequence[CoverageLevel]) -> str:
-    parts = [
-        f"{level.coverage:.0%} coverage with all classes of probability {level.min_probability:.3g} "
-        "or more"
-        for level in levels
-    ]
-    return f"Prediction sets: {'; '.join(parts)}."
+    parts = [f"{level.min_probability:.3g} for {100 * level.coverage:g}%" for level in levels]
+    return (
+        f"Prediction sets: all classes with a probability of at least {', '.join(parts)} coverage."
+    )

@@ -381,35 +381,35 @@ def _unknown_table(bundle: BundleRecord) -> list[Markup]:
     images = pluralize(next(iter(records.values())).images, "validation image")
     note = (
         f"Images with an unknown_score above {UNKNOWN_THRESHOLD:g} are unknown. The threshold was "
-        f"set on {images}; a class left out resembles the known ones and is usually the hardest kind."
+        f"set on {images}; a class left out is near the known ones, generated images are far from them."
     )
     return [table("Unknown images", columns, rows), paragraph(note, "note")]
 
 
 def _prediction_sets_table(bundle: BundleRecord) -> list[Markup]:
+    levels = {
+        variant.name: {level.coverage: level.min_probability for level in variant.prediction_sets}
+        for variant in bundle.variants
+        if variant.prediction_sets
+    }
+    if not levels:
+        return []
+    coverages = sorted({coverage for thresholds in levels.values() for coverage in thresholds})
     columns = [
         Column("variant"),
-        Column("coverage", "number"),
-        Column("least probability", "number", "of the classes in a set"),
+        *(Column(f"{100 * coverage:g}%", "number") for coverage in coverages),
     ]
-    rows = [
-        TableRow(
-            (
-                Cell(variant.name),
-                Cell(f"{level.coverage:.0%}"),
-                Cell(f"{level.min_probability:.4f}"),
-            )
-        )
-        for variant in bundle.variants
-        for level in variant.prediction_sets
-    ]
-    if not rows:
-        return []
+    rows = []
+    for name, thresholds in levels.items():
+        cells = [thresholds.get(coverage) for coverage in coverages]
+        formatted = (MISSING_VALUE if cell is None else f"{cell:.3g}" for cell in cells)
+        rows.append(TableRow((Cell(name), *map(Cell, formatted))))
     note = (
-        "A set contains all classes with at least this probability. It contains the true class of "
-        "at least the coverage of new images like the validation images."
+        "The set of an image contains all classes with at least this probability. It contains the "
+        "true class of at least the coverage of new images like the validation images."
     )
-    return [table("Prediction sets", columns, rows), paragraph(note, "note")]
+    title = "Prediction sets: least probability of their classes by coverage"
+    return [table(title, columns, rows), paragraph(note, "note")]
 
 
 def _parity_section(bundle: BundleRecord) -> Section:

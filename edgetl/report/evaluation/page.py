@@ -443,12 +443,12 @@ def _prediction_sets_section(scored: Sequence[_Scored]) -> Section:
             covered = _share_cell(sets.covered)
             cells = (
                 Cell(variant.name),
-                Cell(f"{sets.coverage_level:.0%}"),
+                Cell(f"{100 * sets.coverage_level:g}%"),
                 Cell(covered.text, covered.small, badges=badges),
                 _number_cell(sets.mean_size, 2),
                 Cell(format_percent(sets.single)),
                 Cell(format_percent(sets.empty)),
-                Cell(f"{sets.min_probability:.4f}"),
+                Cell(f"{sets.min_probability:.3g}"),
             )
             rows.append(TableRow(cells))
     if not rows:

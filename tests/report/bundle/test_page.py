@@ -86,7 +86,7 @@ def test_bundle_page_shows_test_accuracy_and_confidence(tmp_path: Path) -> None:
         "int8 1.000 not applied 0.083",
         "a class left out caught generated images caught",
         f"{UNKNOWN_METHOD} 95.0% 61.2% AUROC 0.862 100.0% AUROC 0.999",
-        "fp32 95% 0.2310",
+        "by coverage variant 95% fp32 0.231 int8 0.231",
         "unknown_score, float32 [batch]",
     ):
         assert words in page.text, words

@@ -106,7 +106,7 @@ def test_page_shows_confidence_with_intervals() -> None:
         f"{number(unknown.unknown_images.auroc)}",
         "Unknown images: 60 images of cars.",
         f"fp32 90% {percent(first_sets.covered)} {number(first_sets.mean_size, 2)} "
-        f"{first_sets.single:.1%} {first_sets.empty:.1%} 0.2000",
+        f"{first_sets.single:.1%} {first_sets.empty:.1%} 0.2",
     ):
         assert words in text, words
 
