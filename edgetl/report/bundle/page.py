@@ -66,7 +66,7 @@ def render_bundle_report(bundle: BundleRecord) -> str:
     sections = [
         _summary_section(bundle),
         variants_section(bundle),
-        _confidence_section(bundle),
+        confidence_section(bundle),
         _parity_section(bundle),
         _preprocessing_section(bundle),
         _labels_section(bundle),
@@ -301,7 +301,11 @@ def _latency_conditions(bundle: BundleRecord) -> str:
     return f"p50 of one image, network only, {threads}, on {latency.cpu or 'an unknown CPU'}"
 
 
-def _confidence_section(bundle: BundleRecord) -> Section:
+def confidence_section(bundle: BundleRecord) -> Section:
+    """Build the section with calibration, unknown images and prediction sets of every variant.
+
+    It has no blocks if the export recorded none of them.
+    """
     tables = [_calibration_table(bundle), _unknown_table(bundle), _prediction_sets_table(bundle)]
     blocks = tuple(block for table_blocks in tables for block in table_blocks)
     return Section("confidence", "Confidence", blocks)

@@ -17,7 +17,7 @@ from edgetl.core.formatting import format_duration, format_percent
 from edgetl.core.paths import BundleDirectory
 from edgetl.core.statistics import ClassScore
 from edgetl.report.bench.page import bench_sections
-from edgetl.report.bundle.page import variants_section
+from edgetl.report.bundle.page import confidence_section, variants_section
 from edgetl.report.charts.confusion import (
     MAX_DRAWN_CLASSES,
     confused_pairs_table,
@@ -362,7 +362,8 @@ def _mistakes_table(mistakes: Sequence[PredictionRecord]) -> Markup:
 def _bundle_sections(run: RunRecord, results: Sequence[BenchResult]) -> list[Section]:
     if not BundleDirectory.exists_at(run.directory.bundle):
         return []
-    return [variants_section(read_bundle_record(run.directory.bundle), results)]
+    bundle = read_bundle_record(run.directory.bundle)
+    return [variants_section(bundle, results), confidence_section(bundle)]
 
 
 def _retitled_bench_sections(results: Sequence[BenchResult]) -> list[Section]:

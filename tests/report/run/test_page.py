@@ -184,6 +184,14 @@ def test_broken_mistakes_sheet_is_omitted(tmp_path: Path) -> None:
     assert "mistakes" in page.sections
 
 
+def test_run_page_shows_the_confidence_of_its_bundle(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    write_bundle(run.bundle, confident=True)
+    page = Page(render_run_report(read_run_record(run.path), []))
+    assert page.sections[-2:] == ["variants", "confidence"]
+    assert "Calibration of the probabilities" in page.text
+
+
 def test_broken_bundle_raises_bundle_error(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     manifest = write_bundle(run.bundle).manifest
