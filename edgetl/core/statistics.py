@@ -248,5 +248,9 @@ def sign_test(ratios: Sequence[float]) -> float:
 def sign_test_of_counts(wins: int, losses: int) -> float:
     """Return the two-sided p-value of the sign test, from the binomial distribution."""
     decided = wins + losses
-    tail = sum(math.comb(decided, count) for count in range(max(wins, losses), decided + 1))
+    tail, coefficient = 0, 1
+    # Each coefficient follows from the one before: math.comb takes minutes for 10,000 of them.
+    for count in range(min(wins, losses) + 1):
+        tail += coefficient
+        coefficient = coefficient * (decided - count) // (count + 1)
     return min(1.0, float(2 * tail / 2**decided))

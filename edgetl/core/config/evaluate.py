@@ -164,7 +164,12 @@ class EvaluateConfig:
         help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; without silent "
         "fallback.",
     )
-    threads: int | None = option(None, help="Intra-op threads.", unset="available cores", ge=1)
+    threads: int | None = option(
+        None,
+        help="Threads; on the CPU, each classifies an image of its own.",
+        unset="available cores",
+        ge=1,
+    )
     predictions: OptionalPath = option(
         None,
         help="CSV file to write with the prediction of every variant for every image.",

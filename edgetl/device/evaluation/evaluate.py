@@ -58,8 +58,9 @@ def evaluate(config: EvaluateConfig, progress: ProgressCallback | None = None) -
     """Evaluate the variants of a bundle on labeled images, write the result and return it.
 
     Each variant is first checked on the golden images on this device; one that fails is in the
-    result (`failed_variants`), but is not evaluated. Every image is decoded once for all variants,
-    one at a time. An image that cannot be read is listed in the result and not scored.
+    result (`failed_variants`), but is not evaluated. Every image is decoded once for all variants;
+    on the CPU, each thread classifies an image of its own. An image that cannot be read is listed
+    in the result and not scored.
 
     Args:
         config: the bundle, the images and the options.
@@ -82,7 +83,11 @@ def evaluate(config: EvaluateConfig, progress: ProgressCallback | None = None) -
     unknown_paths = [] if config.unknown is None else _list_unknown_images(config.unknown)
     corruptions = select_corruptions(config)
     created = datetime.now(UTC)
-    models = open_models(target, config, report)
+    threads = config.threads or available_cores()
+    # On the CPU, images in parallel with a thread each take half the time of an image with all.
+    workers, intra_op_threads = (threads, 1) if config.provider == "cpu" else (1, threads)
+    report("Checking the golden images", 0, 0)
+    models = open_models(target, config, workers, intra_op_threads)
     classifiers = {model.name: model.classifier for model in models if model.classifier is not None}
     if config.unknown is not None:
         _check_unknown_scores(config, classifiers)
@@ -91,9 +96,9 @@ def evaluate(config: EvaluateConfig, progress: ProgressCallback | None = None) -
     unknown = None
     start = time.perf_counter()
     with open_predictions_file(config.predictions, target.labels) as predictions:
-        scored = score_images(classifiers, images, corruptions, predictions, report)
+        scored = score_images(classifiers, images, corruptions, workers, predictions, report)
         if config.unknown is not None:
-            unknown = score_unknown_images(classifiers, unknown_paths, predictions, report)
+            unknown = score_unknown_images(classifiers, unknown_paths, workers, predictions, report)
     seconds = time.perf_counter() - start
     report("Computing figures", 0, 0)
     figures = {
@@ -109,7 +114,7 @@ def evaluate(config: EvaluateConfig, progress: ProgressCallback | None = None) -
         labels=target.labels,
         device=collect_device_info(),
         provider=config.provider,
-        threads=config.threads or available_cores(),
+        threads=threads,
         data=data,
         variants=tuple(
             VariantEvaluation(

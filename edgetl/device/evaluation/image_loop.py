@@ -1,9 +1,14 @@
-"""Classification of all images by all variants: each image is decoded once, one at a time."""
+"""Classification of all images by all variants: each image is decoded once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +23,14 @@ from edgetl.device.evaluation.corruptions import corrupt
 from edgetl.device.evaluation.images import ImageList
 from edgetl.device.evaluation.metrics import Floats
 from edgetl.device.evaluation.predictions_file import PredictionsFile
-from edgetl.device.evaluation.scores import ScoreTable, score_image
+from edgetl.device.evaluation.scores import ImageScore, ScoreTable, score_image
 from edgetl.device.runtime.classifier import Classifier
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import resize_around_crop
 
+T = TypeVar("T")
+CorruptedScore = tuple[str, Corruption, ImageScore]
+"""Variant, corruption and score."""
 ModelInput = NDArray[np.uint8] | NDArray[np.float32]
 
 
@@ -54,10 +62,19 @@ def score_images(
     classifiers: Mapping[str, Classifier],
     images: ImageList,
     corruptions: Sequence[Corruption],
+    workers: int,
     predictions: PredictionsFile,
     report: ProgressCallback,
 ) -> ScoredImages:
     """Classify the labeled images.
+
+    Args:
+        classifiers: Sessions by variant.
+        images: Images with their classes.
+        corruptions: Corruptions to classify the images after as well.
+        workers: Number of images that are classified at the same time.
+        predictions: Receives the predictions.
+        report: Called after each image.
 
     Raises:
         DataError: No image can be read.
@@ -70,33 +87,35 @@ def score_images(
         for name, classifier in classifiers.items()
     }
     corrupted = {name: CorruptionCounts(corruptions) for name in classifiers}
+    labels: list[int] = images.labels.tolist()
+
+    def score(index: int) -> tuple[dict[str, ImageScore], list[CorruptedScore]]:
+        pixels = _load_image(images.paths[index])
+        outputs = _classify(classifiers, pixels, images.paths[index])
+        scores = {
+            name: score_image(probabilities, labels[index], tables[name].levels, unknown_score)
+            for name, probabilities, unknown_score in outputs
+        }
+        return scores, list(
+            _score_corruptions(classifiers, pixels, labels[index], index, corruptions)
+        )
+
     rows: list[int] = []
     unscored: list[UnscoredImage] = []
-    for index, (path, label) in enumerate(zip(images.paths, images.labels.tolist(), strict=True)):
-        report("Evaluating", index, total)
-        try:
-            pixels = _load_image(path)
-            inputs = _prepare_inputs(classifiers, pixels)
-        except DecodeError as cause:
-            unscored.append(_describe_unscored(path, cause))
-            predictions.write_error(unscored[-1], label)
-            continue
-        rows.append(index)
-        for name, probabilities, unknown_score in _classify(classifiers, inputs, path):
-            table = tables[name]
-            score = score_image(probabilities, label, table.levels, unknown_score)
-            table.add(label, score)
-            predictions.write_prediction(
-                path,
-                label,
-                name,
-                score.predicted,
-                score.confidence,
-                score.label_probability,
-                unknown_score,
-            )
-        _score_corruptions(classifiers, pixels, label, index, corruptions, corrupted)
-    report("Evaluating", total, total)
+    for index, result in enumerate(_map_in_order(score, images.paths, workers)):
+        path, label = images.paths[index], labels[index]
+        if isinstance(result, UnscoredImage):
+            unscored.append(result)
+            predictions.write_error(result, label)
+        else:
+            rows.append(index)
+            scores, corrupted_scores = result
+            for name, image_score in scores.items():
+                tables[name].add(label, image_score)
+                predictions.write_score(path, label, name, image_score)
+            for name, corruption, image_score in corrupted_scores:
+                corrupted[name].add(corruption, image_score, label)
+        report("Evaluating", index + 1, total)
     if not rows:
         raise _make_unreadable_error(images.description, unscored)
     return ScoredImages(tables, rows, tuple(unscored), corrupted)
@@ -108,8 +127,7 @@ def _score_corruptions(
     label: int,
     seed: int,
     corruptions: Sequence[Corruption],
-    counts: Mapping[str, CorruptionCounts],
-) -> None:
+) -> Iterator[CorruptedScore]:
     """Classify an image after each corruption, at the resolution of the network.
 
     Corrupted at full resolution, most of the effect would be lost in the resize.
@@ -120,17 +138,16 @@ def _score_corruptions(
     square = resize_around_crop(pixels, preprocessing)
     for corruption in corruptions:
         kind, severity = corruption
-        inputs = _prepare_inputs(classifiers, corrupt(square, kind, severity, seed))
         source = f"an image with {kind} of severity {severity}"
-        for name, probabilities, unknown_score in _classify(classifiers, inputs, source):
-            counts[name].add(
-                corruption, score_image(probabilities, label, (), unknown_score), label
-            )
+        outputs = _classify(classifiers, corrupt(square, kind, severity, seed), source)
+        for name, probabilities, unknown_score in outputs:
+            yield name, corruption, score_image(probabilities, label, (), unknown_score)
 
 
 def score_unknown_images(
     classifiers: Mapping[str, Classifier],
     paths: Sequence[str],
+    workers: int,
     predictions: PredictionsFile,
     report: ProgressCallback,
 ) -> ScoredUnknown:
@@ -145,30 +162,63 @@ def score_unknown_images(
         for name, classifier in classifiers.items()
         if classifier.unknown is not None
     }
+
+    def score(index: int) -> list[tuple[str, int, float, float]]:
+        outputs = _classify(detectors, _load_image(paths[index]), paths[index])
+        return [
+            (name, int(probabilities.argmax()), float(probabilities.max()), unknown_score or 0.0)
+            for name, probabilities, unknown_score in outputs
+        ]
+
     columns = {name: np.empty(len(paths)) for name in detectors}
     unscored: list[UnscoredImage] = []
     count = 0
-    for index, path in enumerate(paths):
-        report("Scoring unknown images", index, len(paths))
-        try:
-            inputs = _prepare_inputs(detectors, _load_image(path))
-        except DecodeError as cause:
-            unscored.append(_describe_unscored(path, cause))
-            predictions.write_error(unscored[-1], None)
-            continue
-        for name, probabilities, unknown_score in _classify(detectors, inputs, path):
-            columns[name][count] = unknown_score
-            best = int(probabilities.argmax())
-            predictions.write_prediction(
-                path, None, name, best, float(probabilities[best]), None, unknown_score
-            )
-        count += 1
-    report("Scoring unknown images", len(paths), len(paths))
+    for index, result in enumerate(_map_in_order(score, paths, workers)):
+        if isinstance(result, UnscoredImage):
+            unscored.append(result)
+            predictions.write_error(result, None)
+        else:
+            for name, predicted, confidence, unknown_score in result:
+                columns[name][count] = unknown_score
+                predictions.write_unlabeled(
+                    paths[index], name, predicted, confidence, unknown_score
+                )
+            count += 1
+        report("Scoring unknown images", index + 1, len(paths))
     if not count:
         raise _make_unreadable_error("no known class", unscored)
     return ScoredUnknown(
         {name: column[:count] for name, column in columns.items()}, count, tuple(unscored)
     )
+
+
+def _map_in_order(
+    function: Callable[[int], T], paths: Sequence[str], workers: int
+) -> Iterator[T | UnscoredImage]:
+    """Yield the result of each image in order, or why it was not scored.
+
+    At most `workers` images are decoded at a time, and as many results wait for an earlier one.
+    """
+
+    def apply(index: int) -> T | UnscoredImage:
+        try:
+            return function(index)
+        except DecodeError as cause:
+            return _describe_unscored(paths[index], cause)
+
+    # load_image changes the warning filters in every thread; this restores the original ones.
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        pending: deque[Future[T | UnscoredImage]] = deque()
+        try:
+            for index in range(len(paths)):
+                pending.append(pool.submit(apply, index))
+                if len(pending) > 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def _load_image(path: str) -> NDArray[np.uint8]:
@@ -197,19 +247,20 @@ def _prepare_inputs(
 
 
 def _classify(
-    classifiers: Mapping[str, Classifier], inputs: Mapping[str, ModelInput], source: str
+    classifiers: Mapping[str, Classifier], pixels: NDArray[np.uint8], source: str
 ) -> Iterator[tuple[str, NDArray[np.float32], float | None]]:
-    """Yield the variant, its probabilities and its unknown score."""
+    """Yield each variant, its probabilities and its unknown score for a decoded image."""
+    inputs = _prepare_inputs(classifiers, pixels)
     for name, classifier in classifiers.items():
         outputs = classifier.run(inputs[name])
         probabilities = outputs.probabilities[0]
         unknown_score = None
         if outputs.unknown_scores is not None:
             unknown_score = float(outputs.unknown_scores[0])
-        if not np.isfinite([probabilities.sum(), unknown_score or 0.0]).all():
+        if not math.isfinite(float(probabilities.sum()) + (unknown_score or 0.0)):
             raise BundleError(
                 f"The outputs of {name} for {source} are not finite. Export the bundle again, or "
-                "choose another {variants}.",
+                "choose other {variants}.",
                 EvaluateConfig,
             )
         yield name, probabilities, unknown_score

@@ -10,6 +10,7 @@ from edgetl.core.artifacts.evaluation import UnscoredImage
 from edgetl.core.config.evaluate import EvaluateConfig
 from edgetl.core.errors import BenchError
 from edgetl.core.files import CsvWriter
+from edgetl.device.evaluation.scores import ImageScore
 
 _COLUMNS = (
     "path",
@@ -36,35 +37,35 @@ class PredictionsFile:
         self._writer = writer
         self._labels = labels
 
-    def write_prediction(
-        self,
-        path: str,
-        label: int | None,
-        variant: str,
-        predicted: int,
-        probability: float,
-        label_probability: float | None,
-        unknown_score: float | None,
+    def write_score(self, path: str, label: int, variant: str, score: ImageScore) -> None:
+        """Write the prediction of a variant for a labeled image."""
+        unknown = "" if score.unknown_score is None else f"{score.unknown_score:.6g}"
+        self._write(
+            path,
+            self._labels[label],
+            variant,
+            self._labels[score.predicted],
+            f"{score.confidence:.6f}",
+            f"{score.label_probability:.6f}",
+            unknown,
+            "",
+        )
+
+    def write_unlabeled(
+        self, path: str, variant: str, predicted: int, probability: float, unknown_score: float
     ) -> None:
-        """Write the prediction of a variant; without a label for images of no known class."""
-        if self._writer is not None:
-            cells = (
-                path,
-                "" if label is None else self._labels[label],
-                variant,
-                self._labels[predicted],
-                f"{probability:.6f}",
-                "" if label_probability is None else f"{label_probability:.6f}",
-                "" if unknown_score is None else f"{unknown_score:.6g}",
-                "",
-            )
-            self._writer.write_row(cells)
+        """Write the prediction of a variant for an image of no known class."""
+        name = self._labels[predicted]
+        self._write(path, "", variant, name, f"{probability:.6f}", "", f"{unknown_score:.6g}", "")
 
     def write_error(self, image: UnscoredImage, label: int | None) -> None:
         """Write an image that could not be read."""
+        name = "" if label is None else self._labels[label]
+        self._write(image.path, name, "", "", "", "", "", image.reason)
+
+    def _write(self, *cells: str) -> None:
         if self._writer is not None:
-            name = "" if label is None else self._labels[label]
-            self._writer.write_row((image.path, name, "", "", "", "", "", image.reason))
+            self._writer.write_row(cells)
 
 
 @contextmanager

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from edgetl.core.artifacts.bench import BenchedModel
@@ -13,7 +16,6 @@ from edgetl.core.config.evaluate import EvaluateConfig
 from edgetl.core.errors import BundleError
 from edgetl.core.files import sha256_file
 from edgetl.core.paths import RunDirectory
-from edgetl.core.progress import ProgressCallback
 from edgetl.device.runtime.bundle import Bundle, UnreadableModelError, open_bundle
 from edgetl.device.runtime.classifier import (
     Classifier,
@@ -113,24 +115,31 @@ def _find_single_file(path: Path, config: EvaluateConfig) -> EvaluationTarget:
 
 
 def open_models(
-    target: EvaluationTarget, config: EvaluateConfig, report: ProgressCallback
+    target: EvaluationTarget, config: EvaluateConfig, workers: int, threads: int
 ) -> list[EvaluatedModel]:
     """Open a session for each variant and check it on the golden images.
+
+    Args:
+        target: Variants to open.
+        config: Options.
+        workers: Number of variants that are opened and checked at the same time.
+        threads: Intra-op threads of each session.
 
     Raises:
         BundleError: A file is missing or altered, or no variant passes the gate.
         ProviderError: See `open_classifier`.
     """
     if target.bundle is None:
-        classifier = open_classifier(target.path, None, config.provider, config.threads)
+        classifier = open_classifier(target.path, None, config.provider, threads)
         gate = GateResult(checked=False, passed=None, reason="a single ONNX file")
         digest = sha256_file(target.path)
         return [EvaluatedModel(target.path.stem, "", digest, gate, classifier)]
-    golden = target.bundle.load_golden()
-    models = []
-    for index, variant in enumerate(target.variants):
-        report("Checking the golden images", index, len(target.variants))
-        models.append(_open_model(target.bundle, variant, golden, config))
+    open_model = partial(
+        _open_model, target.bundle, target.bundle.load_golden(), config.provider, threads
+    )
+    # load_image changes the warning filters in every thread; this restores the original ones.
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:
+        models = list(pool.map(open_model, target.variants))
     if all(model.classifier is None for model in models):
         reasons = "; ".join(f"{model.name}: {model.gate.reason}" for model in models)
         raise BundleError(
@@ -141,13 +150,13 @@ def open_models(
 
 
 def _open_model(
-    bundle: Bundle, variant: VariantRecord, golden: GoldenSet, config: EvaluateConfig
+    bundle: Bundle, golden: GoldenSet, provider: str, threads: int, variant: VariantRecord
 ) -> EvaluatedModel:
     classifier: Classifier | None = None
     try:
-        classifier = open_variant(bundle, variant, config.provider, config.threads)
+        classifier = open_variant(bundle, variant, provider, threads)
         outputs = run_images(classifier, golden.load_images(variant))
-        gate = golden.check(variant, config.provider, outputs)
+        gate = golden.check(variant, provider, outputs)
     except UnreadableModelError as cause:
         gate = GateResult.failure(str(cause))
     passed = classifier if gate.passed else None
