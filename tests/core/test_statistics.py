@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import time
 from statistics import median
 
 import numpy as np
