@@ -43,6 +43,8 @@ from edgetl.export.bundle_writer import (
     write_golden,
     write_model,
 )
+from edgetl.export.confidence.confidence import Confidence
+from edgetl.export.confidence.estimator import ConfidenceEstimator, LabeledFiles
 from edgetl.export.golden import GOLDEN_COUNT, choose_golden, generate_images
 from edgetl.export.graph.activation_maps import add_activation_maps
 from edgetl.export.graph.assemble import assemble
@@ -281,7 +283,8 @@ class _BundleExport:
             runtime: folder with the files of onnxruntime-web, or None to leave out the web page.
         """
         model, config = self.model, self.config
-        fp32 = self._write_and_prove("fp32", None)
+        confidence = self._estimator.estimate(self.graph.model)
+        fp32 = self._write_and_prove("fp32", None, confidence)
         metrics, images = self.sources.metrics, self.sources.evaluation_images
         if metrics is not None:
             self._check_accuracy(metrics.val, fp32.parity.pytorch_logits, images)
@@ -296,6 +299,8 @@ class _BundleExport:
             self._metadata,
             images,
             fp32.parity.pytorch_logits,
+            self._estimator,
+            confidence,
             test,
             self._map_proof,
         )
@@ -303,7 +308,7 @@ class _BundleExport:
         if config.fixed_size is not None:
             self.notify("Writing the graph of fixed size", 0, 0)
             name = name_fixed_size_variant(config.fixed_size)
-            proofs.append(self._write_and_prove(name, config.fixed_size))
+            proofs.append(self._write_and_prove(name, config.fixed_size, confidence))
         fp32_variant = _describe_proven(fp32, builder)
         manifest = self._make_manifest(fp32_variant, self._create_golden_images(proofs))
         task = QuantizationTask(
@@ -342,13 +347,34 @@ class _BundleExport:
             manifest, recommended=choice.name, rejection_reasons=choice.rejection_reasons
         )
 
-    def _write_and_prove(self, name: str, size: tuple[int, int] | None) -> ProvenVariant:
+    @cached_property
+    def _estimator(self) -> ConfidenceEstimator:
+        # Labels are there only if the images are validation images.
+        images = self.sources.evaluation_images
+        return ConfidenceEstimator(
+            self._label_files(images.files, images.labels),
+            self._label_files(self.sources.calibration_files, self.sources.calibration_labels),
+            self.model.preprocessing,
+            self.config,
+            self.notify,
+        )
+
+    def _label_files(self, files: Sequence[Path], labels: Sequence[str] | None) -> LabeledFiles:
+        if labels is None:
+            return LabeledFiles((), ())
+        return LabeledFiles(files, [self.model.labels.index(label) for label in labels])
+
+    def _write_and_prove(
+        self, name: str, size: tuple[int, int] | None, confidence: Confidence
+    ) -> ProvenVariant:
         """Write a float32 variant and prove it; `size` (height, width) fixes its image size."""
         model, config, images = self.model, self.config, self.sources.evaluation_images
         network = self.graph.model
         if config.explain:
             network = add_activation_maps(network, network)
-        assembled = assemble(network, model.preprocessing, config.input, self._metadata, size)
+        assembled = assemble(
+            network, model.preprocessing, config.input, self._metadata, size, confidence
+        )
         file = write_model(self.directory, name, assembled)
         # Prove the file as read back from disk, not the model in memory.
         proof = ParityProof(
@@ -457,6 +483,7 @@ def _describe_proven(
         "fp32",
         parity.record,
         parity.onnx_logits,
+        builder.fp32_confidence,
         size,
     )
 

@@ -29,6 +29,8 @@ from edgetl.device.runtime.profile import profile_nodes, summarize_operators
 from edgetl.device.runtime.session import create_session
 from edgetl.export.accuracy import AccuracyTest
 from edgetl.export.bundle_writer import write_model, write_ort
+from edgetl.export.confidence.confidence import Confidence
+from edgetl.export.confidence.estimator import ConfidenceEstimator
 from edgetl.export.graph.activation_maps import add_activation_maps
 from edgetl.export.graph.assemble import assemble
 from edgetl.export.graph.preprocessing import PIXELS
@@ -139,14 +141,22 @@ class VariantBuilder:
     evaluation_images: EvaluationImages
     reference_logits: Logits
     """PyTorch's logits for the proof images, [images, classes]."""
+    estimator: ConfidenceEstimator
+    fp32_confidence: Confidence
     accuracy_test: AccuracyTest | None = None
     """Measurement on the test images; None if the run has none."""
     map_proof: ActivationMapProof | None = None
     """Proof of the output `activation_maps`; None if the graphs do not have it."""
 
-    def write(self, name: str, network: onnx.ModelProto) -> Path:
-        """Add preprocessing and softmax to `network` and write it as a file of the bundle."""
-        model = assemble(network, self.preprocessing, self.config.input, self.metadata)
+    def write(self, name: str, network: onnx.ModelProto, confidence: Confidence) -> Path:
+        """Add preprocessing and outputs to `network` and write it as a file of the bundle."""
+        model = assemble(
+            network,
+            self.preprocessing,
+            self.config.input,
+            self.metadata,
+            confidence=confidence,
+        )
         return write_model(self.directory, name, model)
 
     def diagnosis_inputs(self) -> NDArray[np.float32]:
@@ -188,13 +198,14 @@ class VariantBuilder:
         precision: str,
         parity: ParityRecord,
         logits: Logits,
+        confidence: Confidence,
         size: tuple[int, int] | None = None,
     ) -> VariantRecord:
         """Return the manifest entry of a file; with `ort_format`, also write its .ort file."""
         test = self.accuracy_test
         if self.map_proof is not None:
             parity = replace(parity, activation_maps=self.map_proof.check(file, precision))
-        return VariantRecord(
+        variant = VariantRecord(
             name=name,
             file=file.name,
             sha256=sha256_file(file),
@@ -210,6 +221,7 @@ class VariantBuilder:
             size=size,
             test_accuracy=None if test is None else test.measure(file, size),
         )
+        return confidence.add_to_record(variant)
 
 
 @dataclass(frozen=True)
@@ -237,17 +249,18 @@ def make_variant(name: str, task: QuantizationTask, builder: VariantBuilder) -> 
         ExportError: the network cannot be quantized this way.
     """
     quantized: QuantizedModel = load_from_registry(QUANTIZERS, name, "variant")(task)
+    confidence = builder.estimator.estimate(quantized.network, builder.fp32_confidence)
     network = quantized.network
     if builder.config.explain:
         network = add_activation_maps(network, task.network)
-    file = builder.write(name, network)
+    file = builder.write(name, network, confidence)
     images = builder.evaluation_images
     task.notify(f"Checking {name} on the {images.kind} images", 0, 0)
     logits = logits_for_images(file, images.files, builder.preprocessing, builder.config.input)
     reference = builder.reference_logits
     flips = find_label_flips(logits, reference, images, builder.labels)
     parity = compute_parity(logits, reference, images.kind, builder.max_golden_difference(file))
-    variant = builder.describe(name, file, quantized.precision, parity, logits)
+    variant = builder.describe(name, file, quantized.precision, parity, logits, confidence)
     report = replace(
         variant.report,
         method=quantized.method,

@@ -17,12 +17,12 @@ UNKNOWN_THRESHOLD = 1.0
 """Images whose output `unknown_score` is above it are unknown; the graph scales the score so."""
 UNKNOWN_LABEL = "unknown"
 """Label of an unknown image; a class may have the same name."""
-UnknownMethod = Literal["mahalanobis", "knn", "energy", "max_logit"]
+UnknownMethod = Literal["knn", "knn+energy", "energy", "max_logit"]
 """Score of an image from the penultimate features or the logits.
 
-`mahalanobis` is the smallest distance to a class mean (Lee et al., 2018), `knn` the distance to the
-k-th nearest training image (Sun et al., 2022), `energy` the negative log-sum-exp of the logits (Liu
-et al., 2020), `max_logit` the negative largest logit (Hendrycks et al., 2022).
+`knn` is the mean distance to the nearest training images (Sun et al., 2022), `energy` the negative
+log-sum-exp of the logits (Liu et al., 2020), `max_logit` the negative largest logit (Hendrycks et
+al., 2022), and `knn+energy` a weighted sum.
 """
 
 
@@ -135,7 +135,7 @@ class UnknownRecord:
     """Number of validation images that the threshold was set on."""
     auroc: Mapping[str, float]
     """AUROC of the chosen method by kind of unknown image: `left_out_class` (each class in turn is
-    left out of the score), `generated`, `corrupted`."""
+    left out of bank and logits), `generated`, `corrupted`."""
     caught: Mapping[str, float]
     """Share of the unknown images of each kind with a score above the threshold."""
     candidates: Mapping[str, float]

@@ -15,8 +15,8 @@ from edgetl.core.artifacts.confidence import (
 from edgetl.core.formatting import format_percent, pluralize
 
 METHOD_NAMES: dict[UnknownMethod, str] = {
-    "mahalanobis": "distance to the nearest class mean (Mahalanobis)",
     "knn": "distance to the nearest training images",
+    "knn+energy": "distance to the nearest training images and energy of the logits",
     "energy": "energy of the logits",
     "max_logit": "largest logit",
 }

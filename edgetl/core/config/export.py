@@ -126,6 +126,20 @@ class ExportConfig:
         "much accuracy or is not faster).",
         panel=VARIANTS,
     )
+    unknown: bool = option(
+        True,
+        help="Add the output `unknown_score`, which is above 1 for images of no class.",
+        panel=GRAPH,
+        basic=True,
+    )
+    coverage: tuple[float, ...] = option(
+        (0.9, 0.95, 0.99),
+        help="Coverages of the prediction sets, such as 0.95: shares of new images whose set "
+        "contains the true class.",
+        panel=GRAPH,
+        gt=0,
+        lt=1,
+    )
     ort_format: bool = option(
         False,
         help="Also write each variant in .ort format, for minimal builds of ONNX Runtime.",

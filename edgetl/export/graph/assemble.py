@@ -10,6 +10,12 @@ from onnx import TensorProto, helper
 from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.config.export import InputKind
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.export.confidence.confidence import Confidence
+from edgetl.export.graph.confidence import (
+    append_features,
+    append_probabilities,
+    append_unknown_score,
+)
 from edgetl.export.graph.fixed_size import fixed_size_graph
 from edgetl.export.graph.preprocessing import CROPPED_IMAGE, PIXELS, preprocessing_graph
 from edgetl.export.graph.torch_export import LOGITS
@@ -23,6 +29,7 @@ def assemble(
     input_kind: InputKind,
     metadata: ModelMetadata,
     fixed_size: tuple[int, int] | None = None,
+    confidence: Confidence | None = None,
 ) -> onnx.ModelProto:
     """Join preprocessing (for `image` input), network and softmax, and add metadata.
 
@@ -32,10 +39,14 @@ def assemble(
         input_kind: `image` or `tensor`.
         metadata: added to the file.
         fixed_size: (height, width) if images have one size only; see `fixed_size_graph`.
+        confidence: calibration and unknown score to compute; None for neither.
 
     Returns:
-        A model with outputs `logits` and `probabilities`, both float32 [batch, classes].
+        A model with outputs `logits` and `probabilities`, both float32 [batch, classes], and
+        `unknown_score`, float32 [batch], if there is such a score.
     """
+    confidence = confidence or Confidence()
+    metadata = confidence.add_to_metadata(metadata)
     model = onnx.ModelProto()
     model.CopyFrom(network)
     if input_kind == "image":
@@ -60,13 +71,11 @@ def assemble(
                 helper.make_tensor_value_info(PIXELS, TensorProto.FLOAT, shape),
             ]
         )
-    classes = network.graph.output[0].type.tensor_type.shape.dim[1].dim_value
-    model.graph.node.append(
-        helper.make_node("Softmax", [LOGITS], [PROBABILITIES], name="probabilities", axis=-1)
-    )
-    model.graph.output.append(
-        helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["batch", classes])
-    )
+    append_probabilities(model, confidence.temperature, PROBABILITIES)
+    if confidence.unknown_score is not None:
+        if confidence.unknown_score.bank is not None:
+            append_features(model)
+        append_unknown_score(model, confidence.unknown_score)
     model.graph.name = "edgetl"
     model.producer_name, model.producer_version = "edgetl", metadata.version
     helper.set_model_props(model, metadata.to_properties())

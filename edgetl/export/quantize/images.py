@@ -76,12 +76,12 @@ def load_quantization_images(
         DecodeError: an image cannot be read.
     """
     check_image_count(len(files), kind)
-    order = _stratified_order(labels or [0] * len(files))
+    order = stratified_order(labels or [0] * len(files))
     held_out = min(MAX_HELD_OUT_IMAGES, int(len(files) * _HELD_OUT_SHARE))
     split = len(files) - held_out
     return QuantizationImages(
-        _load_cropped_images(order[:split][:MAX_CALIBRATION_IMAGES], files, labels, preprocessing),
-        _load_cropped_images(order[split:], files, labels, preprocessing),
+        load_cropped_images(order[:split][:MAX_CALIBRATION_IMAGES], files, labels, preprocessing),
+        load_cropped_images(order[split:], files, labels, preprocessing),
     )
 
 
@@ -99,7 +99,7 @@ def check_image_count(images: int, kind: str) -> None:
         )
 
 
-def _stratified_order(labels: Sequence[int]) -> list[int]:
+def stratified_order(labels: Sequence[int]) -> list[int]:
     """Return all indices in an order that spreads each class evenly over the sequence."""
     generator = np.random.default_rng(0)
     counts = np.bincount(np.asarray(labels))
@@ -110,12 +110,17 @@ def _stratified_order(labels: Sequence[int]) -> list[int]:
     return [int(index) for index in np.argsort(positions, kind="stable")]
 
 
-def _load_cropped_images(
+def load_cropped_images(
     indices: Sequence[int],
     files: Sequence[Path],
     labels: Sequence[int] | None,
     preprocessing: Preprocessing,
 ) -> CroppedImages:
+    """Decode and crop the images at `indices` of `files`; `labels` are the class indices of all.
+
+    Raises:
+        DecodeError: an image cannot be read.
+    """
     crops = [resize_and_crop(load_image(files[index]), preprocessing) for index in indices]
     selected_labels = None
     if labels is not None:

@@ -1,0 +1,1 @@
+"""Confidence of a variant's predictions: calibration, unknown images and prediction sets."""

@@ -1,0 +1,170 @@
+"""Estimation of a variant's confidence: calibration, prediction sets and unknown score."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from edgetl.core.artifacts.confidence import UnknownRecord
+from edgetl.core.config.export import ExportConfig
+from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.progress import ProgressCallback
+from edgetl.device.evaluation.corruptions import CORRUPTIONS, corrupt
+from edgetl.device.runtime.session import create_session
+from edgetl.export.confidence.confidence import Confidence
+from edgetl.export.confidence.prediction_sets import conformal_levels
+from edgetl.export.confidence.temperature import calibrate, softmax
+from edgetl.export.confidence.unknown import (
+    MIN_KNOWN_IMAGES,
+    Activations,
+    LabeledActivations,
+    UnknownScore,
+    choose_score,
+    measure_score,
+)
+from edgetl.export.golden import generate_images
+from edgetl.export.graph.confidence import FEATURES, append_features
+from edgetl.export.graph.preprocessing import PIXELS
+from edgetl.export.graph.torch_export import LOGITS
+from edgetl.export.quantize.images import CroppedImages, load_cropped_images, stratified_order
+
+_MAX_VALIDATION_IMAGES = 1000
+_MAX_TRAINING_IMAGES = 512
+_GENERATED_IMAGES = 32
+_CORRUPTED_IMAGES = 3 * len(CORRUPTIONS)
+_SEVERITY = 5
+"""Severity of the corruptions, the highest: little of the image can be recognized."""
+
+
+@dataclass(frozen=True)
+class LabeledFiles:
+    """Images of a split with their classes."""
+
+    files: Sequence[Path]
+    labels: Sequence[int]
+    """Class index of each file."""
+
+
+@dataclass(frozen=True)
+class ConfidenceEstimator:
+    """Estimator for the variants of a bundle; images are decoded once."""
+
+    validation: LabeledFiles
+    """Empty if there are no labeled validation images: nothing is estimated then."""
+    training: LabeledFiles
+    preprocessing: Preprocessing
+    config: ExportConfig
+    notify: ProgressCallback
+
+    def estimate(self, network: onnx.ModelProto, reference: Confidence | None = None) -> Confidence:
+        """Estimate the confidence of a variant.
+
+        Args:
+            network: `pixels` -> `logits`, of any precision.
+            reference: confidence of fp32, whose unknown score is scaled to the variant; None
+                chooses and fits a score.
+        """
+        if not self.validation.files:
+            return Confidence()
+        self.notify("Calibrating probabilities", 0, 0)
+        labels = self._validation_images.labels
+        assert labels is not None
+        validation = LabeledActivations(
+            compute_activations(network, self._validation_images), labels
+        )
+        calibration = calibrate(validation.activations.logits, labels)
+        probabilities = softmax(validation.activations.logits / calibration.temperature)
+        levels = conformal_levels(
+            np.take_along_axis(probabilities, labels[:, None], 1)[:, 0], self.config.coverage
+        )
+        confidence = Confidence(calibration, levels)
+        can_detect = len(labels) >= MIN_KNOWN_IMAGES and len(self.training.files) > 1
+        if not self.config.unknown or not can_detect:
+            return confidence
+        self.notify("Fitting the detector of unknown images", 0, 0)
+        score, record = self._fit_unknown(network, validation, reference)
+        return replace(confidence, unknown_score=score, unknown=record)
+
+    def _fit_unknown(
+        self, network: onnx.ModelProto, validation: LabeledActivations, reference: Confidence | None
+    ) -> tuple[UnknownScore, UnknownRecord]:
+        unknown = {
+            "generated": compute_activations(network, self._generated_images),
+            "corrupted": compute_activations(network, self._corrupted_images),
+        }
+        if reference is None or reference.unknown_score is None or reference.unknown is None:
+            parameters = sum(int(np.prod(value.dims)) for value in network.graph.initializer)
+            return choose_score(
+                self._training_activations(network), validation, unknown, parameters
+            )
+        score = reference.unknown_score.scale_to(validation.activations)
+        figures = measure_score(score, validation.activations, unknown)
+        record = replace(
+            reference.unknown,
+            auroc={kind: area for kind, (area, _) in figures.items()},
+            caught={kind: share for kind, (_, share) in figures.items()},
+        )
+        return score, record
+
+    def _training_activations(self, network: onnx.ModelProto) -> LabeledActivations:
+        # Mirrored images halve the gap between training and new images in the space of features.
+        images = self._training_images
+        mirrored = replace(images, pixels=np.ascontiguousarray(images.pixels[:, :, ::-1]))
+        parts = [compute_activations(network, part) for part in (images, mirrored)]
+        assert images.labels is not None
+        return LabeledActivations(
+            Activations(
+                np.concatenate([part.features for part in parts]),
+                np.concatenate([part.logits for part in parts]),
+            ),
+            np.concatenate([images.labels, images.labels]),
+        )
+
+    @cached_property
+    def _validation_images(self) -> CroppedImages:
+        return self._load(self.validation, _MAX_VALIDATION_IMAGES)
+
+    @cached_property
+    def _training_images(self) -> CroppedImages:
+        return self._load(self.training, _MAX_TRAINING_IMAGES)
+
+    @cached_property
+    def _generated_images(self) -> CroppedImages:
+        with tempfile.TemporaryDirectory() as folder:
+            files = generate_images(Path(folder), _GENERATED_IMAGES)
+            return load_cropped_images(range(len(files)), files, None, self.preprocessing)
+
+    @cached_property
+    def _corrupted_images(self) -> CroppedImages:
+        crops = self._validation_images.pixels
+        count = min(_CORRUPTED_IMAGES, len(crops))
+        pixels = [
+            corrupt(crops[index], CORRUPTIONS[index % len(CORRUPTIONS)], _SEVERITY, seed=index)
+            for index in range(count)
+        ]
+        return CroppedImages(np.stack(pixels), None, self.preprocessing)
+
+    def _load(self, images: LabeledFiles, limit: int) -> CroppedImages:
+        order = stratified_order(images.labels)[:limit]
+        return load_cropped_images(order, images.files, images.labels, self.preprocessing)
+
+
+def compute_activations(network: onnx.ModelProto, images: CroppedImages) -> Activations:
+    """Run a network on images; features are empty if its last layer is not found."""
+    model = onnx.ModelProto()
+    model.CopyFrom(network)
+    names = [LOGITS]
+    if append_features(model):
+        model.graph.output.append(onnx.ValueInfoProto(name=FEATURES))
+        names.append(FEATURES)
+    session = create_session(model.SerializeToString(), spinning=False)
+    outputs = [session.run(names, {PIXELS: batch}) for batch in images.batches()]
+    columns = zip(*outputs, strict=True)
+    logits, *features = (np.concatenate(parts).astype(np.float64) for parts in columns)
+    return Activations(features[0] if features else np.empty((len(logits), 0)), logits)

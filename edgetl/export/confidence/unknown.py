@@ -1,0 +1,339 @@
+"""Scores for images of no class, computed from penultimate features and logits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgetl.core.artifacts.confidence import (
+    UNKNOWN_THRESHOLD,
+    UnknownDetector,
+    UnknownMethod,
+    UnknownRecord,
+)
+from edgetl.device.evaluation.metrics import estimate_auroc
+
+Floats = NDArray[np.float64]
+
+KNOWN_SHARE = 0.95
+"""Share of known images to be at or below the threshold."""
+MIN_KNOWN_IMAGES = 20
+"""Fewest validation images: with 19 the threshold would be the largest score."""
+NEIGHBORS = 5
+_MAX_BANK_SIZE = 512
+_DIMENSIONS = (16, 128)
+"""Fewest and most dimensions of the bank."""
+_SIZE_SHARE = 0.07
+"""Size of bank and projection as a share of an int8 network, which has a byte per parameter."""
+_SHRINKAGE = 3.0
+"""Multiple of the mean variance that is added to the variance of each direction.
+
+With 500 images in 1280 dimensions, the small variances are too small by far.
+"""
+ENERGY_TEMPERATURE = 3.0
+"""Divisor of the logits in the energy: all large logits count, not only the largest."""
+_ENERGY_WEIGHT = 0.75
+"""Weight of the energy in units of its spread over known images; that of the distance is 1."""
+_MAX_LEFT_OUT_CLASSES = 5
+"""Number of classes left out in turn, the largest ones."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Values of a network for images."""
+
+    features: Floats
+    """Input of the last layer, [images, features]; no columns if the network has none."""
+    logits: Floats
+    """[images, classes]."""
+
+    def select(self, rows: NDArray[np.bool_]) -> Activations:
+        """Return the images where `rows` [images] is true."""
+        return Activations(self.features[rows], self.logits[rows])
+
+    def without_class(self, index: int) -> Activations:
+        """Return the same images with the logit of a class removed."""
+        return Activations(self.features, np.delete(self.logits, index, 1))
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """Training images in a whitened space, for distances of features to their nearest neighbors.
+
+    Features are divided by their norm (Sun et al., 2022), centered and whitened with the shrunk
+    covariance C + s I, of which the first principal components are exact. In the remaining
+    directions, whose variance is small, C is left out, as is the bank: their part of the distance is
+    that to the mean, as in Wang et al. (2022). Projection and bank are rounded to int8.
+    """
+
+    projection: NDArray[np.int8]
+    """[features, dimensions + 1]; the last column is the mean."""
+    projection_scale: NDArray[np.float32]
+    """Step of each column of the projection."""
+    bank: NDArray[np.int8]
+    """Whitened training images, without offset, [dimensions, images]."""
+    bank_scale: NDArray[np.float32]
+    """Step of each row of the bank."""
+    residual_weights: NDArray[np.float32]
+    """Part of each squared coordinate that is not in the residual, [dimensions]."""
+    residual_scale: float
+    """Inverse variance of the residual directions."""
+    mean_square: float
+    """Squared norm of the mean."""
+    offset: NDArray[np.float32]
+    """Coordinates of the mean, [dimensions]."""
+    neighbors: int
+
+    @classmethod
+    def fit(cls, features: Floats, parameters: int) -> FeatureBank:
+        """Fit the bank to training images.
+
+        Args:
+            features: [images, features], two or more images.
+            parameters: number of parameters of the network, which limits the size of the bank.
+        """
+        unit = _normalize(features)
+        mean = unit.mean(0)
+        centered = unit - mean
+        _, singular, axes = np.linalg.svd(centered, full_matrices=False)
+        variances = singular**2 / len(unit)
+        shrinkage = max(1e-12, _SHRINKAGE * float(variances.sum()) / unit.shape[1])
+        columns = unit.shape[1] + min(len(unit), _MAX_BANK_SIZE)
+        affordable = int(np.clip(_SIZE_SHARE * parameters / columns, *_DIMENSIONS))
+        dimensions = max(1, min(affordable, int((variances > 1e-9 * variances[0]).sum())))
+        variances, axes = variances[:dimensions], axes[:dimensions]
+        projection = (axes / np.sqrt(variances + shrinkage)[:, None]).T
+        codes, scale = _quantize_columns(np.column_stack([projection, mean]))
+        # What the graph computes with; the offset follows from it.
+        rounded = (codes * scale)[:, :-1].astype(np.float64)
+        coordinates = unit @ rounded
+        selected = coordinates[_spread(len(coordinates), _MAX_BANK_SIZE)]
+        offset = mean @ rounded
+        bank_codes, bank_scale = _quantize_columns(selected - offset)
+        return cls(
+            projection=codes,
+            projection_scale=scale,
+            bank=np.ascontiguousarray(bank_codes.T),
+            bank_scale=bank_scale,
+            residual_weights=((variances + shrinkage) / shrinkage).astype(np.float32),
+            residual_scale=1 / shrinkage,
+            mean_square=float(mean @ mean),
+            offset=offset.astype(np.float32),
+            neighbors=min(NEIGHBORS, len(selected)),
+        )
+
+    def distances(self, features: Floats) -> Floats:
+        """Return the mean squared distance to the nearest neighbors, [images]."""
+        projected = features @ (self.projection * self.projection_scale).astype(np.float64)
+        projected /= np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+        coordinates = projected[:, :-1] - self.offset
+        squared_norm = 1 - 2 * projected[:, -1] + self.mean_square
+        residual = squared_norm * self.residual_scale - (coordinates**2) @ self.residual_weights
+        bank = (self.bank * self.bank_scale[:, None]).astype(np.float64)
+        squares = (coordinates**2).sum(1)[:, None] + (bank**2).sum(0) - 2 * coordinates @ bank
+        nearest = np.partition(squares, self.neighbors - 1, axis=1)[:, : self.neighbors]
+        return np.asarray(nearest.mean(1) + residual)
+
+
+@dataclass(frozen=True)
+class UnknownScore:
+    """Score of images: weighted parts, scaled so that 0 is the median known image, 1 the threshold."""
+
+    method: UnknownMethod
+    bank: FeatureBank | None = None
+    """Bank of the distance; None if the method has none."""
+    distance_weight: float = 0.0
+    energy_weight: float = 0.0
+    max_logit_weight: float = 0.0
+    constant: float = 0.0
+
+    def compute(self, activations: Activations) -> Floats:
+        """Return the scores, [images]."""
+        scores = np.full(len(activations.logits), self.constant)
+        if self.bank is not None:
+            scores += self.distance_weight * self.bank.distances(activations.features)
+        if self.energy_weight:
+            scores += self.energy_weight * compute_energy(activations.logits)
+        if self.max_logit_weight:
+            scores -= self.max_logit_weight * activations.logits.max(1)
+        return scores
+
+    def scale_to(self, validation: Activations) -> UnknownScore:
+        """Return the score with the scale of validation images, all of known classes.
+
+        The threshold is between the two scores around the ceil(0.95 (n + 1))-th of n, so that at
+        least 95% of new images of known classes are below it, in expectation (Vovk et al., 2005).
+        """
+        scores = np.sort(self.compute(validation))
+        rank = min(len(scores), int(np.ceil(round(KNOWN_SHARE * (len(scores) + 1), 9))))
+        following = scores[min(rank, len(scores) - 1)]
+        threshold = (scores[rank - 1] + following) / 2
+        center = float(np.median(scores))
+        factor = 1 / max(1e-9, float(threshold) - center)
+        return replace(
+            self,
+            distance_weight=self.distance_weight * factor,
+            energy_weight=self.energy_weight * factor,
+            max_logit_weight=self.max_logit_weight * factor,
+            constant=(self.constant - center) * factor,
+        )
+
+
+def fit_scores(
+    train: Activations, validation: Activations, parameters: int
+) -> dict[UnknownMethod, UnknownScore]:
+    """Fit a score of each method to training images and scale it to validation images.
+
+    In the sum, distance and energy are in units of their spread between the median and the 95th
+    percentile of the validation images.
+
+    Args:
+        train: training images, two or more.
+        validation: validation images, all of known classes.
+        parameters: number of parameters of the network.
+    """
+    scores: dict[UnknownMethod, UnknownScore] = {
+        "energy": UnknownScore("energy", energy_weight=1.0),
+        "max_logit": UnknownScore("max_logit", max_logit_weight=1.0),
+    }
+    if train.features.shape[1]:
+        scores |= _fit_distances(train, validation, parameters)
+    return {method: score.scale_to(validation) for method, score in scores.items()}
+
+
+def _fit_distances(
+    train: Activations, validation: Activations, parameters: int
+) -> dict[UnknownMethod, UnknownScore]:
+    bank = FeatureBank.fit(train.features, parameters)
+    spread = _upper_spread(compute_energy(validation.logits))
+    weight = _ENERGY_WEIGHT * _upper_spread(bank.distances(validation.features)) / spread
+    return {
+        "knn+energy": UnknownScore("knn+energy", bank, distance_weight=1.0, energy_weight=weight),
+        "knn": UnknownScore("knn", bank, distance_weight=1.0),
+    }
+
+
+@dataclass(frozen=True)
+class LabeledActivations:
+    """Activations of images of known classes."""
+
+    activations: Activations
+    labels: NDArray[np.int64]
+    """True classes, [images]."""
+
+
+def choose_score(
+    train: LabeledActivations,
+    validation: LabeledActivations,
+    unknown: Mapping[str, Activations],
+    parameters: int,
+) -> tuple[UnknownScore, UnknownRecord]:
+    """Choose the method with the highest mean AUROC over the kinds of unknown images.
+
+    One kind are the validation images of each class in turn, with the class left out of the bank
+    and of the logits; the network itself has seen it.
+
+    Args:
+        train: training images.
+        validation: validation images.
+        unknown: images of no class, by kind.
+        parameters: number of parameters of the network.
+
+    Returns:
+        The fitted score and its record.
+    """
+    scores = fit_scores(train.activations, validation.activations, parameters)
+    figures = {
+        method: measure_score(score, validation.activations, unknown)
+        for method, score in scores.items()
+    }
+    for method, left_out in _leave_classes_out(train, validation, parameters).items():
+        figures[method]["left_out_class"] = left_out
+    means = {
+        method: float(np.mean([area for area, _ in by_kind.values()]))
+        for method, by_kind in figures.items()
+    }
+    best = max(means, key=lambda method: means[method])
+    record = UnknownRecord(
+        detector=UnknownDetector(best, KNOWN_SHARE),
+        images=len(validation.labels),
+        auroc={kind: area for kind, (area, _) in figures[best].items()},
+        caught={kind: share for kind, (_, share) in figures[best].items()},
+        candidates={method: means[method] for method in means},
+    )
+    return scores[best], record
+
+
+def measure_score(
+    score: UnknownScore, validation: Activations, unknown: Mapping[str, Activations]
+) -> dict[str, tuple[float, float]]:
+    """Return AUROC and share above the threshold by kind of unknown image."""
+    return {kind: _measure_kind(score, validation, images) for kind, images in unknown.items()}
+
+
+def _leave_classes_out(
+    train: LabeledActivations, validation: LabeledActivations, parameters: int
+) -> dict[UnknownMethod, tuple[float, float]]:
+    """Return mean AUROC and share caught by method, over the classes that are left out in turn."""
+    counts = np.bincount(validation.labels, minlength=validation.activations.logits.shape[1])
+    classes = [
+        int(index)
+        for index in np.argsort(-counts, kind="stable")[:_MAX_LEFT_OUT_CLASSES]
+        if 0 < counts[index] < len(validation.labels) and (train.labels != index).sum() > 1
+    ]
+    figures: dict[UnknownMethod, list[tuple[float, float]]] = defaultdict(list)
+    for index in classes:
+        remaining = train.activations.select(train.labels != index).without_class(index)
+        is_left_out = validation.labels == index
+        others = validation.activations.select(~is_left_out).without_class(index)
+        left_out = validation.activations.select(is_left_out).without_class(index)
+        for method, score in fit_scores(remaining, others, parameters).items():
+            figures[method].append(_measure_kind(score, others, left_out))
+    return {
+        method: (
+            float(np.mean([area for area, _ in values])),
+            float(np.mean([share for _, share in values])),
+        )
+        for method, values in figures.items()
+    }
+
+
+def _measure_kind(
+    score: UnknownScore, validation: Activations, unknown: Activations
+) -> tuple[float, float]:
+    scores = score.compute(unknown)
+    auroc = estimate_auroc(score.compute(validation), scores).value
+    return auroc, float((scores > UNKNOWN_THRESHOLD).mean())
+
+
+def compute_energy(logits: Floats) -> Floats:
+    """Return the energy -T log sum exp(logits / T) with T = ENERGY_TEMPERATURE, [images]."""
+    scaled = logits / ENERGY_TEMPERATURE
+    largest = scaled.max(1)
+    sums = np.exp(scaled - largest[:, None]).sum(1)
+    return np.asarray(-ENERGY_TEMPERATURE * (largest + np.log(sums)))
+
+
+def _normalize(features: Floats) -> Floats:
+    return np.asarray(features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12))
+
+
+def _upper_spread(values: Floats) -> float:
+    return max(1e-9, float(np.quantile(values, KNOWN_SHARE) - np.median(values)))
+
+
+def _spread(count: int, limit: int) -> Sequence[int]:
+    """Return at most `limit` indices below `count`, evenly spread."""
+    if count <= limit:
+        return range(count)
+    return [int(index) for index in np.linspace(0, count - 1, limit)]
+
+
+def _quantize_columns(matrix: Floats) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Round each column to symmetric int8; return codes and steps."""
+    scale = (np.abs(matrix).max(0).clip(1e-12) / 127).astype(np.float32)
+    return np.round(matrix / scale).astype(np.int8), scale

@@ -1,0 +1,173 @@
+"""Scores of unknown images: choice, scale and the graph that computes them."""
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgetl.export.confidence.unknown import (
+    Activations,
+    FeatureBank,
+    LabeledActivations,
+    choose_score,
+    fit_scores,
+)
+from edgetl.export.graph.confidence import (
+    FEATURES,
+    UNKNOWN_SCORE,
+    append_features,
+    append_unknown_score,
+)
+
+CLASSES, WIDTH, PARAMETERS = 4, 40, 2_000_000
+METHODS = ("knn", "knn+energy", "energy", "max_logit")
+
+
+def _activations(count: int, seed: int, shift: float = 0.0, classes: int = CLASSES):
+    """Draw features around a center for each class; `shift` moves them away from all classes."""
+    centers = np.random.default_rng(7).normal(0, 1, (CLASSES + 1, WIDTH))
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(0, classes, count)
+    features = centers[labels] + shift * centers[-1] * 3
+    features = np.maximum(features + generator.normal(0, 0.5, (count, WIDTH)), 0)
+    return LabeledActivations(Activations(features, features @ centers[:classes].T), labels)
+
+
+@pytest.fixture(scope="module")
+def scores():
+    train, validation = _activations(200, 0), _activations(120, 1)
+    return fit_scores(train.activations, validation.activations, PARAMETERS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_score_accepts_the_share_of_known_images(scores, method):
+    validation = scores[method].compute(_activations(120, 1).activations)
+    assert np.median(validation) == pytest.approx(0, abs=1e-9)
+    assert (validation > 1).sum() == 5  # 120 - ceil(0.95 x 121)
+
+
+def test_score_accepts_95_percent_of_new_images():
+    rejected = []
+    train = _activations(200, 0).activations
+    for seed in range(40):
+        validation = _activations(100, 1000 + seed).activations
+        new = _activations(400, 2000 + seed).activations
+        score = fit_scores(train, validation, PARAMETERS)["knn"]
+        rejected.append((score.compute(new) > 1).mean())
+    assert 0.03 < np.mean(rejected) < 0.06
+
+
+def test_distance_catches_images_of_no_class(scores):
+    unknown = _activations(100, 2, shift=1.0).activations
+    assert (scores["knn"].compute(unknown) > 1).mean() > 0.95
+
+
+def test_choose_score_takes_the_best_method():
+    train, validation = _activations(200, 0), _activations(120, 1)
+    unknown = {"generated": _activations(60, 2, shift=1.0).activations}
+    score, record = choose_score(train, validation, unknown, PARAMETERS)
+    assert record.detector.method == score.method
+    assert record.candidates[score.method] == max(record.candidates.values())
+    assert set(record.auroc) == set(record.caught) == {"generated", "left_out_class"}
+    assert np.mean(list(record.auroc.values())) == pytest.approx(record.candidates[score.method])
+    assert record.images == 120
+
+
+def test_choose_score_uses_logits_without_features():
+    def strip(images: LabeledActivations) -> LabeledActivations:
+        empty = np.empty((len(images.labels), 0))
+        return LabeledActivations(Activations(empty, images.activations.logits), images.labels)
+
+    train, validation = strip(_activations(200, 0)), strip(_activations(120, 1))
+    unknown = {"generated": strip(_activations(60, 2, shift=1.0)).activations}
+    score, _ = choose_score(train, validation, unknown, PARAMETERS)
+    assert score.method in ("energy", "max_logit")
+    assert score.bank is None
+
+
+def test_bank_is_close_to_exact_distances():
+    train, new = _activations(150, 0).activations, _activations(30, 3).activations
+    bank = FeatureBank.fit(train.features, PARAMETERS)
+    unit = train.features / np.linalg.norm(train.features, axis=1, keepdims=True)
+    centered = unit - unit.mean(0)
+    covariance = centered.T @ centered / len(unit)
+    shrunk = covariance + 3.0 * np.trace(covariance) / WIDTH * np.eye(WIDTH)
+    query = new.features / np.linalg.norm(new.features, axis=1, keepdims=True)
+    inverse = np.linalg.inv(shrunk)
+    gaps = query[:, None] - unit
+    squares = np.einsum("qbi,ij,qbj->qb", gaps, inverse, gaps)
+    expected = np.sort(squares, 1)[:, :5].mean(1)
+    # Features have 40 dimensions, all of which are kept: only int8 rounding remains.
+    np.testing.assert_allclose(bank.distances(new.features), expected, rtol=0.05, atol=0.1)
+
+
+def test_bank_size_is_a_share_of_the_network():
+    features = np.random.default_rng(0).random((900, 600))
+    for parameters in (400_000, 2_000_000):
+        bank = FeatureBank.fit(features, parameters)
+        assert bank.projection.nbytes + bank.bank.nbytes <= 0.075 * parameters
+
+
+def _network(nodes, constants, feature_shape):
+    graph = helper.make_graph(
+        nodes,
+        "network",
+        [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", *feature_shape])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def _linear_network():
+    weight = np.random.default_rng(7).normal(0, 1, (CLASSES + 1, WIDTH))[:CLASSES]
+    nodes = [helper.make_node("Gemm", ["pixels", "weight"], ["logits"], transB=1)]
+    return _network(nodes, {"weight": weight.astype(np.float32)}, [WIDTH])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_graph_computes_the_score(scores, method):
+    model = _linear_network()
+    assert append_features(model)
+    append_unknown_score(model, scores[method])
+    onnx.checker.check_model(model, full_check=True)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    images = _activations(50, 5).activations
+    # A dead network, whose features are all zero, must not give NaN.
+    features = np.vstack([images.features, np.zeros((1, WIDTH))]).astype(np.float32)
+    logits, values = session.run(["logits", UNKNOWN_SCORE], {"pixels": features})
+    assert values.shape == (51,)
+    expected = scores[method].compute(Activations(features.astype(float), logits.astype(float)))
+    np.testing.assert_allclose(values, expected, rtol=1e-3, atol=2e-3)
+    single = session.run([UNKNOWN_SCORE], {"pixels": features[3:4]})[0]
+    np.testing.assert_allclose(single, values[3:4], atol=1e-3)
+
+
+def test_features_of_convolutional_classifiers_are_averaged():
+    weight = np.random.default_rng(0).normal(0, 1, (CLASSES, 6, 1, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["pixels", "weight"], ["map"]),
+        helper.make_node("Relu", ["map"], ["active"]),
+        helper.make_node("GlobalAveragePool", ["active"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"], axis=1),
+    ]
+    model = _network(nodes, {"weight": weight}, [6, 3, 3])
+    assert append_features(model)
+    model.graph.output.append(helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    pixels = np.random.default_rng(1).random((2, 6, 3, 3), np.float32)
+    features = session.run([FEATURES], {"pixels": pixels})[0]
+    np.testing.assert_allclose(features, pixels.mean((2, 3)), rtol=1e-5)
+
+
+def test_features_are_missing_behind_unknown_operators():
+    constants = {"weight": np.eye(CLASSES, dtype=np.float32)}
+    nodes = [
+        helper.make_node("Gemm", ["pixels", "weight"], ["product"]),
+        helper.make_node("Softmax", ["product"], ["logits"]),
+    ]
+    model = _network(nodes, constants, [CLASSES])
+    before = model.SerializeToString()
+    assert not append_features(model)
+    assert model.SerializeToString() == before
