@@ -214,10 +214,19 @@ def _prediction_set_table(figures: Figures) -> Table:
     table.add_column("variant")
     for heading in ("contain the class", "mean size", "empty", "one class"):
         table.add_column(heading, justify="right")
-    for name, entry in figures.items():
-        for sets in entry.prediction_sets:
+    levels = {
+        sets.coverage_level: None for entry in figures.values() for sets in entry.prediction_sets
+    }
+    for level in levels:
+        rows = [
+            (name, sets)
+            for name, entry in figures.items()
+            for sets in entry.prediction_sets
+            if sets.coverage_level == level
+        ]
+        for index, (name, sets) in enumerate(rows):
             table.add_row(
-                f"coverage {sets.coverage_level:.4g}",
+                "" if index else f"coverage {level:.4g}",
                 escape(name),
                 _format_share(sets.covered),
                 _format_number(sets.mean_size, 2),

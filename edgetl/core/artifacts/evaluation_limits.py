@@ -74,7 +74,7 @@ def _check_share(
 
 def _describe(variant: str, what: str, estimate: Estimate, bound: float) -> str:
     value, low, high = map(format_percent, (estimate.value, estimate.low, estimate.high))
-    return f"{variant}: {what} is {value} [{low}, {high}], limit {bound:.4g}"
+    return f"{variant}: {what} is {value} [{low}, {high}], limit {100 * bound:.6g}%"
 
 
 def _advise(share: float, images: int, bound: float) -> str:

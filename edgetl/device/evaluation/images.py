@@ -74,7 +74,7 @@ def list_evaluated_images(config: EvaluateConfig, labels: Sequence[str]) -> Imag
     elif RunDirectory.exists_at(data):
         levels = _parse_levels(config.group_by)
         images, split = _read_run(RunDirectory(data), config.split, levels)
-        description = f"the {split} images of the run {data}"
+        description = f"the run {data}, split {split}"
     else:
         levels = _parse_levels(config.group_by)
         folder, split = _select_folder(data, config.split, labels)

@@ -170,7 +170,7 @@ def test_run_lists_images_of_its_split(tmp_path: Path) -> None:
     run = write_run_with_split(tmp_path, "train", "val", "test")
     (tmp_path / "photos").mkdir()
     images = list_images(run.path, group_by=("1",))
-    assert (images.split, images.description) == ("test", f"the test images of the run {run}")
+    assert (images.split, images.description) == ("test", f"the run {run}, split test")
     assert images.paths == [str(tmp_path / "photos/test/cat/north/test.jpg")]
     assert images.groups["folder level 1"].tolist() == ["north"]
     images = list_images(run.path, split="train")
