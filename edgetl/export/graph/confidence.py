@@ -135,12 +135,14 @@ class _ScoreGraph:
         norm = self.append("ReduceL2", [FEATURES, self.axes], _PREFIX + "norm", keepdims=1)
         smallest = self.constant("smallest_norm", [_SMALLEST_NORM])
         norm = self.append("Max", [norm, smallest], _PREFIX + "positive_norm")
-        matrix = self._dequantized("projection", bank.projection, bank.projection_scale)
-        product = self.append("MatMul", [FEATURES, matrix], _PREFIX + "product")
+        matrix = self._int8_matrix("projection", bank.projection)
+        product = self.append("MatMul", [FEATURES, matrix], _PREFIX + "codes_product")
+        product = self._scale(product, "projection", bank.projection_scale)
         coordinates = self.append("Div", [product, norm], _PREFIX + "coordinates")
-        matrix = self._dequantized("bank", codes, weight * code_steps)
+        scaled = self._scale(coordinates, "bank", weight * code_steps.ravel())
+        matrix = self._int8_matrix("bank", codes)
         bias = self.constant("bank_bias", weight * (squares + scale * (1 + bank.mean_square)))
-        products = self.append("Gemm", [coordinates, matrix, bias], _PREFIX + "products")
+        products = self.append("Gemm", [scaled, matrix, bias], _PREFIX + "products")
         count = self.constant("neighbors", np.array([bank.neighbors], np.int64))
         nodes = helper.make_node(
             "TopK",
@@ -148,7 +150,7 @@ class _ScoreGraph:
             [_PREFIX + "nearest", _PREFIX + "nearest_indices"],
             axis=1,
             largest=0,
-            sorted=0,
+            sorted=1,  # OpenCV has no other
         )
         _append_nodes(self._graph, [nodes])
         mean = self.append(
@@ -182,11 +184,19 @@ class _ScoreGraph:
             total = self.append("Add", [total, value], f"{_PREFIX}sum_{number}")
         return total
 
-    def _dequantized(self, name: str, codes: NDArray[np.int8], steps: NDArray[np.floating]) -> str:
+    def _int8_matrix(self, name: str, codes: NDArray[np.int8]) -> str:
+        """Append a matrix that is stored in int8; its steps are applied by `_scale`.
+
+        OpenVINO takes a product of such a constant with its steps for compressed weights of a
+        layer, and ignores steps by row. OpenCV 4 cannot multiply it at all.
+        """
         stored = self.constant(f"{name}_int8", codes)
-        values = self.append("Cast", [stored], f"{_PREFIX}{name}_float", to=TensorProto.FLOAT)
+        return self.append("Cast", [stored], f"{_PREFIX}{name}", to=TensorProto.FLOAT)
+
+    def _scale(self, value: str, name: str, steps: NDArray[np.floating]) -> str:
+        """Append the product of a value [batch, n] and steps [n]."""
         factor = self.constant(f"{name}_steps", np.asarray(steps))
-        return self.append("Mul", [values, factor], f"{_PREFIX}{name}")
+        return self.append("Mul", [value, factor], f"{_PREFIX}{name}_scaled")
 
 
 def append_probabilities(model: onnx.ModelProto, temperature: float, name: str) -> None:
