@@ -15,9 +15,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from edgetl.device.predict import predict
 from edgetl.device.runtime.classifier import open_classifier
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import preprocess, resize_and_crop
+from edgetl.device.verify import verify
 from tests.device.runtime.test_images import UNREADABLE
 from tests.helpers.clients import read_closest_labels
 from tests.helpers.trained_runs import load_model, read_entries
@@ -84,6 +86,28 @@ def check_activation_maps(run: Path) -> None:
     assert np.mean(correct) >= 0.8
 
 
+def check_unknown(run: Path, foreign: list[Path]) -> None:
+    """Check that few known and most foreign images are unknown, for `predict` and the client."""
+    truths = {row.path: row.label for row in read_entries(run) if row.split == "val"}
+    bundle = run / "bundle"
+    validation = list(predict(bundle, list(truths), coverage=0.95))
+    assert sum(prediction.is_unknown for prediction in validation) <= 0.06 * len(truths)
+    covered = [truths[prediction.path] in (prediction.label_set or ()) for prediction in validation]
+    assert sum(covered) >= 0.95 * len(covered)
+    predictions = list(predict(bundle, foreign))
+    assert sum(prediction.is_unknown for prediction in predictions) >= 0.9 * len(foreign)
+    client = [sys.executable, "-I", str(bundle / "predict.py"), *foreign]
+    output = subprocess.run(client, capture_output=True, text=True, check=True).stdout
+    for line, prediction in zip(output.splitlines(), predictions, strict=True):
+        path, label, _, score, closest = line.split("\t")
+        assert (path, label) == (str(prediction.path), prediction.label)
+        assert closest == prediction.top_labels[0][0]
+        assert float(score) == pytest.approx(prediction.unknown_score, abs=1e-3)
+    (result,) = verify(bundle)
+    assert result.passed
+    assert result.gate.max_unknown_score_difference == pytest.approx(0, abs=1e-3)
+
+
 def check_report(edgetl: Run, run: Path) -> str:
     """Write the pages of a run and its bundle, and return the page of the run."""
     for subject, page in ((run, run / "report.html"), (run / "bundle", run.parent / "bundle.html")):
@@ -106,6 +130,7 @@ def test_short_run_on_real_photos(forked: Run, shared: Path, tmp_path: Path) -> 
     assert metrics["val"]["accuracy"] >= 0.93  # type: ignore[index]
     check_export(forked, tmp_path / "run")
     check_activation_maps(tmp_path / "run")
+    check_unknown(tmp_path / "run", sorted((shared / "data/flowers5/val").rglob("*.jpg"))[::8])
     page = check_report(forked, tmp_path / "run")
     assert page.count("data:image/jpeg") == 1, "the worst mistakes"
     assert "Accuracy over time" in page
