@@ -25,6 +25,7 @@ from edgetl.core.config.finetune import FinetuneConfig
 from edgetl.core.config.parsers import parse_duration
 from edgetl.core.errors import BundleError, ConfigError, RunError
 from edgetl.core.files import write_text
+from edgetl.core.formatting import pluralize
 from edgetl.core.paths import ExperimentDirectory, RunDirectory
 from edgetl.core.progress import ProgressCallback
 from edgetl.demo.images.dataset import CLASSES, generate_inspection_dataset
@@ -63,7 +64,7 @@ class DemoSettings:
     strategy: str = "full"
     image_size: int = 112
     """Side of the model's input, in pixels."""
-    budget_per_run: str = "40s"
+    budget_per_run: str = "36s"
     """Time limit of each training run."""
     variants: str = "fp32,int8"
     rounds: int = 4
@@ -71,7 +72,7 @@ class DemoSettings:
 
 DEMO_SETTINGS = DemoSettings()
 IMAGENET_DEMO_SETTINGS = DemoSettings(
-    model="efficientnet_lite0", weights="imagenet", strategy="finetune", budget_per_run="30s"
+    model="efficientnet_lite0", weights="imagenet", strategy="finetune", budget_per_run="26s"
 )
 """Settings for the ImageNet weights of the extra `lite`.
 
@@ -236,7 +237,7 @@ class _Demo:
             raise RunError(f"{run.name} failed: {run.failed}")
         for run in experiment.runs:
             self._progress.on_text(
-                f"{run.strategy:<8} {run.val_accuracy:.1%} after {len(run.epochs)} epochs"
+                f"{run.strategy:<8} {run.val_accuracy:.1%} after {pluralize(len(run.epochs), 'epoch')}"
             )
         pretrained = next(run for run in experiment.runs if run.strategy == settings.strategy)
         return experiment, pretrained

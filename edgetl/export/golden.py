@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,14 +37,20 @@ def generate_images(folder: Path, count: int) -> list[Path]:
     that are private or missing.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(0)
     paths = []
-    for index in range(count):
-        height, width = (int(side) for side in generator.integers(160, 640, 2))
+    for index, image in enumerate(draw_images(count)):
         path = folder / f"generated_{index}.png"
-        Image.fromarray(_generate_image(generator, height, width)).save(path)
+        Image.fromarray(image).save(path)
         paths.append(path)
     return paths
+
+
+def draw_images(count: int, sides: tuple[int, int] = (160, 640)) -> Iterator[NDArray[np.uint8]]:
+    """Yield `count` images, uint8 [height, width, 3], with sides in the range `sides`."""
+    generator = np.random.default_rng(0)
+    for _ in range(count):
+        height, width = (int(side) for side in generator.integers(*sides, 2))
+        yield _generate_image(generator, height, width)
 
 
 def _generate_image(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:

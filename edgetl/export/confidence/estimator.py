@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,6 +15,7 @@ from edgetl.core.config.export import ExportConfig
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.progress import ProgressCallback
 from edgetl.device.evaluation.corruptions import CORRUPTIONS, corrupt
+from edgetl.device.runtime.preprocessing import resize_and_crop
 from edgetl.device.runtime.session import create_session
 from edgetl.export.confidence.confidence import Confidence
 from edgetl.export.confidence.prediction_sets import conformal_levels
@@ -28,7 +28,7 @@ from edgetl.export.confidence.unknown import (
     choose_score,
     measure_score,
 )
-from edgetl.export.golden import generate_images
+from edgetl.export.golden import draw_images
 from edgetl.export.graph.confidence import FEATURES, append_features
 from edgetl.export.graph.preprocessing import PIXELS
 from edgetl.export.graph.torch_export import LOGITS
@@ -36,7 +36,7 @@ from edgetl.export.quantize.images import CroppedImages, load_cropped_images, st
 
 _MAX_VALIDATION_IMAGES = 1000
 _MAX_TRAINING_IMAGES = 512
-_GENERATED_IMAGES = 32
+_GENERATED_IMAGES, _GENERATED_SIDES = 32, (160, 320)
 _CORRUPTED_IMAGES = 3 * len(CORRUPTIONS)
 _SEVERITY = 5
 """Severity of the corruptions, the highest: little of the image can be recognized."""
@@ -136,9 +136,9 @@ class ConfidenceEstimator:
 
     @cached_property
     def _generated_images(self) -> CroppedImages:
-        with tempfile.TemporaryDirectory() as folder:
-            files = generate_images(Path(folder), _GENERATED_IMAGES)
-            return load_cropped_images(range(len(files)), files, None, self.preprocessing)
+        images = draw_images(_GENERATED_IMAGES, _GENERATED_SIDES)
+        crops = [resize_and_crop(image, self.preprocessing) for image in images]
+        return CroppedImages(np.stack(crops), None, self.preprocessing)
 
     @cached_property
     def _corrupted_images(self) -> CroppedImages:

@@ -102,6 +102,21 @@ def test_bank_is_close_to_exact_distances():
     np.testing.assert_allclose(bank.distances(new.features), expected, rtol=0.05, atol=0.1)
 
 
+@pytest.mark.parametrize(("images", "width"), [(2, 40), (30, 40), (60, 40), (300, 3), (20, 1)])
+def test_bank_takes_any_number_of_images_and_features(images, width):
+    generator = np.random.default_rng(0)
+    bank = FeatureBank.fit(generator.random((images, width)), PARAMETERS)
+    distances = bank.distances(generator.random((5, width)))
+    assert distances.shape == (5,)
+    assert np.isfinite(distances).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_bank_of_equal_features_is_finite(value):
+    bank = FeatureBank.fit(np.full((30, 8), value), PARAMETERS)
+    assert np.isfinite(bank.distances(np.full((2, 8), value))).all()
+
+
 def test_bank_size_is_a_share_of_the_network():
     features = np.random.default_rng(0).random((900, 600))
     for parameters in (400_000, 2_000_000):
