@@ -43,6 +43,8 @@ class _Classifier:
     """Shape of the pooling's input; the batch may be 0."""
     nodes: Sequence[NodeProto]
     """Nodes from the pooled features to the logits, in graph order."""
+    size_nodes: Sequence[NodeProto]
+    """Nodes that compute what these need of the batch size, from the shape of another value."""
 
     @property
     def grid(self) -> list[int]:
@@ -123,7 +125,7 @@ def _find_classifier(network: onnx.ModelProto) -> _Classifier | None:
             continue
         nodes = _find_nodes_behind(pooling, graph)
         if nodes is not None:
-            return _Classifier(pooling, axes, shape, nodes)
+            return _Classifier(pooling, axes, shape, *nodes)
     return None
 
 
@@ -148,16 +150,22 @@ def _pooled_axes(
     return None
 
 
-def _find_nodes_behind(pooling: NodeProto, graph: onnx.GraphProto) -> list[NodeProto] | None:
-    """Return the nodes from a pooling's output to the logits.
+def _find_nodes_behind(
+    pooling: NodeProto, graph: onnx.GraphProto
+) -> tuple[list[NodeProto], list[NodeProto]] | None:
+    """Return the nodes from a pooling's output to the logits, and those for the batch size.
+
+    The exporter reads the batch size from the network's input where features are channels-last in
+    memory, as in ConvNeXt and Swin.
 
     Returns:
-        None if one of them also depends on another part of the network, or if the logits do not
-        depend on the pooling.
+        None if a node also depends on another part of the network, or if the logits do not depend
+        on the pooling.
     """
     variable = {value.name for value in graph.input}
     pooled: set[str] = set()
-    nodes = []
+    sizes: set[str] = set()
+    nodes, size_nodes = [], []
     for node in graph.node:
         inputs = set(node.input)
         if inputs & pooled:
@@ -167,9 +175,24 @@ def _find_nodes_behind(pooling: NodeProto, graph: onnx.GraphProto) -> list[NodeP
             pooled.update(node.output)
         elif node.output[0] == pooling.output[0]:
             pooled.update(node.output)
-        elif inputs & variable:
+        elif inputs & variable and not _is_batch_size(node):
             variable.update(node.output)
-    return nodes if LOGITS in pooled else None
+        elif inputs & (variable | sizes):
+            size_nodes.append(node)
+            sizes.update(node.output)
+    if LOGITS not in pooled:
+        return None
+    needed = {name for node in nodes for name in node.input}
+    for node in reversed(size_nodes):
+        if needed & set(node.output):
+            needed.update(node.input)
+    return nodes, [node for node in size_nodes if needed & set(node.output)]
+
+
+def _is_batch_size(node: NodeProto) -> bool:
+    """Return whether a node reads the first side of a shape and nothing else."""
+    first, last = _attribute(node, "start", 0), _attribute(node, "end", None)
+    return node.op_type == "Shape" and (first, last) == (0, 1)
 
 
 def _append_copy(
@@ -182,7 +205,11 @@ def _append_copy(
     """
     dropped = _find_dropped_activations(classifier, graph, float_network)
     copies = {classifier.pooling.output[0]: FEATURE_ROWS}
-    for node in classifier.nodes:
+    # The batch of the copy are the rows.
+    copies |= {
+        node.input[0]: FEATURE_ROWS for node in classifier.size_nodes if node.op_type == "Shape"
+    }
+    for node in (*classifier.size_nodes, *classifier.nodes):
         source = node.input[0]
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and source in copies:
             if source in dropped and node.op_type == "QuantizeLinear":

@@ -53,12 +53,19 @@ def pool_channels_last(features: torch.Tensor) -> torch.Tensor:
     return features.permute(0, 2, 3, 1).mean((1, 2))
 
 
+def pool_in_channels_last_memory(features: torch.Tensor) -> torch.Tensor:
+    in_memory = features.contiguous(memory_format=torch.channels_last)
+    return nn.functional.adaptive_avg_pool2d(in_memory, 1)
+
+
 LINEAR = nn.Linear(8, CLASSES)
 HEADS = {
     "linear": (pool_with_mean, LINEAR),
     "flattened": (nn.AdaptiveAvgPool2d(1), nn.Sequential(nn.Flatten(), LINEAR)),
     "full kernel": (nn.AvgPool2d(SIDE // 4), nn.Sequential(nn.Flatten(), LINEAR)),
     "channels last": (pool_channels_last, LINEAR),
+    # The exporter writes a Gather with indices from the shape of the network's input.
+    "channels last in memory": (pool_in_channels_last_memory, nn.Sequential(nn.Flatten(), LINEAR)),
     "hidden relu": (pool_with_mean, nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))),
     "hidden hardswish": (
         pool_with_mean,
