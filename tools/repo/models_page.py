@@ -102,8 +102,8 @@ def models_page(table: BackboneTable) -> str:
         f"have random weights and {CandidatesConfig.classes} classes, which does not change the "
         "time. As a check, `edgetl candidates` timed eight of these architectures in fp32 by the "
         "protocol of `edgetl bench` while no other program ran here: the ratios of their p50 to that "
-        f"of {ANCHOR} differ from those of this table by 1 to 11%. Another CPU may have another order; measure yours with "
-        "[`edgetl candidates`](guide/bench.md#before-training).",
+        f"of {ANCHOR} differ from those of this table by 1 to 11%. "
+        "Another CPU may have another order; measure yours with [`edgetl candidates`](guide/bench.md#before-training).",
         _main_table(table, timed, best),
         "MACs are multiply-accumulates of one image at the stated size; they and the parameters are "
         "those of training, before the branches of MobileOne, RepVGG and others are fused. Top-1 is "
