@@ -128,10 +128,11 @@ def _print_bundle(bundle: Bundle) -> None:
 def _print_confidence(bundle: Bundle) -> None:
     from edgetl.core.artifacts.confidence_summary import describe_confidence
 
-    for variant in bundle.variants:
-        prefix = f"{variant.name}: " if len(bundle.variants) > 1 else ""
-        for sentence in describe_confidence(variant):
-            out.print(f"{prefix}{sentence}", markup=False, soft_wrap=True)
+    # The card and the page of the bundle have all variants.
+    variant = bundle.manifest.primary_variant
+    prefix = f"{variant.name}: " if len(bundle.variants) > 1 else ""
+    for sentence in describe_confidence(variant):
+        out.print(f"{prefix}{sentence}", markup=False, soft_wrap=True)
 
 
 def _print_parity(parity: ParityRecord) -> None:

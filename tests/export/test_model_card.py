@@ -32,7 +32,8 @@ def test_card_describes_confidence_of_each_variant(tmp_path: Path) -> None:
         "- int8: Calibration error 0.083 [0.061, 0.112] on 30 validation images; a temperature "
         "would not help (0.031 [0.019, 0.055]) and is left out.",
         f"- fp32: Unknown images by the {UNKNOWN_METHOD}: 95.0% of 30 validation images accepted; "
-        "a class left out 61.2% caught, AUROC 0.862; generated images 100.0% caught, AUROC 0.999.",
+        "a class left out 61.2% caught, AUROC 0.862 [0.790, 0.910]; "
+        "generated images 100.0% caught, AUROC 0.999 [0.980, 1.000].",
         "- int8: Prediction sets: all classes with a probability of at least 0.231 for 95% coverage.",
         "above 1 the image is of no known class",
     ):

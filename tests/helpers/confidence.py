@@ -57,7 +57,7 @@ def add_confidence(
         variant = replace(
             item,
             calibration=CalibrationRecord(temperature, 8, figures, figures),
-            unknown=UnknownRecord(UnknownDetector("max_logit", 0.95), 8, {}, {}, {}),
+            unknown=UnknownRecord(UnknownDetector("max_logit", 0.95), 8, {}, {}),
             prediction_sets=tuple(levels),
         )
         path = folder / variant.file

@@ -31,6 +31,7 @@ from edgetl.core.artifacts.confidence import (
     CalibrationRecord,
     CoverageLevel,
     UnknownDetector,
+    UnknownFigures,
     UnknownRecord,
 )
 from edgetl.core.artifacts.confidence_summary import METHOD_NAMES
@@ -318,8 +319,10 @@ def _add_confidence(variant: VariantRecord) -> VariantRecord:
         unknown=UnknownRecord(
             UnknownDetector("knn", 0.95),
             images=30,
-            auroc={"left_out_class": 0.862, "generated": 0.999},
-            caught={"left_out_class": 0.612, "generated": 1.0},
+            figures={
+                "left_out_class": UnknownFigures(30, 0.862, (0.79, 0.91), 0.612, (0.43, 0.77)),
+                "generated": UnknownFigures(32, 0.999, (0.98, 1.0), 1.0, (0.89, 1.0)),
+            },
             candidates={"knn": 0.93, "energy": 0.88},
         ),
         prediction_sets=(CoverageLevel(0.95, 0.231),),

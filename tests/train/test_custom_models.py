@@ -110,10 +110,10 @@ def test_nothing_is_written_when_the_model_is_unusable(config: FinetuneConfig) -
 def test_cached_features_depend_on_the_code(config: FinetuneConfig, module: Path) -> None:
     assert config.output is not None
     setup = prepare_run(config, RunDirectory(config.output), TrainingProgress())
-    assert _feature_key(setup, {})["code"] == {module.name: sha256_file(module)}
+    assert _feature_key(setup, setup.data.entries, {})["code"] == {module.name: sha256_file(module)}
     stock = replace(config, model="squeezenet1_1", weights="none")
     setup = prepare_run(stock, RunDirectory(config.output), TrainingProgress())
-    assert "code" not in _feature_key(setup, {})
+    assert "code" not in _feature_key(setup, setup.data.entries, {})
 
 
 def test_run_resumes_with_the_recorded_code_only(

@@ -127,16 +127,28 @@ class CalibrationRecord:
 
 
 @dataclass(frozen=True)
+class UnknownFigures:
+    """Detection of one kind of unknown images among the validation images."""
+
+    images: int
+    auroc: float
+    auroc_interval: tuple[float, float] = field(metadata=in_json(key="auroc_ci95"))
+    """95% interval of `auroc`."""
+    caught: float
+    """Share of the unknown images with a score above the threshold."""
+    caught_interval: tuple[float, float] = field(metadata=in_json(key="caught_ci95"))
+    """95% interval of `caught`."""
+
+
+@dataclass(frozen=True)
 class UnknownRecord:
     """Choice of the unknown score and its figures."""
 
     detector: UnknownDetector
     images: int
     """Number of validation images that the threshold was set on."""
-    auroc: Mapping[str, float]
-    """AUROC of the chosen method by kind of unknown image: `left_out_class` (each class in turn is
-    left out of bank and logits), `generated`, `corrupted`."""
-    caught: Mapping[str, float]
-    """Share of the unknown images of each kind with a score above the threshold."""
+    figures: Mapping[str, UnknownFigures]
+    """Figures by kind of unknown image: `left_out_class` (each class in turn is left out of bank and
+    logits; mean over the classes), `generated`, `corrupted`."""
     candidates: Mapping[str, float]
     """Mean AUROC of each method tried."""

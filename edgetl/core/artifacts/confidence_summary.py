@@ -9,6 +9,7 @@ from edgetl.core.artifacts.confidence import (
     CalibrationFigures,
     CalibrationRecord,
     CoverageLevel,
+    UnknownFigures,
     UnknownMethod,
     UnknownRecord,
 )
@@ -30,6 +31,12 @@ _UNKNOWN_KIND_NAMES = {
 def name_unknown_kind(kind: str) -> str:
     """Return the readable name of a kind of unknown images."""
     return _UNKNOWN_KIND_NAMES.get(kind, kind.replace("_", " "))
+
+
+def format_auroc(figures: UnknownFigures) -> str:
+    """Return the AUROC with its interval."""
+    low, high = figures.auroc_interval
+    return f"AUROC {figures.auroc:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def describe_confidence(variant: VariantRecord) -> Iterator[str]:
@@ -63,11 +70,11 @@ def _error_text(figures: CalibrationFigures) -> str:
 
 def _describe_unknown(record: UnknownRecord) -> str:
     detector = record.detector
-    parts = []
-    for kind, auroc in record.auroc.items():
-        caught = record.caught.get(kind)
-        share = "" if caught is None else f"{format_percent(caught)} caught, "
-        parts.append(f"{name_unknown_kind(kind)} {share}AUROC {auroc:.3f}")
+    parts = [
+        f"{name_unknown_kind(kind)} {format_percent(figures.caught)} caught, "
+        f"{format_auroc(figures)}"
+        for kind, figures in record.figures.items()
+    ]
     text = (
         f"Unknown images by the {METHOD_NAMES[detector.method]}: "
         f"{format_percent(detector.known_share)} of "

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from edgetl.core.artifacts.bundle import VariantRecord
 from edgetl.core.artifacts.confidence import CalibrationRecord, CoverageLevel, UnknownRecord
 from edgetl.core.artifacts.model_metadata import ModelMetadata
-from edgetl.export.confidence.unknown import UnknownScore
+from edgetl.export.confidence.unknown import UnknownModel
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Confidence:
 
     calibration: CalibrationRecord | None = None
     prediction_sets: tuple[CoverageLevel, ...] = ()
-    unknown_score: UnknownScore | None = None
+    unknown_model: UnknownModel | None = None
     unknown: UnknownRecord | None = None
 
     @property

@@ -24,9 +24,8 @@ from edgetl.export.confidence.unknown import (
     MIN_KNOWN_IMAGES,
     Activations,
     LabeledActivations,
-    UnknownScore,
-    choose_score,
-    measure_score,
+    UnknownModel,
+    choose_model,
 )
 from edgetl.export.golden import draw_images
 from edgetl.export.graph.confidence import FEATURES, append_features
@@ -88,29 +87,23 @@ class ConfidenceEstimator:
         if not self.config.unknown or not can_detect:
             return confidence
         self.notify("Fitting the detector of unknown images", 0, 0)
-        score, record = self._fit_unknown(network, validation, reference)
-        return replace(confidence, unknown_score=score, unknown=record)
+        model, record = self._fit_unknown(network, validation, reference)
+        return replace(confidence, unknown_model=model, unknown=record)
 
     def _fit_unknown(
         self, network: onnx.ModelProto, validation: LabeledActivations, reference: Confidence | None
-    ) -> tuple[UnknownScore, UnknownRecord]:
+    ) -> tuple[UnknownModel, UnknownRecord]:
         unknown = {
             "generated": compute_activations(network, self._generated_images),
             "corrupted": compute_activations(network, self._corrupted_images),
         }
-        if reference is None or reference.unknown_score is None or reference.unknown is None:
+        if reference is None or reference.unknown_model is None or reference.unknown is None:
             parameters = sum(int(np.prod(value.dims)) for value in network.graph.initializer)
-            return choose_score(
+            return choose_model(
                 self._training_activations(network), validation, unknown, parameters
             )
-        score = reference.unknown_score.scale_to(validation.activations)
-        figures = measure_score(score, validation.activations, unknown)
-        record = replace(
-            reference.unknown,
-            auroc={kind: area for kind, (area, _) in figures.items()},
-            caught={kind: share for kind, (_, share) in figures.items()},
-        )
-        return score, record
+        model = reference.unknown_model.scale_to(validation)
+        return model, replace(reference.unknown, figures=model.measure(validation, unknown))
 
     def _training_activations(self, network: onnx.ModelProto) -> LabeledActivations:
         # Mirrored images halve the gap between training and new images in the space of features.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +13,11 @@ from numpy.typing import NDArray
 from edgetl.core.artifacts.confidence import (
     UNKNOWN_THRESHOLD,
     UnknownDetector,
+    UnknownFigures,
     UnknownMethod,
     UnknownRecord,
 )
+from edgetl.core.statistics import wilson_interval
 from edgetl.device.evaluation.metrics import estimate_auroc
 
 Floats = NDArray[np.float64]
@@ -223,13 +226,65 @@ class LabeledActivations:
     labels: NDArray[np.int64]
     """True classes, [images]."""
 
+    def split_class(self, index: int) -> tuple[Activations, Activations]:
+        """Return the images of other classes and those of a class, without its logit."""
+        is_class = self.labels == index
+        activations = self.activations.without_class(index)
+        return activations.select(~is_class), activations.select(is_class)
 
-def choose_score(
+
+@dataclass(frozen=True)
+class UnknownModel:
+    """A fitted score, with those that do not know a class, which tell how well it is detected."""
+
+    score: UnknownScore
+    left_out: Mapping[int, UnknownScore]
+    """Scores without one class, by its index."""
+
+    @classmethod
+    def fit_methods(
+        cls, train: LabeledActivations, validation: LabeledActivations, parameters: int
+    ) -> dict[UnknownMethod, UnknownModel]:
+        """Fit a model of each method; for the arguments see `fit_scores`."""
+        left_out: dict[UnknownMethod, dict[int, UnknownScore]] = defaultdict(dict)
+        for index in _largest_classes(train.labels, validation):
+            remaining = train.activations.select(train.labels != index).without_class(index)
+            others, _ = validation.split_class(index)
+            for method, score in fit_scores(remaining, others, parameters).items():
+                left_out[method][index] = score
+        scores = fit_scores(train.activations, validation.activations, parameters)
+        return {method: cls(score, left_out[method]) for method, score in scores.items()}
+
+    def scale_to(self, validation: LabeledActivations) -> UnknownModel:
+        """Return the model with the scale of another variant's validation images."""
+        left_out = {
+            index: score.scale_to(validation.split_class(index)[0])
+            for index, score in self.left_out.items()
+        }
+        return UnknownModel(self.score.scale_to(validation.activations), left_out)
+
+    def measure(
+        self, validation: LabeledActivations, unknown: Mapping[str, Activations]
+    ) -> dict[str, UnknownFigures]:
+        """Return figures by kind of unknown image, the classes left out among them."""
+        figures = {}
+        if self.left_out:
+            by_class = [
+                _measure_kind(score, *validation.split_class(index))
+                for index, score in self.left_out.items()
+            ]
+            figures["left_out_class"] = _average_figures(by_class)
+        for kind, images in unknown.items():
+            figures[kind] = _measure_kind(self.score, validation.activations, images)
+        return figures
+
+
+def choose_model(
     train: LabeledActivations,
     validation: LabeledActivations,
     unknown: Mapping[str, Activations],
     parameters: int,
-) -> tuple[UnknownScore, UnknownRecord]:
+) -> tuple[UnknownModel, UnknownRecord]:
     """Choose the method with the highest mean AUROC over the kinds of unknown images.
 
     One kind are the validation images of each class in turn, with the class left out of the bank
@@ -240,72 +295,65 @@ def choose_score(
         validation: validation images.
         unknown: images of no class, by kind.
         parameters: number of parameters of the network.
-
-    Returns:
-        The fitted score and its record.
     """
-    scores = fit_scores(train.activations, validation.activations, parameters)
-    figures = {
-        method: measure_score(score, validation.activations, unknown)
-        for method, score in scores.items()
-    }
-    for method, left_out in _leave_classes_out(train, validation, parameters).items():
-        figures[method]["left_out_class"] = left_out
-    means = {
-        method: float(np.mean([area for area, _ in by_kind.values()]))
+    models = UnknownModel.fit_methods(train, validation, parameters)
+    figures = {method: model.measure(validation, unknown) for method, model in models.items()}
+    means: dict[UnknownMethod, float] = {
+        method: float(np.mean([kind.auroc for kind in by_kind.values()]))
         for method, by_kind in figures.items()
     }
     best = max(means, key=lambda method: means[method])
     record = UnknownRecord(
         detector=UnknownDetector(best, KNOWN_SHARE),
         images=len(validation.labels),
-        auroc={kind: area for kind, (area, _) in figures[best].items()},
-        caught={kind: share for kind, (_, share) in figures[best].items()},
+        figures=figures[best],
         candidates={method: means[method] for method in means},
     )
-    return scores[best], record
+    return models[best], record
 
 
-def measure_score(
-    score: UnknownScore, validation: Activations, unknown: Mapping[str, Activations]
-) -> dict[str, tuple[float, float]]:
-    """Return AUROC and share above the threshold by kind of unknown image."""
-    return {kind: _measure_kind(score, validation, images) for kind, images in unknown.items()}
-
-
-def _leave_classes_out(
-    train: LabeledActivations, validation: LabeledActivations, parameters: int
-) -> dict[UnknownMethod, tuple[float, float]]:
-    """Return mean AUROC and share caught by method, over the classes that are left out in turn."""
+def _largest_classes(
+    train_labels: NDArray[np.int64], validation: LabeledActivations
+) -> Sequence[int]:
+    """Return the classes to leave out: those with the most validation images."""
     counts = np.bincount(validation.labels, minlength=validation.activations.logits.shape[1])
-    classes = [
+    return [
         int(index)
         for index in np.argsort(-counts, kind="stable")[:_MAX_LEFT_OUT_CLASSES]
-        if 0 < counts[index] < len(validation.labels) and (train.labels != index).sum() > 1
+        if 0 < counts[index] < len(validation.labels) and (train_labels != index).sum() > 1
     ]
-    figures: dict[UnknownMethod, list[tuple[float, float]]] = defaultdict(list)
-    for index in classes:
-        remaining = train.activations.select(train.labels != index).without_class(index)
-        is_left_out = validation.labels == index
-        others = validation.activations.select(~is_left_out).without_class(index)
-        left_out = validation.activations.select(is_left_out).without_class(index)
-        for method, score in fit_scores(remaining, others, parameters).items():
-            figures[method].append(_measure_kind(score, others, left_out))
-    return {
-        method: (
-            float(np.mean([area for area, _ in values])),
-            float(np.mean([share for _, share in values])),
-        )
-        for method, values in figures.items()
-    }
 
 
 def _measure_kind(
     score: UnknownScore, validation: Activations, unknown: Activations
-) -> tuple[float, float]:
+) -> UnknownFigures:
     scores = score.compute(unknown)
-    auroc = estimate_auroc(score.compute(validation), scores).value
-    return auroc, float((scores > UNKNOWN_THRESHOLD).mean())
+    auroc = estimate_auroc(score.compute(validation), scores)
+    caught = int((scores > UNKNOWN_THRESHOLD).sum())
+    return UnknownFigures(
+        images=len(scores),
+        auroc=auroc.value,
+        auroc_interval=auroc.interval,
+        caught=caught / len(scores),
+        caught_interval=wilson_interval(caught, len(scores)),
+    )
+
+
+def _average_figures(figures: Sequence[UnknownFigures]) -> UnknownFigures:
+    """Return the mean over classes; its interval is that of the bounds, which is wide enough."""
+    return UnknownFigures(
+        images=sum(entry.images for entry in figures),
+        auroc=fmean(entry.auroc for entry in figures),
+        auroc_interval=(
+            fmean(entry.auroc_interval[0] for entry in figures),
+            fmean(entry.auroc_interval[1] for entry in figures),
+        ),
+        caught=fmean(entry.caught for entry in figures),
+        caught_interval=(
+            fmean(entry.caught_interval[0] for entry in figures),
+            fmean(entry.caught_interval[1] for entry in figures),
+        ),
+    )
 
 
 def compute_energy(logits: Floats) -> Floats:

@@ -72,10 +72,11 @@ def assemble(
             ]
         )
     append_probabilities(model, confidence.temperature, PROBABILITIES)
-    if confidence.unknown_score is not None:
-        if confidence.unknown_score.bank is not None:
+    if confidence.unknown_model is not None:
+        score = confidence.unknown_model.score
+        if score.bank is not None:
             append_features(model)
-        append_unknown_score(model, confidence.unknown_score)
+        append_unknown_score(model, score)
     model.graph.name = "edgetl"
     model.producer_name, model.producer_version = "edgetl", metadata.version
     helper.set_model_props(model, metadata.to_properties())

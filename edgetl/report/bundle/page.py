@@ -18,7 +18,11 @@ from edgetl.core.artifacts.bundle import (
     VariantRecord,
 )
 from edgetl.core.artifacts.confidence import UNKNOWN_THRESHOLD, CalibrationFigures
-from edgetl.core.artifacts.confidence_summary import METHOD_NAMES, name_unknown_kind
+from edgetl.core.artifacts.confidence_summary import (
+    METHOD_NAMES,
+    format_auroc,
+    name_unknown_kind,
+)
 from edgetl.core.artifacts.variant_agreement import describe_disagreements
 from edgetl.core.formatting import (
     MISSING_VALUE,
@@ -360,7 +364,7 @@ def _unknown_table(bundle: BundleRecord) -> list[Markup]:
     }
     if not records:
         return []
-    kinds = list(dict.fromkeys(kind for record in records.values() for kind in record.auroc))
+    kinds = list(dict.fromkeys(kind for record in records.values() for kind in record.figures))
     columns = [
         Column("variant"),
         Column("score"),
@@ -378,9 +382,11 @@ def _unknown_table(bundle: BundleRecord) -> list[Markup]:
             Cell(format_percent(record.detector.known_share)),
         ]
         for kind in kinds:
-            auroc = record.auroc.get(kind)
-            small = "" if auroc is None else f"AUROC {auroc:.3f}"
-            cells.append(Cell(format_percent(record.caught.get(kind)), small=small))
+            figures = record.figures.get(kind)
+            if figures is None:
+                cells.append(Cell(MISSING_VALUE))
+            else:
+                cells.append(Cell(format_percent(figures.caught), small=format_auroc(figures)))
         rows.append(TableRow(tuple(cells)))
     images = pluralize(next(iter(records.values())).images, "validation image")
     note = (

@@ -10,7 +10,7 @@ from edgetl.export.confidence.unknown import (
     Activations,
     FeatureBank,
     LabeledActivations,
-    choose_score,
+    choose_model,
     fit_scores,
 )
 from edgetl.export.graph.confidence import (
@@ -63,27 +63,44 @@ def test_distance_catches_images_of_no_class(scores):
     assert (scores["knn"].compute(unknown) > 1).mean() > 0.95
 
 
-def test_choose_score_takes_the_best_method():
+def test_choose_model_takes_the_best_method():
     train, validation = _activations(200, 0), _activations(120, 1)
     unknown = {"generated": _activations(60, 2, shift=1.0).activations}
-    score, record = choose_score(train, validation, unknown, PARAMETERS)
-    assert record.detector.method == score.method
-    assert record.candidates[score.method] == max(record.candidates.values())
-    assert set(record.auroc) == set(record.caught) == {"generated", "left_out_class"}
-    assert np.mean(list(record.auroc.values())) == pytest.approx(record.candidates[score.method])
+    model, record = choose_model(train, validation, unknown, PARAMETERS)
+    method = model.score.method
+    assert record.detector.method == method
+    assert record.candidates[method] == max(record.candidates.values())
+    assert set(record.figures) == {"generated", "left_out_class"}
+    areas = [figures.auroc for figures in record.figures.values()]
+    assert np.mean(areas) == pytest.approx(record.candidates[method])
+    for figures in record.figures.values():
+        assert figures.auroc_interval[0] <= figures.auroc <= figures.auroc_interval[1]
+        assert figures.caught_interval[0] <= figures.caught <= figures.caught_interval[1]
     assert record.images == 120
+    assert record.figures["left_out_class"].images == 120
 
 
-def test_choose_score_uses_logits_without_features():
+def test_model_is_scaled_to_another_variant():
+    train, validation = _activations(200, 0), _activations(120, 1)
+    unknown = {"generated": _activations(60, 2, shift=1.0).activations}
+    model, record = choose_model(train, validation, unknown, PARAMETERS)
+    scaled = model.scale_to(validation)
+    assert scaled.measure(validation, unknown) == record.figures
+    other = _activations(80, 9)
+    scores = model.scale_to(other).score.compute(other.activations)
+    assert (scores > 1).sum() == 3  # 80 - ceil(0.95 x 81)
+
+
+def test_choose_model_uses_logits_without_features():
     def strip(images: LabeledActivations) -> LabeledActivations:
         empty = np.empty((len(images.labels), 0))
         return LabeledActivations(Activations(empty, images.activations.logits), images.labels)
 
     train, validation = strip(_activations(200, 0)), strip(_activations(120, 1))
     unknown = {"generated": strip(_activations(60, 2, shift=1.0)).activations}
-    score, _ = choose_score(train, validation, unknown, PARAMETERS)
-    assert score.method in ("energy", "max_logit")
-    assert score.bank is None
+    model, _ = choose_model(train, validation, unknown, PARAMETERS)
+    assert model.score.method in ("energy", "max_logit")
+    assert model.score.bank is None
 
 
 def test_bank_is_close_to_exact_distances():

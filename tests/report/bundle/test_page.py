@@ -85,7 +85,7 @@ def test_bundle_page_shows_test_accuracy_and_confidence(tmp_path: Path) -> None:
         "fp32 1.420 0.083 [0.061, 0.112] 0.031 [0.019, 0.055] 0.520 → 0.440 0.310 → 0.290",
         "int8 1.000 not applied 0.083",
         "a class left out caught generated images caught",
-        f"{UNKNOWN_METHOD} 95.0% 61.2% AUROC 0.862 100.0% AUROC 0.999",
+        f"{UNKNOWN_METHOD} 95.0% 61.2% AUROC 0.862 [0.790, 0.910] 100.0% AUROC 0.999 [0.980, 1.000]",
         "by coverage variant 95% fp32 0.231 int8 0.231",
         "unknown_score, float32 [batch]",
     ):
