@@ -11,7 +11,7 @@ import typer
 from edgetl.cli.config_options import config_options
 from edgetl.cli.console import err, out
 from edgetl.core.config.export import ExportConfig
-from edgetl.core.formatting import MISSING_VALUE, pluralize
+from edgetl.core.formatting import MISSING_VALUE, format_percent, pluralize
 
 if TYPE_CHECKING:
     from edgetl.core.artifacts.bundle import LatencyRecord, ParityRecord, VariantRecord, WebRecord
@@ -126,13 +126,41 @@ def _print_bundle(bundle: Bundle) -> None:
 
 
 def _print_confidence(bundle: Bundle) -> None:
-    from edgetl.core.artifacts.confidence_summary import describe_confidence
+    """Print calibration, unknown images and prediction sets of the recommended variant.
 
-    # The card and the page of the bundle have all variants.
+    The card and the page of the bundle have all variants and intervals.
+    """
+    from edgetl.core.artifacts.confidence_summary import name_unknown_kind
+
     variant = bundle.manifest.primary_variant
-    prefix = f"{variant.name}: " if len(bundle.variants) > 1 else ""
-    for sentence in describe_confidence(variant):
-        out.print(f"{prefix}{sentence}", markup=False, soft_wrap=True)
+    calibration, unknown = variant.calibration, variant.unknown
+    if calibration is None:
+        return
+    images = pluralize(calibration.images, "validation image")
+    out.print(f"Confidence of {variant.name}, from {images}:")
+    effect = "a temperature would not help"
+    if calibration.temperature != 1:
+        after = calibration.after.calibration_error
+        effect = f"{after:.3f} with temperature {calibration.temperature:.2f}"
+    low, high = calibration.before.interval
+    error = f"{calibration.before.calibration_error:.3f} [{low:.3f}, {high:.3f}]"
+    out.print(f"  calibration error   {error}; {effect}", markup=False, soft_wrap=True)
+    if unknown is not None:
+        shares = ", ".join(
+            f"{format_percent(figures.caught)} of {name_unknown_kind(kind)}"
+            for kind, figures in unknown.figures.items()
+        )
+        accepted = format_percent(unknown.detector.known_share)
+        out.print(
+            f"  unknown images      {accepted} of known images accepted; caught {shares}",
+            soft_wrap=True,
+        )
+    if variant.prediction_sets:
+        levels = ", ".join(
+            f"{level.min_probability:.3g} for {100 * level.coverage:g}% coverage"
+            for level in variant.prediction_sets
+        )
+        out.print(f"  prediction sets     classes with at least {levels}", soft_wrap=True)
 
 
 def _print_parity(parity: ParityRecord) -> None:

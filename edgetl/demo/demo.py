@@ -64,7 +64,7 @@ class DemoSettings:
     strategy: str = "full"
     image_size: int = 112
     """Side of the model's input, in pixels."""
-    budget_per_run: str = "36s"
+    budget_per_run: str = "32s"
     """Time limit of each training run."""
     variants: str = "fp32,int8"
     rounds: int = 4
@@ -72,7 +72,7 @@ class DemoSettings:
 
 DEMO_SETTINGS = DemoSettings()
 IMAGENET_DEMO_SETTINGS = DemoSettings(
-    model="efficientnet_lite0", weights="imagenet", strategy="finetune", budget_per_run="26s"
+    model="efficientnet_lite0", weights="imagenet", strategy="finetune", budget_per_run="22s"
 )
 """Settings for the ImageNet weights of the extra `lite`.
 

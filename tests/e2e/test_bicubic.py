@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from PIL import Image
 
 from edgetl.core.artifacts.model_metadata import ModelMetadata
@@ -22,6 +23,7 @@ from tests.conftest import ARCHITECTURE, IMAGE_SIZE
 from tests.helpers.clients import read_closest_labels
 
 
+@pytest.mark.slow
 def test_bicubic_run_exports_and_predicts_as_trained(
     parts: Path, random_weights: Path, tmp_path: Path
 ) -> None:
