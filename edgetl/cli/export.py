@@ -130,7 +130,10 @@ def _print_confidence(bundle: Bundle) -> None:
 
     The card and the page of the bundle have all variants and intervals.
     """
-    from edgetl.core.artifacts.confidence_summary import name_unknown_kind
+    from edgetl.core.artifacts.confidence_summary import (
+        format_calibration_error,
+        name_unknown_kind,
+    )
 
     variant = bundle.manifest.primary_variant
     calibration, unknown = variant.calibration, variant.unknown
@@ -142,8 +145,7 @@ def _print_confidence(bundle: Bundle) -> None:
     if calibration.temperature != 1:
         after = calibration.after.calibration_error
         effect = f"{after:.3f} with temperature {calibration.temperature:.2f}"
-    low, high = calibration.before.interval
-    error = f"{calibration.before.calibration_error:.3f} [{low:.3f}, {high:.3f}]"
+    error = format_calibration_error(calibration.before)
     out.print(f"  calibration error   {error}; {effect}", markup=False, soft_wrap=True)
     if unknown is not None:
         shares = ", ".join(

@@ -51,7 +51,7 @@ def describe_confidence(variant: VariantRecord) -> Iterator[str]:
 
 def _describe_calibration(record: CalibrationRecord) -> str:
     images = pluralize(record.images, "validation image")
-    before, after = _error_text(record.before), _error_text(record.after)
+    before, after = format_calibration_error(record.before), format_calibration_error(record.after)
     if record.temperature == 1:
         return (
             f"Calibration error {before} on {images}; a temperature would not help ({after}) and "
@@ -63,7 +63,8 @@ def _describe_calibration(record: CalibrationRecord) -> str:
     )
 
 
-def _error_text(figures: CalibrationFigures) -> str:
+def format_calibration_error(figures: CalibrationFigures) -> str:
+    """Return the calibration error with its interval."""
     low, high = figures.interval
     return f"{figures.calibration_error:.3f} [{low:.3f}, {high:.3f}]"
 

@@ -149,7 +149,7 @@ def check_confidence(
     """
     if not gate.passed or outputs.probabilities is None:
         return gate
-    expected = _softmax(outputs.logits, reference.temperature)
+    expected = softmax(outputs.logits, reference.temperature)
     if (
         outputs.probabilities.shape != expected.shape
         or not np.isfinite(outputs.probabilities).all()
@@ -192,7 +192,8 @@ def _check_unknown_scores(
     return gate
 
 
-def _softmax(logits: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+def softmax(logits: NDArray[np.float64], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Return the softmax of logits [n, classes] divided by a temperature."""
     with np.errstate(over="ignore"):  # a tiny temperature
         exponentials = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
     shares: NDArray[np.float64] = exponentials / exponentials.sum(1, keepdims=True)

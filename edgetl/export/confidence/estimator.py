@@ -15,11 +15,12 @@ from edgetl.core.config.export import ExportConfig
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.progress import ProgressCallback
 from edgetl.device.evaluation.corruptions import CORRUPTIONS, corrupt
+from edgetl.device.runtime.golden import softmax
 from edgetl.device.runtime.preprocessing import resize_and_crop
 from edgetl.device.runtime.session import create_session
 from edgetl.export.confidence.confidence import Confidence
 from edgetl.export.confidence.prediction_sets import conformal_levels
-from edgetl.export.confidence.temperature import calibrate, softmax
+from edgetl.export.confidence.temperature import calibrate
 from edgetl.export.confidence.unknown import (
     MIN_KNOWN_IMAGES,
     Activations,
@@ -78,7 +79,7 @@ class ConfidenceEstimator:
             compute_activations(network, self._validation_images), labels
         )
         calibration = calibrate(validation.activations.logits, labels)
-        probabilities = softmax(validation.activations.logits / calibration.temperature)
+        probabilities = softmax(validation.activations.logits, calibration.temperature)
         levels = conformal_levels(
             np.take_along_axis(probabilities, labels[:, None], 1)[:, 0], self.config.coverage
         )

@@ -13,6 +13,12 @@ from edgetl.core.artifacts.confidence import CoverageLevel
 _ROUNDING = 1e-4
 
 
+def count_uncovered(images: int, coverage: float) -> int:
+    """Return floor((images + 1) (1 - coverage)), the images that a conformal threshold leaves out."""
+    # Rounded, because 1 - 0.95 is slightly more than 0.05.
+    return math.floor(round((images + 1) * (1 - coverage), 9))
+
+
 def conformal_levels(
     true_probabilities: NDArray[np.floating], coverages: Sequence[float]
 ) -> tuple[CoverageLevel, ...]:
@@ -31,8 +37,7 @@ def conformal_levels(
     ordered = np.sort(np.asarray(true_probabilities, np.float64))
     levels = []
     for coverage in sorted(coverages):
-        # Rounded, because 1 - 0.95 is slightly more than 0.05.
-        rank = math.floor(round((len(ordered) + 1) * (1 - coverage), 9))
+        rank = count_uncovered(len(ordered), coverage)
         # Slightly lower, as devices round differently.
         threshold = (1 - _ROUNDING) * float(ordered[rank - 1]) if rank > 0 else 0.0
         levels.append(CoverageLevel(coverage, threshold))

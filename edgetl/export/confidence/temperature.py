@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from edgetl.core.artifacts.confidence import CalibrationFigures, CalibrationRecord
 from edgetl.core.statistics import Z_975
 from edgetl.device.evaluation.metrics import score_confidence
+from edgetl.device.runtime.golden import softmax
 
 Logits = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -39,7 +40,7 @@ def calibrate(logits: Logits, labels: Labels) -> CalibrationRecord:
     for fold in range(_FOLDS):
         held_out = folds == fold
         temperature = fit_temperature(logits[~held_out], labels[~held_out])
-        cross_fitted[held_out] = softmax(logits[held_out] / temperature)
+        cross_fitted[held_out] = softmax(logits[held_out], temperature)
     after = _figures(cross_fitted, labels)
     gains = _log_losses(softmax(logits), labels) - _log_losses(cross_fitted, labels)
     standard_error = float(gains.std(ddof=1)) / len(gains) ** 0.5
@@ -75,12 +76,6 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
         else:
             low = middle
     return float(np.exp(-(low + high) / 2))
-
-
-def softmax(logits: Logits) -> Logits:
-    """Return the softmax over the last axis."""
-    exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.asarray(exponentials / exponentials.sum(-1, keepdims=True))
 
 
 def _folds(labels: Labels) -> Labels:

@@ -19,6 +19,7 @@ from edgetl.core.artifacts.confidence import (
 )
 from edgetl.core.statistics import wilson_interval
 from edgetl.device.evaluation.metrics import estimate_auroc
+from edgetl.export.confidence.prediction_sets import count_uncovered
 
 Floats = NDArray[np.float64]
 
@@ -170,7 +171,7 @@ class UnknownScore:
         least 95% of new images of known classes are below it, in expectation (Vovk et al., 2005).
         """
         scores = np.sort(self.compute(validation))
-        rank = min(len(scores), int(np.ceil(round(KNOWN_SHARE * (len(scores) + 1), 9))))
+        rank = min(len(scores), len(scores) + 1 - count_uncovered(len(scores), KNOWN_SHARE))
         following = scores[min(rank, len(scores) - 1)]
         threshold = (scores[rank - 1] + following) / 2
         center = float(np.median(scores))

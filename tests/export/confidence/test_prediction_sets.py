@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from edgetl.device.runtime.golden import softmax
 from edgetl.export.confidence.prediction_sets import conformal_levels
-from edgetl.export.confidence.temperature import softmax
 
 
 def test_levels_are_order_statistics():

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 
-from edgetl.export.confidence.temperature import calibrate, fit_temperature, softmax
+from edgetl.device.runtime.golden import softmax
+from edgetl.export.confidence.temperature import calibrate, fit_temperature
 
 CLASSES = 5
 
