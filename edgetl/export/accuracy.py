@@ -13,12 +13,11 @@ from torch import nn
 from edgetl.core.artifacts.bundle import AccuracyRecord
 from edgetl.core.config.export import InputKind
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.runtime.images import load_image
-from edgetl.device.runtime.preprocessing import normalize, resize_and_crop, resize_to
 from edgetl.export.parity.metrics import (
     EvaluationImages,
     Logits,
     compute_accuracy,
+    load_network_inputs,
     logits_for_images,
 )
 
@@ -57,10 +56,7 @@ class AccuracyTest:
         return self._pytorch_logits[size]
 
     def _run_pytorch(self, files: Sequence[Path], size: ImageSize) -> Logits:
-        photos = [resize_to(load_image(file), size) for file in files]
-        crops = np.stack([resize_and_crop(photo, self.preprocessing) for photo in photos])
+        pixels = load_network_inputs(files, self.preprocessing, size)
         with torch.inference_mode():
-            logits: Logits = self.network(
-                torch.from_numpy(normalize(crops, self.preprocessing))
-            ).numpy()
+            logits: Logits = self.network(torch.from_numpy(pixels)).numpy()
         return logits

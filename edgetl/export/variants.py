@@ -24,7 +24,7 @@ from edgetl.core.paths import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.registry import QUANTIZERS, load_from_registry
 from edgetl.device.runtime.images import load_image
-from edgetl.device.runtime.preprocessing import make_model_input, normalize, resize_and_crop
+from edgetl.device.runtime.preprocessing import make_model_input
 from edgetl.device.runtime.profile import profile_nodes, summarize_operators
 from edgetl.device.runtime.session import create_session
 from edgetl.export.accuracy import AccuracyTest
@@ -43,6 +43,7 @@ from edgetl.export.parity.metrics import (
     compute_accuracy,
     compute_parity,
     find_label_flips,
+    load_network_inputs,
     logits_for_batches,
     logits_for_images,
 )
@@ -162,8 +163,7 @@ class VariantBuilder:
     def diagnosis_inputs(self) -> NDArray[np.float32]:
         """Return network inputs for a few proof images, [images, 3, S, S]."""
         paths = self.evaluation_images.files[:_DIAGNOSIS_IMAGES]
-        crops = [resize_and_crop(load_image(path), self.preprocessing) for path in paths]
-        return normalize(np.stack(crops), self.preprocessing)
+        return load_network_inputs(paths, self.preprocessing)
 
     def max_golden_difference(self, file: Path) -> float:
         """Return the largest difference of a file on the bundle's golden images.

@@ -28,14 +28,13 @@ from edgetl.core.artifacts.bundle import ActivationMapParity, ImageSource
 from edgetl.core.config.export import ExportConfig
 from edgetl.core.errors import ParityError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.onnx_file import ACTIVATION_MAPS
-from edgetl.device.runtime.preprocessing import normalize, resize_and_crop
 from edgetl.device.runtime.session import create_session
 from edgetl.export.bundle_writer import read_back
 from edgetl.export.graph.activation_maps import FEATURE_ROWS
 from edgetl.export.graph.assemble import with_outputs
 from edgetl.export.graph.preprocessing import PIXELS
+from edgetl.export.parity.metrics import load_network_inputs
 from edgetl.export.parity.proof import iterate_batches
 from edgetl.export.quantize.scoring import sqnr_db
 
@@ -114,10 +113,7 @@ class ActivationMapProof:
     def _batches(self) -> list[NDArray[np.float32]]:
         """Network inputs of the proof images in batches of several sizes, [batch, 3, S, S]."""
         return [
-            normalize(
-                np.stack([resize_and_crop(load_image(path), self.preprocessing) for path in batch]),
-                self.preprocessing,
-            )
+            load_network_inputs(batch, self.preprocessing)
             for batch in iterate_batches(self.files[:_IMAGES])
         ]
 

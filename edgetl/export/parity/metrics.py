@@ -56,6 +56,17 @@ class FlippedImage:
         return LabelFlip(image, self.truth, self.expected, self.predicted)
 
 
+def load_network_inputs(
+    files: Sequence[Path], preprocessing: Preprocessing, size: tuple[int, int] | None = None
+) -> NDArray[np.float32]:
+    """Return network inputs for photos, float32 [images, 3, S, S].
+
+    Photos are resized to `size` (height, width) first, as for a file with a fixed image size.
+    """
+    photos = (resize_to(load_image(path), size) for path in files)
+    return np.concatenate([preprocess(photo, preprocessing) for photo in photos])
+
+
 def logits_for_images(
     file: Path,
     images: Sequence[Path],
