@@ -9,6 +9,7 @@ from itertools import accumulate
 from statistics import median
 from typing import TypeVar
 
+from edgetl.core.artifacts.bundle import AccuracyRecord
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.artifacts.session import SessionRecord
 from edgetl.core.statistics import median_interval, percentile
@@ -225,6 +226,8 @@ class BenchRow(RoundStatistics):
     rounds: tuple[BlockResult, ...] = ()
     rate: float | None = None
     """Arrivals a second; None is a single stream of back-to-back calls."""
+    accuracy: AccuracyRecord | None = field(default=None, metadata=in_json(omit_default=True))
+    """Accuracy of the file as recorded at export; None for PyTorch and if there is no record."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.threads < 1:

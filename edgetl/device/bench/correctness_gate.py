@@ -208,4 +208,5 @@ def _make_row(
         file_bytes=case.file_bytes,
         gate=gate,
         session=reply.session,
+        accuracy=None if case.record is None else case.record.accuracy,
     )

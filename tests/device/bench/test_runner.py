@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from itertools import pairwise
@@ -17,10 +18,16 @@ import onnx
 import pytest
 
 from edgetl.core.artifacts.bench_json import read_result, write_result
+from edgetl.core.artifacts.bundle import (
+    AccuracyRecord,
+    read_bundle_manifest,
+    write_bundle_manifest,
+)
 from edgetl.core.artifacts.storage import store_result
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError, BundleError, ConfigError, ProviderError
 from edgetl.core.files import sha256_file
+from edgetl.core.paths import BundleDirectory
 from edgetl.core.progress import ProgressCallback
 from edgetl.device.bench import rounds, worker_process
 from edgetl.device.bench.protocol import BenchProtocol
@@ -67,6 +74,7 @@ def test_bundle_without_run_is_measured_without_pytorch(
     assert model.gate.passed
     assert (model.gate.images, model.gate.top1_agreement) == (4, 4)
     assert model.gate.max_logit_difference < 1e-3
+    assert [row.accuracy for row in result.rows] == [None, None]
     assert [len(row.rounds) for row in result.rows] == [2, 2]
     assert all(
         len(block.latencies_ns) >= brief.block_runs and min(block.latencies_ns) > 0
@@ -93,6 +101,20 @@ def test_bundle_without_run_is_measured_without_pytorch(
     assert result.device.after is not None
     assert result.device.before.monotonic_s < result.device.after.monotonic_s
     assert steps[-1] == ("measured", 2, 2)
+
+
+def test_rows_carry_the_accuracy_recorded_in_the_bundle(
+    make_bundle: MakeBundle, brief: BenchProtocol
+) -> None:
+    bundle = BundleDirectory(make_bundle())
+    manifest = read_bundle_manifest(bundle)
+    accuracy = AccuracyRecord("validation", 220, 0.91, (0.865, 0.941), 0.9, drop=0.5, flips=2)
+    variants = tuple(replace(variant, accuracy=accuracy) for variant in manifest.variants)
+    write_bundle_manifest(bundle, replace(manifest, variants=variants))
+    config = BenchConfig(bundle.path, rounds=2, threads=(1,), scopes=("model",))
+    measured = bench(config, protocol=brief)
+    assert measured.path is not None
+    assert [row.accuracy for row in read_result(measured.path).rows] == [accuracy]
 
 
 def test_result_file_reads_back(
