@@ -41,6 +41,10 @@ def predict(
         str | None,
         typer.Option(help="Variant of the bundle.", show_default="the recommended one"),
     ] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(help="Runtime: onnxruntime, openvino, ...", show_default="the variant's own"),
+    ] = None,
     provider: Annotated[
         str,
         typer.Option(
@@ -92,7 +96,7 @@ def predict(
     from edgetl.device.predict import predict as predict_images
 
     predictions = predict_images(
-        bundle, images, top_k, variant, provider, threads, coverage, explain is not None
+        bundle, images, top_k, variant, provider, threads, coverage, explain is not None, runtime
     )
     pictures: dict[Path, Path] = {}
     if explain is not None:

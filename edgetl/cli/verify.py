@@ -18,6 +18,7 @@ from edgetl.core.typed_json import to_json
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from edgetl.device.runtime.bundle import Bundle
     from edgetl.device.verify import VerifyResult
 
 
@@ -73,6 +74,7 @@ def verify(
         print_json(content, indent=2)
     else:
         print_verify_results(results)
+        _print_unverified(opened, results, variant or ())
         if is_emulated():
             out.print(
                 "\nThis CPU is emulated. Verify the bundle on the target device as well.",
@@ -80,6 +82,23 @@ def verify(
             )
     if not all(result.passed for result in results):
         raise typer.Exit(ExitCode.FAILED_CHECK)
+
+
+def _print_unverified(
+    bundle: Bundle, results: Sequence[VerifyResult], selected: Sequence[str]
+) -> None:
+    from edgetl.core.runtimes import RUNTIMES
+
+    verified = {result.variant for result in results}
+    for variant in bundle.variants:
+        if variant.name not in verified and not selected:
+            out.print(
+                f"{variant.name} not verified: {RUNTIMES[variant.runtime].title} is not installed "
+                "here.",
+                style="dim",
+                markup=False,
+                soft_wrap=True,
+            )
 
 
 @contextmanager

@@ -10,10 +10,16 @@ from importlib import import_module
 from typing import Any
 
 from edgetl.core.errors import ConfigError, MissingPackageError
+from edgetl.core.runtimes import RUNTIMES
 
 BACKENDS = {
     "onnxruntime": "edgetl.device.bench.ort_backend:OnnxRuntimeBackend",
     "pytorch": "edgetl.train.pytorch_backend:PyTorchBackend",
+    **{
+        name: "edgetl.device.bench.session_backend:SessionBackend"
+        for name, runtime in RUNTIMES.items()
+        if runtime.session is not None
+    },
 }
 """Benchmark backends: runtime to class; the protocol is in edgetl.device.bench.backend."""
 
@@ -44,6 +50,10 @@ QUANTIZERS = {
 """Variants other than fp32: name to function (task) -> quantized model; see
 edgetl.export.quantize.task."""
 
+FORMATS: dict[str, str] = {}
+"""Formats of other runtimes: runtime to function (task) -> converted files; see
+edgetl.export.formats.task."""
+
 EXTRAS = {
     "torch": "train",
     "torchvision": "train",
@@ -64,6 +74,10 @@ EXTRAS = {
     "tensorboard": "tensorboard",
     "mlflow": "mlflow",
     "mlperf_loadgen": "loadgen",
+    "openvino": "openvino",
+    "ncnn": "ncnn",
+    "ai_edge_litert": "litert",
+    "executorch": "executorch",
 }
 """Extra of edgetl that installs a package, by module name."""
 

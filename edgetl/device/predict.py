@@ -71,6 +71,7 @@ def predict(
     threads: int | None = None,
     coverage: float | None = None,
     explain: bool = False,
+    runtime: str | None = None,
 ) -> Iterator[Prediction]:
     """Classify image files with a bundle, after checking it on its golden images on this device.
 
@@ -92,21 +93,24 @@ def predict(
             levels of the export; None omits the sets.
         explain: also explain the best label of each image. It takes more time, and the model must
             have been exported with `explain`.
+        runtime: onnxruntime, openvino, ...; None uses the one that the variant was written for.
 
     Returns:
         An iterator over the predictions, in the order of the arguments.
 
     Raises:
-        ConfigError: `top_k` is less than 1, or the model has no prediction sets of this coverage.
+        ConfigError: `top_k` is less than 1, the model has no prediction sets of this coverage, or
+            the runtime is unknown.
         DataError: no argument matches a file.
         BundleError: the bundle is missing or altered, its outputs are wrong on this device, or it
             lacks the activation maps for `explain`.
         ProviderError: the provider is unknown, did not start, or did not take all nodes.
+        MissingPackageError: the runtime is not installed.
     """
     if top_k < 1:
         raise ConfigError(f"top_k must be >= 1, got {top_k}.")
     entries = _expand_paths([images] if isinstance(images, str | os.PathLike) else images)
-    classifier = open_verified_classifier(bundle, variant, provider, threads, explain)
+    classifier = open_verified_classifier(bundle, variant, provider, threads, explain, runtime)
     level = None
     if coverage is not None:
         level = select_coverage_level(classifier.prediction_sets, coverage)

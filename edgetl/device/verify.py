@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 
@@ -13,6 +13,9 @@ from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import BenchError, BundleError, ProviderError
 from edgetl.core.paths import StrPath
 from edgetl.core.progress import ProgressCallback, log_progress
+from edgetl.core.registry import convert_import_error
+from edgetl.core.runtimes import ONNXRUNTIME, RUNTIMES, is_installed
+from edgetl.core.typed_json import in_json
 from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.job import GateReply, WorkerJob
 from edgetl.device.bench.protocol import BenchProtocol
@@ -26,7 +29,7 @@ from edgetl.device.runtime.session import check_provider
 
 @dataclass(frozen=True)
 class VerifyResult:
-    """Result of one variant on one execution provider."""
+    """Result of one variant with one runtime and execution provider."""
 
     variant: str
     precision: str
@@ -34,6 +37,7 @@ class VerifyResult:
     gate: GateResult
     advice: str = ""
     """Next step after a failure."""
+    runtime: str = field(default=ONNXRUNTIME, metadata=in_json(omit_default=True))
 
     def __repr__(self) -> str:
         return f"VerifyResult({self.variant!r}, {self.provider!r}, passed={self.passed})"
@@ -60,7 +64,7 @@ def verify(
 
     Args:
         bundle: the bundle, or a run with a bundle.
-        variants: variant names; all if empty.
+        variants: variant names; if empty, all whose runtime is installed.
         providers: short names of execution providers.
         threads: intra-op threads; None uses all available cores.
         progress: called with each variant and provider before it runs.
@@ -74,16 +78,24 @@ def verify(
     """
     opened = open_bundle(bundle)
     selected_variants = tuple(opened.select_variant(name) for name in dict.fromkeys(variants))
-    selected_variants = selected_variants or opened.variants
-    for provider in providers:
-        check_provider(provider)
+    selected_variants = selected_variants or tuple(
+        variant for variant in opened.variants if is_installed(variant.runtime)
+    )
+    _check_installed(opened, selected_variants)
+    if any(variant.runtime == ONNXRUNTIME for variant in selected_variants):
+        for provider in providers:
+            check_provider(provider)
     golden = opened.load_golden()
     # All files are checked before any is run, so that a badly copied bundle fails as a whole.
-    files = {variant.name: _path_or_error(opened, variant) for variant in selected_variants}
+    files = {variant.name: _paths_or_error(opened, variant) for variant in selected_variants}
     opened.companion_files()
     report = progress or log_progress
     results: list[VerifyResult] = []
-    combinations = list(product(selected_variants, dict.fromkeys(providers)))
+    combinations = [
+        (variant, provider)
+        for variant, provider in product(selected_variants, dict.fromkeys(providers))
+        if variant.runtime == ONNXRUNTIME or provider == "cpu"
+    ]
     with tempfile.TemporaryDirectory(prefix="edgetl-verify-") as folder:
         for variant, provider in combinations:
             report(f"{variant.name} on {provider}", len(results), len(combinations))
@@ -101,9 +113,23 @@ def verify(
     return results
 
 
-def _path_or_error(bundle: Bundle, variant: VariantRecord) -> Path | UnreadableModelError:
+def _check_installed(bundle: Bundle, variants: Sequence[VariantRecord]) -> None:
+    """Check that the runtimes of all variants are installed.
+
+    Raises:
+        MissingPackageError: one is not, or that of no variant is.
+    """
+    runtimes = [variant.runtime for variant in variants or bundle.variants]
+    missing = [runtime for runtime in runtimes if not is_installed(runtime)]
+    if missing:
+        raise convert_import_error(ModuleNotFoundError(name=RUNTIMES[missing[0]].module))
+
+
+def _paths_or_error(
+    bundle: Bundle, variant: VariantRecord
+) -> tuple[Path, ...] | UnreadableModelError:
     try:
-        return bundle.variant_path(variant)
+        return bundle.variant_paths(variant)
     except UnreadableModelError as cause:
         return cause
 
@@ -111,31 +137,34 @@ def _path_or_error(bundle: Bundle, variant: VariantRecord) -> Path | UnreadableM
 def _verify_variant(
     bundle: Bundle,
     variant: VariantRecord,
-    file: Path | UnreadableModelError,
+    files: tuple[Path, ...] | UnreadableModelError,
     provider: str,
     golden: GoldenSet,
     threads: int,
     folder: Path,
 ) -> VerifyResult:
-    if isinstance(file, UnreadableModelError):
+    if isinstance(files, UnreadableModelError):
         return VerifyResult(
             variant.name,
             variant.precision,
             provider,
-            GateResult.failure(str(file)),
+            GateResult.failure(str(files)),
         )
+    file, *extra_files = (path.resolve() for path in files)
     source = ModelSource(
-        file.resolve(),
+        file,
         threads,
         provider=provider,
         input=variant.input,
         preprocessing=bundle.preprocessing,
         precision=variant.precision,
         size=variant.size,
+        runtime=variant.runtime,
+        extra_files=tuple(extra_files),
     )
     job = WorkerJob(
         "gate",
-        "onnxruntime",
+        variant.runtime,
         source,
         (),
         BenchProtocol(),
@@ -151,13 +180,16 @@ def _verify_variant(
         )
         gate = golden.check(variant, provider, outputs)
     advice = "" if gate.passed else " ".join(_failure_advice(variant, provider, gate))
-    return VerifyResult(variant.name, variant.precision, provider, gate, advice)
+    return VerifyResult(variant.name, variant.precision, provider, gate, advice, variant.runtime)
 
 
 def _failure_advice(variant: VariantRecord, provider: str, gate: GateResult) -> Iterator[str]:
     if not gate.checked:
         return
-    if variant.precision.startswith("int8") and provider == "cpu":
+    if variant.runtime != ONNXRUNTIME:
+        yield f"Use another variant or another version of {RUNTIMES[variant.runtime].title};"
+        yield "`edgetl doctor` lists the versions."
+    elif variant.precision.startswith("int8") and provider == "cpu":
         if has_int8_dot_product():
             yield "An int8 file that is correct on one CPU can be wrong on another:"
             yield "kernels round and saturate differently."

@@ -227,7 +227,7 @@ class BenchRow(RoundStatistics):
     rate: float | None = None
     """Arrivals a second; None is a single stream of back-to-back calls."""
     accuracy: AccuracyRecord | None = field(default=None, metadata=in_json(omit_default=True))
-    """Accuracy of the file as recorded at export; None for PyTorch and if there is no record."""
+    """Accuracy of the variant at the export, with its runtime and precision; None if unknown."""
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.threads < 1:

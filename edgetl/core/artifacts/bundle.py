@@ -21,6 +21,7 @@ from edgetl.core.files import ReadPolicy, read_json_as, sha256_file, write_json
 from edgetl.core.formatting import pluralize
 from edgetl.core.paths import BundleDirectory
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.runtimes import ONNXRUNTIME, RUNTIMES
 from edgetl.core.typed_json import FieldError, JsonObject, in_json, to_json
 
 FileStatus = Literal["as proven", "altered", "missing"]
@@ -306,15 +307,19 @@ class BuildReport:
 
 @dataclass(frozen=True)
 class VariantRecord:
-    """One variant: an ONNX file with its parity, accuracy and latency."""
+    """One variant: the file of a runtime with its parity, accuracy and latency."""
 
     name: str
     file: str
     sha256: str
     bytes: int
     precision: str
+    """Precision that the network is to be computed in: fp32, bf16, fp16 or int8."""
     input: InputKind
+    """Input of the file, or of edgetl's preprocessing in front of it if `runtime` is not ONNX
+    Runtime."""
     opset: int
+    """Opset of the ONNX file, or of the one that the file was converted from."""
     parity: ParityRecord
     accuracy: AccuracyRecord | None = field(metadata=in_json(none_is_empty=True))
     """None if there were no labeled validation images."""
@@ -332,8 +337,17 @@ class VariantRecord:
     prediction_sets: tuple[CoverageLevel, ...] = field(
         default=(), metadata=in_json(omit_default=True)
     )
+    runtime: str = field(default=ONNXRUNTIME, metadata=in_json(omit_default=True))
+    """Runtime that the file was written for, see `edgetl.core.runtimes`."""
+    extra_files: tuple[FileRecord, ...] = field(default=(), metadata=in_json(omit_default=True))
+    """Further files of a format of several files, in the order of the runtime's suffixes."""
 
     def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise FieldError(
+                f"the runtime of variant {self.name} must be one of {', '.join(RUNTIMES)}, "
+                f"got {self.runtime!r}"
+            )
         if self.size is not None and not (
             min(self.size) > 0 and self.size[0] * self.size[1] <= MAX_PIXELS
         ):
@@ -341,6 +355,18 @@ class VariantRecord:
                 f"the image size of variant {self.name} must be above 0 and at most {MAX_PIXELS} "
                 f"pixels, got {self.size[0]} x {self.size[1]}"
             )
+
+    def runs_on(self, runtime: str) -> bool:
+        """Return whether a runtime can run the variant: its own, or another that reads ONNX."""
+        if runtime == self.runtime:
+            return True
+        # The other runtimes get the network alone, which does not exist for a fixed image size.
+        return self.runtime == ONNXRUNTIME and RUNTIMES[runtime].reads_onnx and self.size is None
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the files that are needed to run the variant."""
+        return self.bytes + sum(record.bytes or 0 for record in self.extra_files)
 
     @property
     def tolerance(self) -> float:
@@ -376,6 +402,7 @@ class VariantRecord:
     def files(self) -> Iterator[FileRecord]:
         """The variant's files."""
         yield FileRecord(self.file, self.sha256, self.bytes)
+        yield from self.extra_files
         if self.report.ort is not None:
             yield self.report.ort
 
@@ -450,6 +477,12 @@ class BundleManifest:
     web: WebRecord | None = field(default=None, metadata=in_json(omit_default=True))
     fused_branches: bool = field(default=False, metadata=in_json(omit_default=True))
     """Whether the files have fused branches that the PyTorch model was trained with (RepVGG)."""
+    failed_formats: Mapping[str, str] = field(
+        default_factory=dict, metadata=in_json(omit_default=True)
+    )
+    """Reasons why converted files were left out, by the name of the variant or format."""
+    max_accuracy_drop: float = field(default=1.0, metadata=in_json(omit_default=True))
+    """Largest accepted loss of top-1 accuracy against PyTorch, in percentage points."""
     kind: Literal["bundle"] = "bundle"
 
     def __post_init__(self) -> None:
@@ -460,6 +493,8 @@ class BundleManifest:
             raise FieldError(f"two variants have the same name: {', '.join(names)}")
         if self.recommended is not None and self.recommended not in names:
             raise FieldError(f"the recommended variant {self.recommended!r} does not exist")
+        if self.primary_variant.runtime != ONNXRUNTIME:
+            raise FieldError(f"the recommended variant {self.recommended!r} is not an ONNX file")
 
     def __repr__(self) -> str:
         names = ", ".join(variant.name for variant in self.variants)
@@ -525,12 +560,19 @@ class BundleRecord:
         """All variants; the first is fp32."""
         return self.manifest.variants
 
-    def select_variant(self, name: str | None = None) -> VariantRecord:
-        """Return the variant called `name`, or the recommended one.
+    def select_variant(self, name: str | None = None, runtime: str | None = None) -> VariantRecord:
+        """Return the variant called `name`, or the recommended one of a runtime.
+
+        Args:
+            name: Name of the variant; None chooses one.
+            runtime: Runtime to run it; None is the one that the variant was written for.
 
         Raises:
-            BundleError: There is no such variant, or no name and no recommended variant.
+            BundleError: There is no such variant, the runtime cannot run it, or there is no name
+                and no recommended variant.
         """
+        if runtime is not None and name is None:
+            name = self._choose_variant(runtime)
         name = name or self.manifest.recommended
         available = ", ".join(variant.name for variant in self.variants)
         if name is None:
@@ -540,8 +582,48 @@ class BundleRecord:
             )
         for variant in self.variants:
             if variant.name == name:
+                if runtime is not None and not variant.runs_on(runtime):
+                    raise BundleError(
+                        f"{variant.name} is a file for {RUNTIMES[variant.runtime].title}, which "
+                        f"{RUNTIMES[runtime].title} cannot run. Leave out one of --variant and "
+                        "--runtime."
+                    )
                 return variant
         raise BundleError(f"{self.directory.path} has no variant {name!r}. Available: {available}.")
+
+    def variants_for(self, runtime: str) -> tuple[VariantRecord, ...]:
+        """Return the variants that a runtime runs: those written for it, else the ONNX files.
+
+        Raises:
+            BundleError: There are none.
+        """
+        variants = tuple(variant for variant in self.variants if variant.runtime == runtime)
+        if not variants:
+            variants = tuple(variant for variant in self.variants if variant.runs_on(runtime))
+        if not variants:
+            raise BundleError(
+                f"{self.directory.path} has no variant for {RUNTIMES[runtime].title}. Export the "
+                f"run again with --format {runtime}."
+            )
+        return variants
+
+    def _choose_variant(self, runtime: str) -> str | None:
+        """Return the name of a runtime's fastest variant within the accuracy limit."""
+        variants = self.variants_for(runtime)
+        if variants[0].runtime == ONNXRUNTIME:
+            return self.manifest.recommended
+        limit = self.manifest.max_accuracy_drop
+        accurate = [
+            variant
+            for variant in variants
+            if variant.accuracy is None or variant.accuracy.drop <= limit
+        ]
+        # Untimed variants last; with equal times the first, which is float32.
+        best = min(
+            accurate or variants,
+            key=lambda variant: (variant.p50_ms is None, variant.p50_ms or 0.0),
+        )
+        return best.name
 
     def resolve_path(self, file: str) -> Path:
         """Return the path of a file in the bundle.

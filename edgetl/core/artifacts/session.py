@@ -24,6 +24,16 @@ class SessionRecord:
     input: str | None = field(default=None, metadata=_OPTIONAL)
     """Type and shape of the input; only of timed architectures, whose rows lack it."""
 
+    runtime_version: str | None = field(default=None, metadata=_OPTIONAL)
+    """Version of a runtime other than ONNX Runtime and PyTorch."""
+    precision: str | None = field(default=None, metadata=_OPTIONAL)
+    """Precision of most convolutions and matrix products: fp32, bf16, fp16 or int8. Other runtimes
+    report it; for ONNX Runtime it is the file's."""
+    precision_shares: Mapping[str, float] | None = field(default=None, metadata=_OPTIONAL)
+    """Share of the convolutions and matrix products by precision, as the runtime reports it."""
+    runtime_options: Mapping[str, str] | None = field(default=None, metadata=_OPTIONAL)
+    """Options of a runtime other than ONNX Runtime, by its names."""
+
     onnxruntime: str | None = field(default=None, metadata=_OPTIONAL)
     """Version."""
     graph_optimization: str | None = field(default=None, metadata=_OPTIONAL)

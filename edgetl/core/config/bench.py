@@ -21,6 +21,8 @@ BenchScope = Literal["model", "image", "file"]
 TorchModeName = Literal["eager", "bf16", "fp16", "compile", "cuda-graph", "fp16-cuda-graph"]
 SessionMode = Literal["default", "cuda-graph", "no-tf32"]
 MAX_BATCH = 4096
+ALL_RUNTIMES = "all"
+"""Word for all installed runtimes."""
 CASES, PROTOCOL, COMPARISON = "Configurations", "Protocol", "Comparison and limits"
 """Panels of `--help-all`."""
 
@@ -115,6 +117,16 @@ class BenchConfig:
         name="variant",
         unset="all",
         empty_word="all",
+        panel=CASES,
+        basic=True,
+    )
+    runtimes: tuple[str, ...] = option(
+        (),
+        help="Runtimes to measure: onnxruntime, openvino, ..., or `all` installed ones. OpenVINO "
+        "also runs a bundle's ONNX files; other runtimes need files of `edgetl export --format`.",
+        name="runtime",
+        metavar="NAME",
+        unset="those of the bundle's variants",
         panel=CASES,
         basic=True,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.runtimes import ONNXRUNTIME
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +28,7 @@ class ModelSource:
     """Model to open, and the configuration of the backend."""
 
     model: Path
-    """An ONNX file or a run directory."""
+    """A variant's file, an ONNX file or a run directory."""
     threads: int
     """Intra-op threads; inter-op is 1."""
     provider: str = "cpu"
@@ -41,7 +42,8 @@ class ModelSource:
     input_file: Path | None = None
     """A .npy or .npz input file for ONNX files from other tools; None means random values."""
     precision: str | None = None
-    """Precision of the ONNX file (fp32, fp16, int8), None if unknown. TensorRT computes in it."""
+    """Precision to compute in (fp32, bf16, fp16, int8), None if unknown. On a CPU, ONNX Runtime
+    takes it from the file."""
     settings: Mapping[str, str] = field(default_factory=dict)
     """Requested runtime settings, and those that `autotune` chose on this device."""
     size: tuple[int, int] | None = None
@@ -49,6 +51,10 @@ class ModelSource:
 
     None if it takes images of any size, or preprocessed tensors.
     """
+    runtime: str = ONNXRUNTIME
+    """Name of the runtime, see `edgetl.core.runtimes`; PyTorch has a backend of its own."""
+    extra_files: tuple[Path, ...] = ()
+    """Further files of the variant."""
 
 
 class Backend(Protocol):

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgetl.core.artifacts.bench_rows import BenchRow
+from edgetl.core.artifacts.bundle import AccuracyRecord
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import BenchError, EdgetlError
 from edgetl.core.progress import ProgressCallback
+from edgetl.core.runtimes import ONNXRUNTIME
 from edgetl.device.bench.inputs import BenchInputs, InputSpec
 from edgetl.device.bench.job import GateReply, WorkerJob, Workload
 from edgetl.device.bench.protocol import BenchProtocol
@@ -192,6 +194,17 @@ def _check_model_scope(
     return gate
 
 
+def _matching_accuracy(case: BenchCase, reply: GateReply) -> AccuracyRecord | None:
+    """Return the accuracy measured at export; None if another runtime or precision runs here."""
+    record = case.record
+    if record is None or record.runtime != case.runtime:
+        return None
+    precision = reply.session.precision
+    if case.runtime != ONNXRUNTIME and precision not in (None, record.precision):
+        return None
+    return record.accuracy
+
+
 def _make_row(
     case: BenchCase, workload: Workload, input_text: str, reply: GateReply, gate: GateResult
 ) -> BenchRow:
@@ -208,5 +221,5 @@ def _make_row(
         file_bytes=case.file_bytes,
         gate=gate,
         session=reply.session,
-        accuracy=None if case.record is None else case.record.accuracy,
+        accuracy=_matching_accuracy(case, reply),
     )

@@ -234,6 +234,7 @@ class OnnxRuntimeBackend:
         is_default = self._session_mode == DEFAULT_MODE
         return SessionRecord(
             onnxruntime=onnxruntime.__version__,
+            precision=self._source.precision,
             intra_op_threads=options.intra_op_num_threads,
             inter_op_threads=options.inter_op_num_threads,
             graph_optimization=str(options.graph_optimization_level).rpartition(".")[2],

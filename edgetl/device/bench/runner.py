@@ -23,6 +23,7 @@ from edgetl.core.artifacts.sustained import SustainedResult
 from edgetl.core.artifacts.variant_agreement import describe_disagreements
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.progress import ProgressCallback, log_progress
+from edgetl.core.runtimes import ONNXRUNTIME
 from edgetl.device.bench.baseline import match_rows, read_baseline
 from edgetl.device.bench.correctness_gate import GatedCase, run_gates
 from edgetl.device.bench.inputs import prepare_bench_inputs
@@ -68,9 +69,10 @@ def bench(
     protocol = protocol or BenchProtocol()
     report = progress or log_progress
     threads = resolve_intra_op_threads(config.threads, config.force)
-    for provider in config.providers:
-        check_provider(provider)
     target = find_target(config, threads)
+    if any(case.runtime == ONNXRUNTIME for case in target.cases):
+        for provider in config.providers:
+            check_provider(provider)
     check_output_path(config.output, target.results_folder)
     baseline = None if config.baseline is None else read_baseline(config.baseline, config.scopes)
     device_info = collect_device_info()

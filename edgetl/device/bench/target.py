@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgetl.core.artifacts.bench import BenchedModel
 from edgetl.core.artifacts.bundle import VariantRecord
-from edgetl.core.config.bench import BenchConfig, BenchScope
+from edgetl.core.config.bench import ALL_RUNTIMES, BenchConfig, BenchScope
 from edgetl.core.config.export import InputKind
 from edgetl.core.config.session_modes import DEFAULT_MODE, has_session_mode, variant_name
 from edgetl.core.config.torch_modes import TORCH_MODES
@@ -18,6 +18,14 @@ from edgetl.core.files import sha256_file
 from edgetl.core.formatting import pluralize
 from edgetl.core.paths import RunDirectory
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.registry import convert_import_error
+from edgetl.core.runtimes import (
+    ONNXRUNTIME,
+    RUNTIMES,
+    check_runtime,
+    installed_runtimes,
+    is_installed,
+)
 from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.inputs import InputSpec
 from edgetl.device.hardware.info import installed_version
@@ -100,30 +108,32 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
         )
     _check_torch_modes(config)
     bundle = open_bundle(config.target)
-    variants = [bundle.select_variant(name) for name in dict.fromkeys(config.variants)]
-    variants = variants or list(bundle.variants)
-    fixed_size_names = [variant.name for variant in variants if variant.size is not None]
+    pairs, runtime_notes = _select_variants(bundle, config)
+    fixed_size_names = [variant.name for _, variant in pairs if variant.size is not None]
     if fixed_size_names and "model" not in config.scopes:
-        variants = [variant for variant in variants if variant.size is None]
-        if not variants:
+        pairs = [(runtime, variant) for runtime, variant in pairs if variant.size is None]
+        if not pairs:
             raise BenchError(
                 f"{', '.join(fixed_size_names)} takes images of one size only, "
                 "which needs scope model. Add model to {scopes}.",
                 BenchConfig,
             )
     onnx_cases: list[BenchCase] = []
-    for variant in variants:
-        file = bundle.variant_path(variant).resolve()
-        case = _variant_case(file, variant, bundle.preprocessing, config.scopes)
+    for runtime, variant in pairs:
+        case = _variant_case(bundle, variant, runtime, config.scopes)
         onnx_cases += _expand_session_modes(case, config, threads)
     run, weights_sha256, missing_torch_note = _find_run(Path(config.target), bundle)
-    notes = _describe_skipped_scopes(config, fixed_size_names) + _describe_skipped_modes(config)
+    notes = [
+        *runtime_notes,
+        *_describe_skipped_scopes(config, fixed_size_names),
+        *_describe_skipped_modes(config),
+    ]
     if missing_torch_note and config.torch_modes:
         notes.append(missing_torch_note)
     torch_cases: list[BenchCase] = []
     if run is not None and not missing_torch_note:
         torch_cases = _list_torch_cases(
-            run, weights_sha256, bundle.preprocessing, variants[0].input, config, threads
+            run, weights_sha256, bundle.preprocessing, pairs[0][1].input, config, threads
         )
     return BenchTarget(
         cases=(*torch_cases, *onnx_cases),
@@ -134,29 +144,74 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
     )
 
 
+def _select_variants(
+    bundle: Bundle, config: BenchConfig
+) -> tuple[list[tuple[str, VariantRecord]], list[str]]:
+    """Return the variants to measure, each with a runtime, and notes on what is left out.
+
+    Raises:
+        BundleError: there is no such variant, or a runtime has none.
+        BenchError: a runtime is unknown, or none of the variants can be run here.
+    """
+    selected = [bundle.select_variant(name) for name in dict.fromkeys(config.variants)]
+    runtimes = list(dict.fromkeys(config.runtimes))
+    if ALL_RUNTIMES in runtimes:
+        runtimes = installed_runtimes()
+    for runtime in runtimes:
+        check_runtime(runtime)
+    notes = []
+    pairs: list[tuple[str, VariantRecord]] = []
+    if not runtimes:
+        pairs = [(variant.runtime, variant) for variant in selected or bundle.variants]
+    for runtime in runtimes:
+        try:
+            variants = selected or bundle.variants_for(runtime)
+            pairs += [(runtime, variant) for variant in variants if variant.runs_on(runtime)]
+        except BundleError as cause:
+            if config.runtimes != (ALL_RUNTIMES,):
+                raise
+            notes.append(f"{RUNTIMES[runtime].title} is not measured: {cause}")
+    missing = list(dict.fromkeys(name for name, _ in pairs if not is_installed(name)))
+    for runtime in missing:
+        error = convert_import_error(ModuleNotFoundError(name=RUNTIMES[runtime].module))
+        # Without a choice of runtimes, what runs here is measured.
+        if runtime in runtimes or missing == list(dict.fromkeys(name for name, _ in pairs)):
+            raise error
+        notes.append(f"{RUNTIMES[runtime].title} is not measured: {error}")
+    pairs = [(runtime, variant) for runtime, variant in pairs if runtime not in missing]
+    if not pairs:
+        names = ", ".join(variant.name for variant in selected)
+        raise BenchError(
+            f"{{runtimes}} {', '.join(runtimes)} runs none of the variants {names}. "
+            "Leave out {variants} or {runtimes}.",
+            BenchConfig,
+        )
+    return pairs, notes
+
+
 def _variant_case(
-    file: Path,
-    variant: VariantRecord,
-    preprocessing: Preprocessing,
-    scopes: tuple[BenchScope, ...],
+    bundle: Bundle, variant: VariantRecord, runtime: str, scopes: tuple[BenchScope, ...]
 ) -> BenchCase:
+    file, *extra_files = (path.resolve() for path in bundle.variant_paths(variant))
     source = ModelSource(
         file,
         1,
         input=variant.input,
         size=variant.size,
-        preprocessing=preprocessing,
+        preprocessing=bundle.preprocessing,
         precision=variant.precision,
+        runtime=runtime,
+        extra_files=tuple(extra_files),
     )
     # Golden images differ in size, so variants of a fixed size are only comparable in scope model.
     if variant.size is not None:
         scopes = ("model",)
     return BenchCase(
-        "onnxruntime",
+        runtime,
         variant.name,
         source,
         variant.sha256,
-        variant.bytes,
+        variant.total_bytes,
         scopes,
         variant,
     )
@@ -212,6 +267,9 @@ def _expand_session_modes(
     case: BenchCase, config: BenchConfig, threads: Sequence[int]
 ) -> Iterator[BenchCase]:
     """Yield a case in every session mode, on the providers that support it."""
+    if case.runtime != ONNXRUNTIME:
+        yield from _expand_combinations(case, config, threads, ["cpu"])
+        return
     for mode in dict.fromkeys(config.session_modes):
         providers = [provider for provider in config.providers if has_session_mode(provider, mode)]
         settings = {} if mode == DEFAULT_MODE else {"session_mode": mode}

@@ -23,6 +23,7 @@ from edgetl.core.artifacts.storage import check_output_path, store_result
 from edgetl.core.config.evaluate import EvaluateConfig
 from edgetl.core.errors import BundleError, ConfigError, DataError
 from edgetl.core.progress import ProgressCallback, log_progress
+from edgetl.core.runtimes import ONNXRUNTIME
 from edgetl.device.evaluation.corruption_counts import select_corruptions
 from edgetl.device.evaluation.image_loop import (
     ScoredImages,
@@ -75,8 +76,9 @@ def evaluate(config: EvaluateConfig, progress: ProgressCallback | None = None) -
             `path`, and its last note says why.
     """
     report = progress or log_progress
-    check_provider(config.provider)
     target = find_evaluation_target(config)
+    if any(variant.runtime == ONNXRUNTIME for variant in target.variants) or not target.variants:
+        check_provider(config.provider)
     check_output_path(config.output, target.results_folder)
     _check_limits(config, target)
     images = list_evaluated_images(config, target.labels)

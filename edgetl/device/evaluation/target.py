@@ -16,6 +16,7 @@ from edgetl.core.config.evaluate import EvaluateConfig
 from edgetl.core.errors import BundleError
 from edgetl.core.files import sha256_file
 from edgetl.core.paths import RunDirectory
+from edgetl.core.runtimes import is_installed
 from edgetl.device.runtime.bundle import Bundle, UnreadableModelError, open_bundle
 from edgetl.device.runtime.classifier import (
     Classifier,
@@ -69,8 +70,9 @@ def find_evaluation_target(config: EvaluateConfig) -> EvaluationTarget:
     notes: tuple[str, ...] = ()
     if not selected:
         # Photos of other sizes could not be scored by all variants.
-        selected = tuple(variant for variant in bundle.variants if variant.size is None)
-        fixed = [variant.name for variant in bundle.variants if variant.size is not None]
+        installed = [variant for variant in bundle.variants if is_installed(variant.runtime)]
+        selected = tuple(variant for variant in installed if variant.size is None)
+        fixed = [variant.name for variant in installed if variant.size is not None]
         if selected and fixed:
             notes = (
                 f"Not evaluated, as they take images of one size only: {', '.join(fixed)}. "

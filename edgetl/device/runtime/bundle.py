@@ -15,6 +15,7 @@ from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.errors import BundleError
 from edgetl.core.files import sha256_file
 from edgetl.core.paths import BundleDirectory, StrPath
+from edgetl.core.runtimes import ONNXRUNTIME
 from edgetl.device.runtime.golden import (
     VARIANT_TOLERANCE_FACTOR,
     GoldenArchive,
@@ -42,15 +43,25 @@ class Bundle(BundleRecord):
         return str(self.directory.path)
 
     def variant_path(self, variant: VariantRecord) -> Path:
-        """Return the path of a variant's ONNX file after checking its hash and metadata.
+        """Return the path of a variant's file after checking its hash, and an ONNX file's metadata.
 
         Raises:
             BundleError: the file is missing, its hash does not match, or its metadata do not match
                 the manifest.
         """
         path = self._checked_path(FileRecord(variant.file, variant.sha256))
-        self._check_metadata(path, variant)
+        if variant.runtime == ONNXRUNTIME:
+            self._check_metadata(path, variant)
         return path
+
+    def variant_paths(self, variant: VariantRecord) -> tuple[Path, ...]:
+        """Return the paths of all files that are needed to run a variant, checked like the first.
+
+        Raises:
+            BundleError: see `variant_path`.
+        """
+        extra_paths = (self._checked_path(record) for record in variant.extra_files)
+        return (self.variant_path(variant), *extra_paths)
 
     def load_golden(self) -> GoldenSet:
         """Return the golden images and logits after checking their hashes.

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,35 +16,14 @@ from edgetl.core.config.export import InputKind
 from edgetl.core.errors import BundleError, DecodeError
 from edgetl.core.paths import StrPath
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.runtimes import ONNXRUNTIME, RUNTIMES, check_runtime
+from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.device.runtime.explanation import Explanation
-from edgetl.device.runtime.golden import GoldenOutputs
+from edgetl.device.runtime.golden import GoldenOutputs, softmax
 from edgetl.device.runtime.onnx_file import ACTIVATION_MAPS
 from edgetl.device.runtime.preprocessing import preprocess, resize_and_crop
-from edgetl.device.runtime.session import create_session, raise_provider_failure, read_metadata
-from edgetl.device.runtime.time_limit import run_with_timeout
-
-
-class TensorInfo(Protocol):
-    """Input of a session: onnxruntime's `NodeArg`."""
-
-    @property
-    def name(self) -> str:
-        """Name in the graph."""
-
-    @property
-    def shape(self) -> Sequence[int | str | None]:
-        """Sides; a name or None for a dynamic one."""
-
-
-class Session(Protocol):
-    """Methods of `onnxruntime.InferenceSession`, which has no types of its own."""
-
-    def get_inputs(self) -> Sequence[TensorInfo]:
-        """Return the inputs of the graph."""
-
-    def get_providers(self) -> Sequence[str]:
-        """Return onnxruntime's names of the execution providers, in order of preference."""
+from edgetl.device.runtime.sessions.session import ModelSession, SessionSource, open_session
 
 
 @dataclass(frozen=True)
@@ -65,20 +42,23 @@ class ModelOutputs:
 
 @dataclass(frozen=True)
 class Classifier:
-    """ONNX Runtime session with its labels and preprocessing."""
+    """Session of a runtime with its labels and preprocessing."""
 
-    session: Session
-    """The `onnxruntime.InferenceSession`."""
+    session: ModelSession
     labels: tuple[str, ...]
     """Names of the classes, in the order of the logits."""
     preprocessing: Preprocessing
     input: InputKind
-    """Whether the graph takes images or preprocessed tensors."""
+    """Whether the session takes images or preprocessed tensors."""
     unknown: UnknownDetector | None = None
     """Detector of unknown images; None if the graph has no output `unknown_score`."""
     prediction_sets: tuple[CoverageLevel, ...] = ()
     has_activation_maps: bool = False
     """Whether the session computes the output `activation_maps`."""
+    fixed_size: tuple[int, int] | None = None
+    """Fixed input image size (height, width); None for any size or preprocessed tensors."""
+    temperature: float = 1.0
+    """Divisor of the logits in the softmax, for files that compute only logits."""
 
     def __repr__(self) -> str:
         return f"Classifier({len(self.labels)} labels, input={self.input!r})"
@@ -102,14 +82,6 @@ class Classifier:
             )
         return np.expand_dims(image, 0)
 
-    @cached_property
-    def fixed_size(self) -> tuple[int, int] | None:
-        """Fixed input image size (height, width); None for any size or preprocessed tensors."""
-        if self.input != "image":
-            return None
-        sides = [side for side in self.session.get_inputs()[0].shape[1:3] if isinstance(side, int)]
-        return (sides[0], sides[1]) if len(sides) == 2 else None
-
     def run(self, batch: NDArray[np.uint8] | NDArray[np.float32]) -> ModelOutputs:
         """Return the model's outputs for a batch of `prepare_input`.
 
@@ -117,24 +89,22 @@ class Classifier:
             ProviderError: a provider other than the CPU's failed. There is no fallback.
             BundleError: the model cannot be run, or its number of classes differs from the labels.
         """
-        feed = {self.session.get_inputs()[0].name: batch}
-        names = ["logits", "probabilities"]
+        names = ["logits"]
+        has_probabilities = "probabilities" in self.session.output_names
+        if has_probabilities:
+            names.append("probabilities")
         if self.unknown is not None:
             names.append("unknown_score")
         if self.has_activation_maps:
             names.append(ACTIVATION_MAPS)
-        try:
-            outputs = run_with_timeout(self.session, names, feed)
-        except BundleError:
-            raise
-        except Exception as cause:  # onnxruntime's exceptions share no base class
-            raise_provider_failure(self.session, cause)
-            message = " ".join(str(cause).split())
-            raise BundleError(
-                f"The model cannot be run: {message} Export the bundle again."
-            ) from cause
+        outputs = self.session.run(names, batch)
         maps = outputs.pop() if self.has_activation_maps else None
-        logits, probabilities, *scores = outputs
+        logits = outputs.pop(0)
+        if has_probabilities:
+            probabilities = outputs.pop(0)
+        else:
+            probabilities = softmax(logits.astype(np.float64), self.temperature).astype(np.float32)
+        scores = outputs
         shape = (len(batch), len(self.labels))
         if logits.shape != shape or probabilities.shape != shape:
             raise BundleError(
@@ -196,6 +166,7 @@ def open_classifier(
     provider: str = "cpu",
     threads: int | None = None,
     explain: bool = False,
+    runtime: str | None = None,
 ) -> Classifier:
     """Open the model of a bundle, of a run directory's bundle, or of an ONNX file from edgetl.
 
@@ -205,62 +176,109 @@ def open_classifier(
         provider: execution provider (cpu, cuda, tensorrt, ...), without silent fallback.
         threads: intra-op threads; None uses all available cores.
         explain: compute the activation maps that `Classifier.explain` needs. It takes more time.
+        runtime: a name of `edgetl.core.runtimes.RUNTIMES`; None uses the variant's.
 
     Raises:
-        BundleError: the bundle or file is missing or altered, there is no such variant, the file
-            lacks edgetl's metadata, or it lacks the activation maps for `explain`.
+        BundleError: the bundle or file is missing or altered, there is no such variant, the runtime
+            cannot run it, the file lacks edgetl's metadata, or it lacks the activation maps for
+            `explain`.
         ProviderError: the provider is unknown, not in this onnxruntime, did not start, or did not
             take all compute nodes.
+        MissingPackageError: the runtime is not installed.
+        ConfigError: the runtime is unknown.
     """
+    check_runtime(runtime)
     path = Path(bundle)
     if path.suffix == ".onnx":
+        if runtime not in (None, ONNXRUNTIME):
+            raise BundleError(
+                f"{RUNTIMES[runtime].title} needs a bundle, which has the check of its outputs. "
+                f"Give the bundle of {path}, or leave out the runtime."
+            )
         if not path.is_file():
             raise BundleError(f"ONNX file not found: {path}.")
-        session = create_session(path, provider, threads, activation_maps=explain)
-        metadata = read_metadata(session)
-        if metadata is None:
-            raise BundleError(
-                f"{path} has no edgetl metadata (labels, preprocessing, input). "
-                "Give a bundle, or an ONNX file exported by edgetl."
-            )
-        return _make_classifier(session, metadata, explain)
+        return _open_onnx_file(path, provider, threads, explain)
     opened = open_bundle(path)
-    return open_variant(opened, opened.select_variant(variant), provider, threads, explain)
+    bundle_variant = opened.select_variant(variant, runtime)
+    return open_variant(opened, bundle_variant, provider, threads, explain, runtime)
 
 
 def open_variant(
     bundle: Bundle,
     bundle_variant: VariantRecord,
-    provider: str,
-    threads: int | None,
+    provider: str = "cpu",
+    threads: int | None = None,
     explain: bool = False,
+    runtime: str | None = None,
 ) -> Classifier:
     """Open a variant of an opened bundle.
 
     Raises:
-        BundleError, ProviderError: see `open_classifier`.
+        BundleError, ProviderError, MissingPackageError: see `open_classifier`.
     """
-    session = create_session(
-        bundle.variant_path(bundle_variant),
-        provider,
-        threads,
-        precision=bundle_variant.precision,
-        activation_maps=explain,
+    files = bundle.variant_paths(bundle_variant)
+    runtime = runtime or bundle_variant.runtime
+    if runtime != ONNXRUNTIME:
+        if provider != "cpu" or explain:
+            raise BundleError(
+                f"{RUNTIMES[runtime].title} runs on the CPU and without activation maps. Leave out "
+                "--provider and --explain, or --runtime."
+            )
+        return _open_with_runtime(bundle, bundle_variant, files, threads, runtime)
+    # `variant_paths` has checked that the file's metadata match the manifest.
+    default = ModelMetadata(
+        bundle.labels, bundle.preprocessing, bundle_variant.input, bundle.run_id
     )
-    # `variant_path` has checked that the file's metadata match the manifest.
-    metadata = read_metadata(session)
+    return _open_onnx_file(files[0], provider, threads, explain, bundle_variant.precision, default)
+
+
+def _open_with_runtime(
+    bundle: Bundle,
+    variant: VariantRecord,
+    files: tuple[Path, ...],
+    threads: int | None,
+    runtime: str,
+) -> Classifier:
+    source = SessionSource(
+        files, threads or available_cores(), bundle.preprocessing.crop, variant.precision
+    )
+    return Classifier(
+        open_session(runtime, source),
+        bundle.labels,
+        bundle.preprocessing,
+        "tensor",
+        variant.detector,
+        variant.prediction_sets,
+        temperature=variant.temperature,
+    )
+
+
+def _open_onnx_file(
+    path: Path,
+    provider: str,
+    threads: int | None,
+    explain: bool,
+    precision: str | None = None,
+    default_metadata: ModelMetadata | None = None,
+) -> Classifier:
+    # Only here: other runtimes do not need onnxruntime.
+    from edgetl.device.runtime.session import create_session, read_metadata
+    from edgetl.device.runtime.sessions.onnxruntime_session import OnnxRuntimeSession
+
+    ort_session = create_session(
+        path, provider, threads, precision=precision, activation_maps=explain
+    )
+    metadata = read_metadata(ort_session) or default_metadata
     if metadata is None:
-        metadata = ModelMetadata(
-            bundle.labels, bundle.preprocessing, bundle_variant.input, bundle.run_id
+        raise BundleError(
+            f"{path} has no edgetl metadata (labels, preprocessing, input). "
+            "Give a bundle, or an ONNX file exported by edgetl."
         )
-    return _make_classifier(session, metadata, explain)
-
-
-def _make_classifier(session: Session, metadata: ModelMetadata, explain: bool) -> Classifier:
     if explain and not metadata.activation_maps:
         raise BundleError(
             f"The model has no output {ACTIVATION_MAPS}. Export it again with --explain."
         )
+    session = OnnxRuntimeSession(ort_session)
     return Classifier(
         session,
         metadata.labels,
@@ -269,6 +287,7 @@ def _make_classifier(session: Session, metadata: ModelMetadata, explain: bool) -
         metadata.unknown,
         metadata.prediction_sets,
         explain,
+        session.fixed_size if metadata.input == "image" else None,
     )
 
 
@@ -294,6 +313,7 @@ def open_verified_classifier(
     provider: str = "cpu",
     threads: int | None = None,
     explain: bool = False,
+    runtime: str | None = None,
 ) -> Classifier:
     """Open a classifier and check this session on the bundle's golden images.
 
@@ -305,11 +325,12 @@ def open_verified_classifier(
     """
     path = Path(bundle)
     if path.suffix == ".onnx":
-        return open_classifier(path, variant, provider, threads, explain)
+        return open_classifier(path, variant, provider, threads, explain, runtime)
+    check_runtime(runtime)
     opened = open_bundle(path)
-    bundle_variant = opened.select_variant(variant)
+    bundle_variant = opened.select_variant(variant, runtime)
     golden = opened.load_golden()
-    classifier = open_variant(opened, bundle_variant, provider, threads, explain)
+    classifier = open_variant(opened, bundle_variant, provider, threads, explain, runtime)
     outputs = run_images(classifier, golden.load_images(bundle_variant))
     gate = golden.check(bundle_variant, provider, outputs)
     if not gate.passed:

@@ -11,8 +11,6 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-import onnxruntime
-
 from edgetl.core.cache import get_cache_folder, prune_cache
 from edgetl.core.files import sha256_file
 from edgetl.device.hardware.info import gpu_identity, installed_version
@@ -63,6 +61,8 @@ def cache_paths(root: Path, digest: str, environment: Mapping[str, str | None]) 
 
 def collect_engine_versions(provider: str) -> dict[str, str | None]:
     """Return the GPU and the versions that an engine depends on: driver, onnxruntime, TensorRT."""
+    import onnxruntime
+
     gpu, driver = gpu_identity()
     library = "libtensorrt_rtx.so" if provider == "nv_tensorrt_rtx" else "libnvinfer.so.10"
     return {

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgetl.device.runtime.providers import CUDA_PROVIDERS
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 DEVICE_TYPES = dict.fromkeys(CUDA_PROVIDERS, "cuda")
 """Execution providers with their own memory, and onnxruntime's name of that memory."""
@@ -64,6 +66,8 @@ class IoBindingRunner:
 
     def upload(self, feed: dict[str, NDArray[Any]]) -> onnxruntime.IOBinding:
         """Copy the inputs to the device."""
+        import onnxruntime
+
         for name, array in feed.items():
             device_input = self._device_inputs.get(name)
             if device_input is None or tuple(device_input.shape()) != array.shape:
@@ -154,6 +158,8 @@ class OrtCudaGraphRunner:
         return IoBindingRunner.download(outputs)
 
     def _capture_graph(self, feed: dict[str, NDArray[Any]], graph_id: int) -> GraphBuffers:
+        import onnxruntime
+
         inputs = {
             name: onnxruntime.OrtValue.ortvalue_from_shape_and_type(
                 array.shape, array.dtype, self._device_type, 0
@@ -193,6 +199,8 @@ def _graph_run_options(graph_id: int) -> onnxruntime.RunOptions:
 
     Source: onnxruntime_run_options_config_keys.h.
     """
+    import onnxruntime
+
     options = onnxruntime.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(graph_id))
     return options

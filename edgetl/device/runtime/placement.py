@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-
-import onnxruntime
+from typing import TYPE_CHECKING
 
 from edgetl.core.errors import ProviderError
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 RECORD_ASSIGNMENT_OPTION = "session.record_ep_graph_assignment_info"
 """Session option that makes a recent onnxruntime record its partitioning."""

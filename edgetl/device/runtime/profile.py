@@ -8,10 +8,12 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-
-import onnxruntime
+from typing import TYPE_CHECKING
 
 from edgetl.core.artifacts.session import ProfiledNode, ProfiledOperator
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 
 def profile_nodes(

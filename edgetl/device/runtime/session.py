@@ -7,8 +7,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-
-import onnxruntime
+from typing import TYPE_CHECKING
 
 from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.errors import BundleError, ProviderError
@@ -27,6 +26,9 @@ from edgetl.device.runtime.placement import (
 )
 from edgetl.device.runtime.providers import CUDA_PROVIDERS, PROVIDERS, provider_chain
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 _RUN_EXCEPTION_NAMES = ("EPFail", "Fail", "RuntimeException", "RuntimeError")
 """onnxruntime's exceptions for a failed run, the last with IO binding. They share no base class."""
 _CUDA_FAILURE_PATTERN = re.compile(r"CU\w+ failure \d+: [^;]*[^; ]")
@@ -40,6 +42,8 @@ _MAX_MESSAGE_LENGTH = 300
 
 def available_providers() -> list[str]:
     """Return the short names of the execution providers in the installed onnxruntime."""
+    import onnxruntime
+
     ort_names = onnxruntime.get_available_providers()
     return [name for name, ort_name in PROVIDERS.items() if ort_name in ort_names]
 
@@ -91,6 +95,8 @@ def create_session(
             take all compute nodes.
         BundleError: this onnxruntime cannot load the file.
     """
+    import onnxruntime
+
     check_provider(provider)
     name = "the model" if isinstance(model, bytes) else model
     if isinstance(model, Path) and not activation_maps:
@@ -137,6 +143,8 @@ def create_session(
 def _session_options(
     provider: str, threads: int | None, profile_prefix: Path | None, spinning: bool
 ) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or available_cores()
     options.inter_op_num_threads = 1
@@ -187,6 +195,8 @@ def raise_provider_failure(session: onnxruntime.InferenceSession, cause: Excepti
 
 
 def _start_failure_message(provider: str, reason: str) -> str:
+    import onnxruntime
+
     library = find_missing_library(reason)
     if library is None and provider in CUDA_PROVIDERS:
         # onnxruntime only logs the loader's message.
@@ -214,6 +224,8 @@ def _summarize_error(message: str) -> str:
 
 def _can_load_on_cpu(content: bytes | str) -> bool:
     """Return whether the CPU provider loads the model, so that the other provider is at fault."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgetl.core.errors import BundleError
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 INFERENCE_TIMEOUT_S = 120.0
 """Time limit of one batch, hundreds of times the latency of a light model on a small board."""
@@ -29,6 +31,8 @@ def run_with_timeout(
         BundleError: the run timed out.
         Exception: onnxruntime's exceptions.
     """
+    import onnxruntime
+
     options = onnxruntime.RunOptions()
     timed_out = threading.Event()
 

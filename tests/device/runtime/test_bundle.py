@@ -24,6 +24,7 @@ from edgetl.device.runtime.classifier import Classifier, open_classifier, open_v
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.onnx_file import OnnxFileError, read_onnx_file
 from edgetl.device.runtime.session import create_session
+from edgetl.device.runtime.sessions.onnxruntime_session import OnnxRuntimeSession
 from edgetl.device.runtime.time_limit import run_with_timeout
 from edgetl.device.verify import verify
 from tests.helpers.bundles import (
@@ -368,10 +369,12 @@ def test_classifier_rejects_metadata_that_are_not_utf8(tmp_path: Path) -> None:
 def test_classifier_rejects_wrong_output_or_input(tmp_path: Path) -> None:
     path = tmp_path / "m.onnx"
     path.write_bytes(colour_model().SerializeToString())
-    extra_label = Classifier(create_session(path), [*LABELS, "bird"], CONTRACT, "image")
+    extra_label = Classifier(
+        OnnxRuntimeSession(create_session(path)), [*LABELS, "bird"], CONTRACT, "image"
+    )
     with pytest.raises(BundleError, match=r"must have shape \(1, 3\)"):
         extra_label.classify(np.zeros((40, 40, 3), np.uint8))
-    tensor_input = Classifier(create_session(path), LABELS, CONTRACT, "tensor")
+    tensor_input = Classifier(OnnxRuntimeSession(create_session(path)), LABELS, CONTRACT, "tensor")
     with pytest.raises(BundleError, match="cannot be run"):
         tensor_input.classify(np.zeros((40, 40, 3), np.uint8))
 

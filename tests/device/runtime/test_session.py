@@ -18,6 +18,7 @@ from edgetl.device.runtime.session import (
     create_session,
     raise_provider_failure,
 )
+from edgetl.device.runtime.sessions.onnxruntime_session import OnnxRuntimeSession
 from tests.helpers.bundles import CONTRACT, LABELS, colour_model
 
 MODEL: bytes = colour_model().SerializeToString()
@@ -119,7 +120,9 @@ def test_create_session_warns_without_node_assignments(
 def test_failed_run_raises_short_provider_error(
     assignments: list[NodeAssignment],
 ) -> None:
-    classifier = Classifier(create_session(MODEL, "cuda"), LABELS, CONTRACT, "image")
+    classifier = Classifier(
+        OnnxRuntimeSession(create_session(MODEL, "cuda")), LABELS, CONTRACT, "image"
+    )
     with pytest.raises(ProviderError) as error:
         classifier.classify(np.zeros((8, 8, 3), np.uint8))
     message = str(error.value)

@@ -17,6 +17,7 @@ from edgetl.device.runtime.placement import COMPUTE_OPERATORS
 from edgetl.device.runtime.profile import profile_nodes
 from edgetl.device.runtime.providers import PROVIDERS
 from edgetl.device.runtime.session import create_session
+from edgetl.device.runtime.sessions.onnxruntime_session import OnnxRuntimeSession
 from tools.checks.gpu_check.photos import photo
 from tools.checks.gpu_check.record import Record
 from tools.checks.gpu_check.settings import Settings
@@ -74,7 +75,8 @@ def _check_nodes(
     settings: Settings, record: Record, variant: str, file: Path, classifier: Classifier
 ) -> None:
     image = photo(np.random.default_rng(0), 0, (640, 480))
-    name = classifier.session.get_inputs()[0].name
+    assert isinstance(classifier.session, OnnxRuntimeSession)
+    name = classifier.session.session.get_inputs()[0].name
     open_session = partial(create_session, file, settings.device, None)
     nodes = profile_nodes(
         lambda prefix: open_session(profile_prefix=prefix),

@@ -1,0 +1,1 @@
+"""Sessions of runtimes other than ONNX Runtime."""

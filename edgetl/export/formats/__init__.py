@@ -1,0 +1,1 @@
+"""Conversion of the network to the formats of other runtimes."""
