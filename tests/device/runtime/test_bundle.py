@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from edgetl.core.errors import BundleError, DecodeError, EdgetlError
 from edgetl.core.files import sha256_file
-from edgetl.device.runtime import classifier as classifier_module
 from edgetl.device.runtime.bundle import open_bundle
 from edgetl.device.runtime.classifier import Classifier, open_classifier, open_verified_classifier
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.onnx_file import OnnxFileError, read_onnx_file
 from edgetl.device.runtime.session import create_session
+from edgetl.device.runtime.sessions import onnxruntime_session
 from edgetl.device.runtime.sessions.onnxruntime_session import OnnxRuntimeSession
 from edgetl.device.runtime.time_limit import run_with_timeout
 from edgetl.device.verify import verify
@@ -412,7 +412,7 @@ def endless_model() -> onnx.ModelProto:
 def test_endless_model_times_out(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bundle(bundle, {"fp32": endless_model()}, read_logits(bundle))
     monkeypatch.setattr(
-        classifier_module,
+        onnxruntime_session,
         "run_with_timeout",
         lambda session, outputs, feed: run_with_timeout(session, outputs, feed, 1.0),
     )

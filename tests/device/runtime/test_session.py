@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from edgetl.core.errors import BundleError, ProviderError
@@ -64,7 +65,7 @@ class FakeSession:
 def assignments(monkeypatch: pytest.MonkeyPatch) -> list[NodeAssignment]:
     """Fake CUDA sessions, and return the list of node assignments that they report."""
     nodes: list[NodeAssignment] = []
-    monkeypatch.setattr(session_module.onnxruntime, "InferenceSession", FakeSession)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", FakeSession)
     monkeypatch.setattr(session_module, "available_providers", lambda: ["cpu", "cuda", "tensorrt"])
     monkeypatch.setattr(session_module, "preload_cuda_libraries", lambda: None)
     monkeypatch.setattr(session_module, "read_node_assignments", lambda session: nodes)
