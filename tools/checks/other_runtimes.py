@@ -72,7 +72,7 @@ CLOSE = 0.1
 
 
 @dataclass(frozen=True)
-class Runtime:
+class CheckedRuntime:
     """A runtime for ONNX files."""
 
     name: str
@@ -89,20 +89,20 @@ class Runtime:
 
 
 RUNTIMES = (
-    Runtime("OpenVINO", "openvino", _OPENVINO),
-    Runtime("OpenCV 4", "opencv-python-headless<5", _OPENCV.format(engine="")),
-    Runtime(
+    CheckedRuntime("OpenVINO", "openvino", _OPENVINO),
+    CheckedRuntime("OpenCV 4", "opencv-python-headless<5", _OPENCV.format(engine="")),
+    CheckedRuntime(
         "OpenCV 5, classic engine",
         "opencv-python-headless>=5",
         _OPENCV.format(engine=", engine=cv2.dnn.ENGINE_CLASSIC"),
     ),
-    Runtime(
+    CheckedRuntime(
         "OpenCV 5, new engine",
         "opencv-python-headless>=5",
         _OPENCV.format(engine=", engine=cv2.dnn.ENGINE_NEW"),
         (("mobilenet_v3_small", "int8"),),
     ),
-    Runtime(f"{RUNTIME} {VERSION} in Chromium"),
+    CheckedRuntime(f"{RUNTIME} {VERSION} in Chromium"),
 )
 
 
@@ -183,7 +183,7 @@ def check(
 
 
 def run_runtime(
-    runtime: Runtime,
+    runtime: CheckedRuntime,
     pythons: dict[str, Path],
     model: Path,
     inputs: NDArray[np.float32],

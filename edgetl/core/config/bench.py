@@ -120,16 +120,6 @@ class BenchConfig:
         panel=CASES,
         basic=True,
     )
-    runtimes: tuple[str, ...] = option(
-        (),
-        help="Runtimes to measure: onnxruntime, openvino, ..., or `all` installed ones. OpenVINO "
-        "also runs a bundle's ONNX files; other runtimes need files of `edgetl export --format`.",
-        name="runtime",
-        metavar="NAME",
-        unset="those of the bundle's variants",
-        panel=CASES,
-        basic=True,
-    )
     session_modes: tuple[SessionMode, ...] = option(
         ("default",),
         help="ONNX Runtime session modes on a GPU: `default`, `cuda-graph` (one launch per "
@@ -213,6 +203,16 @@ class BenchConfig:
         le=MAX_SEED,
     )
     force: bool = option(False, help="Allow more threads than available cores.", panel=PROTOCOL)
+    runtimes: tuple[str, ...] = option(
+        (),
+        help="Runtimes to measure: onnxruntime, openvino, ..., or `all` installed ones. OpenVINO "
+        "also runs a bundle's ONNX files; other runtimes need files of `edgetl export --format`.",
+        name="runtime",
+        metavar="NAME",
+        unset="those of the bundle's variants",
+        panel=CASES,
+        basic=True,
+    )
 
     __repr__ = repr_config
 

@@ -77,8 +77,7 @@ def evaluate(config: EvaluateConfig, progress: ProgressCallback | None = None) -
     """
     report = progress or log_progress
     target = find_evaluation_target(config)
-    if any(variant.runtime == ONNXRUNTIME for variant in target.variants) or not target.variants:
-        check_provider(config.provider)
+    _check_provider(config, target)
     check_output_path(config.output, target.results_folder)
     _check_limits(config, target)
     images = list_evaluated_images(config, target.labels)
@@ -136,6 +135,12 @@ def evaluate(config: EvaluateConfig, progress: ProgressCallback | None = None) -
         partial(write_result, result), config.output, target.results_folder, created
     )
     return replace(result, path=path, notes=(*result.notes, *notes))
+
+
+def _check_provider(config: EvaluateConfig, target: EvaluationTarget) -> None:
+    runtimes = [variant.runtime for variant in target.variants] or [ONNXRUNTIME]
+    if ONNXRUNTIME in runtimes:
+        check_provider(config.provider)
 
 
 def _check_limits(config: EvaluateConfig, target: EvaluationTarget) -> None:

@@ -57,6 +57,9 @@ class FakeSession:
     def get_inputs(self) -> list[Any]:
         return [SimpleNamespace(name="pixels", shape=["batch", "height", "width", 3])]
 
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name="logits"), SimpleNamespace(name="probabilities")]
+
     def run(self, names: list[str], feed: dict[str, Any], options: Any = None) -> Any:
         raise EPFail(NO_ENGINE)
 
