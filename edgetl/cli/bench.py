@@ -91,7 +91,7 @@ def _measure(config: BenchConfig, as_json: bool) -> None:
 
     result = measure_and_show(partial(measure, config), show_bench_result, as_json)
     if result.failed_rows:
-        reasons = {f"{row.runtime} {row.variant}: {row.gate.reason}" for row in result.failed_rows}
+        reasons = {f"{row.name}: {row.gate.reason}" for row in result.failed_rows}
         raise BenchError(
             f"The check on the golden images failed, so nothing was timed: "
             f"{'; '.join(sorted(reasons))}. Export the bundle again, or try another --provider."

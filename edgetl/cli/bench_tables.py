@@ -169,7 +169,7 @@ def _resource_table(result: BenchResult) -> Table:
     }
     has_several = len({key[2:] for key in configurations}) > 1
     for row in reversed(configurations.values()):
-        name = f"{row.runtime} {row.variant}"
+        name = row.name
         if has_several:
             name += f" {row.provider} b{row.batch} t{row.threads}"
         cold = row.cold
@@ -215,7 +215,7 @@ def _stage_table(result: BenchResult) -> Table:
         stages = row.stages_ms
         paced = "" if row.rate is None else f" {row.rate:g}/s"
         table.add_row(
-            f"{row.runtime} {row.variant} {row.scope}{paced} t{row.threads}",
+            f"{row.name} {row.scope}{paced} t{row.threads}",
             *(format_milliseconds(stages.get(name)) for name in names),
         )
     return table

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from edgetl.core.artifacts.experiment import Experiment
     from edgetl.experiment.matrix import PlannedRun
     from edgetl.experiment.plan import ExperimentPlan
-    from edgetl.report.compare.tables import TextTable
+    from edgetl.report.text_table import TextTable
 
 _RECIPE_OPTIONS = ("weights", "preset", "val_split", "test_split", "allow_leaks", "device")
 """Fields of FinetuneConfig that are options of `edgetl compare` as well."""
@@ -142,7 +142,8 @@ def print_table(text_table: TextTable) -> None:
 def _show_plan(plan: ExperimentPlan, as_json: bool) -> None:
     from edgetl.core.formatting import format_duration
     from edgetl.experiment.plan import to_screened_networks
-    from edgetl.report.compare.tables import TextTable, candidates_table
+    from edgetl.report.compare.tables import candidates_table
+    from edgetl.report.text_table import TextTable
 
     if as_json:
         runs = [

@@ -30,7 +30,8 @@ def report(
         typer.Option(
             "--output",
             "-o",
-            help="HTML page to write.",
+            help="Page to write, in HTML; a name that ends in .md writes bench results or an "
+            "experiment in Markdown.",
             show_default="report.html in the RUN or EXPERIMENT, otherwise in the current folder",
         ),
     ] = None,

@@ -36,9 +36,9 @@ from edgetl.device.verify import VerifyResult, verify
 from edgetl.experiment.compare import compare
 from edgetl.experiment.progress import ExperimentProgress
 from edgetl.export.exporter import export_run
-from edgetl.report.compare.tables import TextTable
 from edgetl.report.html.blocks import write_page
 from edgetl.report.run.page import render_run_report
+from edgetl.report.text_table import TextTable
 from edgetl.train.check.dataset_check import check
 from edgetl.train.model.sources.efficientnet_lite import is_weights_package_installed
 from edgetl.train.model.weights import read_weights

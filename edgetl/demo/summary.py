@@ -14,7 +14,8 @@ from edgetl.core.formatting import (
     format_milliseconds,
     format_percent,
 )
-from edgetl.report.compare.tables import TextTable, format_difference
+from edgetl.report.compare.tables import format_difference
+from edgetl.report.text_table import TextTable
 
 _CHANCE_FACTOR = 1.25
 """Accuracy levels below this multiple of chance are left out."""

@@ -1,4 +1,4 @@
-"""`edgetl report`: write HTML pages of runs, bundles, experiments, evaluations and bench results."""
+"""`edgetl report`: write pages of runs, bundles, experiments, evaluations and bench results."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from edgetl import __version__
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bench_json import read_results, read_run_results
 from edgetl.core.artifacts.bundle import BundleRecord, read_bundle_record
@@ -23,11 +24,13 @@ from edgetl.core.errors import ConfigError
 from edgetl.core.files import SCHEMA, read_json_of_kind
 from edgetl.core.paths import BundleDirectory, ExperimentDirectory, RunDirectory, StrPath
 from edgetl.core.typed_json import JsonObject, to_json
+from edgetl.report.bench.markdown import render_bench_markdown
 from edgetl.report.bench.page import render_bench_report
 from edgetl.report.bundle.page import render_bundle_report
 from edgetl.report.compare.page import render_compare_report
+from edgetl.report.compare.tables import render_compare_markdown
 from edgetl.report.evaluation.page import render_evaluation_report
-from edgetl.report.html.blocks import write_page
+from edgetl.report.html.blocks import MARKDOWN_GENERATOR, write_page
 from edgetl.report.run.page import render_run_report
 
 ReportKind = Literal["bench", "run", "bundle", "experiment", "evaluation"]
@@ -49,7 +52,7 @@ class Report:
     """A page that was written, with its content."""
 
     page: Path
-    """The HTML file."""
+    """The HTML or Markdown file."""
     run: RunRecord | None = None
     bundle: BundleRecord | None = None
     experiment: Experiment | None = None
@@ -94,19 +97,20 @@ def write_report(
     output: StrPath | None = None,
     force: bool = False,
 ) -> Report:
-    """Write a self-contained HTML page of one subject, or of several bench results.
+    """Write a self-contained page of one subject, or of several bench results.
 
     Args:
         subjects: a run, a bundle, an experiment, an evaluation or its file, or one or several bench
             results: their files, folders of them, runs that were benchmarked, or results of `bench`
             and `read_result`.
         output: the page; None writes report.html into the run or experiment, for bundles,
-            evaluations and bench results into the current folder.
+            evaluations and bench results into the current folder. A page of an experiment or of
+            bench results whose name ends in .md is written in Markdown, without drawings.
         force: overwrite a file that was not written by edgetl.
 
     Raises:
-        ConfigError: the page cannot be written, or a bundle, an experiment or an evaluation is not
-            alone.
+        ConfigError: the page cannot be written, the subject has no Markdown version, or a bundle,
+            an experiment or an evaluation is not alone.
         RunError, BundleError, BenchError: a file is missing or broken.
     """
     if isinstance(subjects, EvaluationResult):
@@ -120,8 +124,28 @@ def write_report(
         report, render = _read_subject(paths, results)
     if output is not None:
         report = replace(report, page=Path(output))
+    if report.page.suffix.lower() == ".md":
+        render = _select_markdown_renderer(report)
     write_page(report.page, render, force)
     return report
+
+
+def _select_markdown_renderer(report: Report) -> Callable[[], str]:
+    """Return the function that renders the Markdown version.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if report.experiment is not None:
+        render = partial(render_compare_markdown, report.experiment)
+    elif report.kind == "bench":
+        render = partial(render_bench_markdown, report.results)
+    else:
+        raise ConfigError(
+            "Only bench results and experiments can be written in Markdown, got --output "
+            f"{report.page}. Choose a name that ends in .html."
+        )
+    return lambda: f"{MARKDOWN_GENERATOR}{__version__} -->\n{render()}"
 
 
 def _read_subject(

@@ -9,12 +9,14 @@ from typing import Any
 
 from edgetl.core.artifacts.bench import BenchedModel, BenchResult
 from edgetl.core.artifacts.bench_rows import BenchRow, BlockResult, ColdStart
+from edgetl.core.artifacts.bundle import AccuracyRecord
 from edgetl.core.artifacts.comparison import Pair
 from edgetl.core.artifacts.device import CpuTime, DeviceInfo, DeviceState, PressureStalls
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.artifacts.noise import Interference, NoiseReport
 from edgetl.core.artifacts.session import OperatorProfile, ProfiledOperator, SessionRecord
 from edgetl.core.artifacts.sustained import LatencyWindow, SustainedResult
+from edgetl.core.statistics import wilson_interval
 
 GATE = GateResult(
     checked=True,
@@ -101,6 +103,12 @@ def bench_row(
         rate=rate,
         **fields,
     )
+
+
+def accuracy(top1: float, flips: int = 0, images: int = 220) -> AccuracyRecord:
+    """Return the accuracy of a variant whose PyTorch model has 91.8%."""
+    interval = wilson_interval(top1 * images, images)
+    return AccuracyRecord("validation", images, top1, interval, top1, 100 * (0.918 - top1), flips)
 
 
 def device(
@@ -254,3 +262,52 @@ def server() -> BenchResult:
         interrupted=True,
         sustained=sustained_run(rows[1], sensors=False),
     )
+
+
+def runtimes_result(speed: float = 1.0, **changes: Any) -> BenchResult:
+    """Return a result of several runtimes, two numbers of threads and a refused runtime.
+
+    Args:
+        speed: speed of the device relative to a processor with VNNI and bfloat16.
+        changes: replace other fields of the result.
+    """
+    fp32, bf16, int8 = accuracy(0.918), accuracy(0.918, 1), accuracy(0.909, 4)
+    measurements = (
+        ("onnxruntime", "fp32", 7.5, fp32),
+        ("onnxruntime", "int8", 3.5, int8),
+        ("openvino", "openvino-fp32", 7.4, fp32),
+        ("openvino", "openvino-bf16", 4.2, bf16),
+        ("openvino", "openvino-int8", 3.0, accuracy(0.914, 3)),
+        ("ncnn", "ncnn-fp32", 8.0, fp32),
+        ("ncnn", "ncnn-bf16", 6.8, bf16),
+        ("litert", "litert-fp32", 9.9, fp32),
+        ("litert", "litert-int8", 5.1, accuracy(0.895, 9)),
+    )
+    rows = [
+        bench_row(
+            runtime,
+            variant,
+            p50 / speed / threads**0.6,
+            threads=threads,
+            accuracy=top1,
+            input="float32 1x3x224x224",
+        )
+        for threads in (1, 2)
+        for runtime, variant, p50, top1 in measurements
+    ]
+    refused = replace(
+        GATE, passed=False, reason="logits differ by 4.7, tolerance 0.9", top1_agreement=5
+    )
+    rows += [
+        replace(
+            rows[0],
+            runtime="executorch",
+            variant="executorch-int8",
+            threads=threads,
+            accuracy=accuracy(0.75, 38),
+            gate=refused,
+            rounds=(),
+        )
+        for threads in (1, 2)
+    ]
+    return bench_result(tuple(rows), **changes)

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from edgetl import __version__
 from edgetl.core.artifacts.bench_json import read_result, write_result
 from edgetl.core.errors import ConfigError
-from edgetl.core.paths import RunDirectory
+from edgetl.core.files import write_text
+from edgetl.core.paths import ExperimentDirectory, RunDirectory
 from edgetl.report.report import detect_common_kind, detect_kind, write_report
 from tests.helpers.bench_results import bench_result, bench_row
+from tests.helpers.experiments import made_experiment
 from tests.helpers.runs import write_bundle, write_run
 
 
@@ -86,3 +89,28 @@ def test_report_kind_follows_subject(paths: dict[str, Path], tmp_path: Path) -> 
 def test_report_of_nothing_is_rejected() -> None:
     with pytest.raises(ConfigError, match="Nothing to report on"):
         write_report([])
+
+
+def test_markdown_is_written_for_results_and_experiments(
+    paths: dict[str, Path], tmp_path: Path
+) -> None:
+    page = tmp_path / "page.md"
+    result = bench_result((bench_row("onnxruntime", "fp32", 3.0),))
+    assert write_report(result, page).page == page
+    marker, title, *_ = page.read_text(encoding="utf-8").splitlines()
+    assert (marker, title) == (
+        f"<!-- generator: edgetl {__version__} -->",
+        "# Latency of mobilenet_v2",
+    )
+    experiment = made_experiment({"mobilenet_v2-224/head": (0.9, 10.0)})
+    folder = ExperimentDirectory(tmp_path / "experiment")
+    write_text(folder.plan, "{}")
+    experiment.write(folder.result)
+    write_report(folder.path, page)
+    assert "# Transfer learning on your images" in page.read_text(encoding="utf-8")
+    page.write_text("# Mine\n<!-- generator: edgetl")
+    with pytest.raises(ConfigError, match="was not written by edgetl"):
+        write_report(result, page)
+    with pytest.raises(ConfigError, match=r"can be written in Markdown, got --output .*bundle\.md"):
+        write_report(paths["bundle"], tmp_path / "bundle.md")
+    assert not (tmp_path / "bundle.md").exists()

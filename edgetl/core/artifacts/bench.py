@@ -14,6 +14,7 @@ from pathlib import Path
 from edgetl.core.artifacts.bench_rows import BenchRow, relative_spread, round_ratios
 from edgetl.core.artifacts.comparison import (
     EarlierPair,
+    EarlierRow,
     Pair,
     RowComparison,
     are_ratios_consistent,
@@ -122,6 +123,10 @@ class BenchResult:
         """The fastest configurations; None if no ONNX Runtime row was timed."""
         return recommend(self.rows)
 
+    def is_recommended(self, row: BenchRow) -> bool:
+        """Return whether the row has the recommended configuration for latency."""
+        return self.recommendation is not None and self.recommendation.latency.row == row.id
+
     @cached_property
     def limit_checks(self) -> list[LimitCheck]:
         """Outcomes of all limits."""
@@ -171,27 +176,45 @@ class BenchResult:
             baseline.id, candidate.id, speedup, "noisy" if self.is_emulated else verdict
         )
 
+    def compare_with_earlier(self, pair: EarlierPair) -> RowComparison | None:
+        """Compare a row with one that was not measured in its rounds; None if rounds are too few."""
+        row, earlier = self.get_row(pair.candidate), pair.earlier_row
+        if min(len(earlier.round_medians_ns), len(row.rounds)) < MIN_ROUNDS:
+            return None
+        speedup = unpaired_speedup(earlier.round_medians_ns, row.round_medians_ns)
+        comparison = RowComparison(pair.baseline, row.id, speedup, "inconclusive", earlier)
+        verdict = decide_verdict(
+            speedup,
+            self.noise.is_noisy or earlier.noisy,
+            self.compute_noise_margin(comparison),
+        )
+        return replace(comparison, verdict="noisy" if self.is_emulated else verdict)
+
+    def as_earlier_row(
+        self, row: BenchRow, device: DeviceInfo, *, same_model: bool, same_configuration: bool
+    ) -> EarlierRow:
+        """Return a row of this result as the baseline of one that was measured on `device`."""
+        return EarlierRow(
+            path=str(self.path),
+            created=self.created,
+            cross_device=not self.device.is_same_device(device),
+            same_model=same_model,
+            same_configuration=same_configuration,
+            threads=row.threads,
+            noisy=self.noise.is_noisy,
+            p50_ms=row.p50_ms or 0.0,
+            round_medians_ns=tuple(row.round_medians_ns),
+        )
+
     def _iterate_comparisons(self) -> Iterator[RowComparison]:
-        for pair in self.pairs:
-            comparison = self.compare_rows(
-                self.get_row(pair.baseline), self.get_row(pair.candidate)
-            )
-            if comparison is not None:
-                yield comparison
-        for earlier_pair in self.earlier_pairs:
-            row = self.get_row(earlier_pair.candidate)
-            earlier = earlier_pair.earlier_row
-            if min(len(earlier.round_medians_ns), len(row.rounds)) >= MIN_ROUNDS:
-                speedup = unpaired_speedup(earlier.round_medians_ns, row.round_medians_ns)
-                comparison = RowComparison(
-                    earlier_pair.baseline, row.id, speedup, "inconclusive", earlier
-                )
-                verdict = decide_verdict(
-                    speedup,
-                    self.noise.is_noisy or earlier.noisy,
-                    self.compute_noise_margin(comparison),
-                )
-                yield replace(comparison, verdict="noisy" if self.is_emulated else verdict)
+        comparisons = [
+            *(
+                self.compare_rows(self.get_row(pair.baseline), self.get_row(pair.candidate))
+                for pair in self.pairs
+            ),
+            *map(self.compare_with_earlier, self.earlier_pairs),
+        ]
+        return (comparison for comparison in comparisons if comparison is not None)
 
     def to_json(self) -> JsonObject:
         """Return the content of the result file, which `edgetl bench --json` prints as well."""

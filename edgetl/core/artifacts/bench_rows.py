@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -241,6 +242,24 @@ class BenchRow(RoundStatistics):
         rate = "" if self.rate is None else f"-r{self.rate:g}"
         runtime = f"{self.runtime}-{self.variant}-{self.scope}-{self.provider}"
         return f"{runtime}-b{self.batch}-t{self.threads}{rate}"
+
+    @property
+    def name(self) -> str:
+        """Runtime and variant, without the runtime twice: `onnxruntime int8`, `openvino-int8`."""
+        if self.variant.startswith(f"{self.runtime}-"):
+            return self.variant
+        return f"{self.runtime} {self.variant}"
+
+    @property
+    def precision(self) -> str | None:
+        """Precision that ran, as far as it is recorded."""
+        return self.session.precision or self.session.dtype
+
+    @property
+    def precision_bits(self) -> int | None:
+        """Bits of a number in the precision that ran, or else in that of the variant's name."""
+        match = re.search(r"(?:fp|bf|float|int)(\d+)", self.precision or self.variant)
+        return None if match is None else int(match[1])
 
     @property
     def images_per_inference(self) -> int:

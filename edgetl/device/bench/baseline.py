@@ -8,7 +8,7 @@ from pathlib import Path
 from edgetl.core.artifacts.bench import MIN_ROUNDS, BenchedModel, BenchResult
 from edgetl.core.artifacts.bench_json import read_result
 from edgetl.core.artifacts.bench_rows import BenchRow
-from edgetl.core.artifacts.comparison import EarlierPair, EarlierRow
+from edgetl.core.artifacts.comparison import EarlierPair
 from edgetl.core.artifacts.device import DeviceInfo
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError
@@ -65,12 +65,11 @@ def match_rows(
         ]
         exact = [baseline_row for baseline_row in comparable if baseline_row.id == row.id]
         for baseline_row in exact or comparable:
-            earlier_row = _to_earlier_row(
-                baseline,
+            earlier_row = baseline.as_earlier_row(
                 baseline_row,
                 device,
-                same_configuration=baseline_row.id == row.id,
                 same_model=_is_same_model(baseline, baseline_row, row, model),
+                same_configuration=baseline_row.id == row.id,
             )
             pairs.append(EarlierPair(baseline_row.id, row.id, earlier_row))
     if not pairs:
@@ -117,23 +116,3 @@ def _is_same_model(
 ) -> bool:
     is_same_run = model.run_id is not None and model.run_id == baseline.model.run_id
     return is_same_run or baseline_row.file_sha256 == row.file_sha256
-
-
-def _to_earlier_row(
-    result: BenchResult,
-    row: BenchRow,
-    device: DeviceInfo,
-    same_configuration: bool,
-    same_model: bool,
-) -> EarlierRow:
-    return EarlierRow(
-        path=str(result.path),
-        created=result.created,
-        cross_device=not result.device.is_same_device(device),
-        same_model=same_model,
-        same_configuration=same_configuration,
-        threads=row.threads,
-        noisy=result.noise.is_noisy,
-        p50_ms=row.p50_ms or 0.0,
-        round_medians_ns=tuple(row.round_medians_ns),
-    )

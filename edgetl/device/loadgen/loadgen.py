@@ -197,7 +197,7 @@ def _run_gate(
         row = gated_case.rows[0]
         raise BenchError(
             "The golden images did not pass, so LoadGen was not started. "
-            f"{row.runtime} {row.variant}: {row.gate.reason}. "
+            f"{row.name}: {row.gate.reason}. "
             "Export the bundle again, or try another --provider."
         )
     return gated_case

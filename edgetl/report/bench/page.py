@@ -17,7 +17,9 @@ from edgetl.core.formatting import (
     pluralize,
 )
 from edgetl.report.bench.provenance import devices_section, method_section
-from edgetl.report.bench.summary import summary_section, table_section
+from edgetl.report.bench.runtimes import runtimes_section
+from edgetl.report.bench.summary import page_title, summary_section
+from edgetl.report.bench.table import table_section
 from edgetl.report.charts.latency import draw_distributions, draw_rounds, draw_stages
 from edgetl.report.charts.svg import FILL_COLORS
 from edgetl.report.charts.sweeps import draw_sustained, draw_sweeps, select_sweep_rows
@@ -37,13 +39,11 @@ from edgetl.report.html.blocks import (
     table,
 )
 from edgetl.report.html.text import (
-    device_and_host,
     format_interval,
     format_mib,
     format_number,
     full_row_name,
     join_words,
-    model_name,
     result_titles,
     row_names,
 )
@@ -54,17 +54,15 @@ _MAX_LISTED_OPERATORS = 12
 
 def render_bench_report(results: Sequence[BenchResult]) -> str:
     """Render one self-contained HTML page over all results. The output is deterministic."""
-    devices = list(dict.fromkeys(device_and_host(result.device) for result in results))
-    models = join_words(list(dict.fromkeys(model_name(result) for result in results)))
-    counts = f"{pluralize(len(results), 'result')}, {pluralize(len(devices), 'device')}"
-    lead = f"{counts}: {models} on {join_words(devices)}."
-    return render_page(f"Latency of {models}", lead, bench_sections(results))
+    title, lead = page_title(results)
+    return render_page(title, lead, bench_sections(results))
 
 
 def bench_sections(results: Sequence[BenchResult]) -> list[Section]:
     """Build the sections of the benchmark report; sections without content have no blocks."""
     return [
         summary_section(results),
+        runtimes_section(results),
         table_section(results),
         _section_by_result("distributions", "Distributions", results, _distribution_blocks),
         _section_by_result("rounds", "Rounds", results, _round_blocks),

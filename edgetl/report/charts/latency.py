@@ -13,10 +13,11 @@ from markupsafe import Markup
 from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.formatting import format_milliseconds
 from edgetl.core.statistics import percentile
+from edgetl.report.charts.runtime_styles import assign_runtime_styles
 from edgetl.report.charts.svg import LINE_STYLES, format_latency_axis, legend_patch, render_svg
 from edgetl.report.html.blocks import figure
 from edgetl.report.html.text import join_words
-from edgetl.report.plots.style import BLUE, GRAY, INK, ORANGE, escape_mathtext, shorten_middle
+from edgetl.report.plots.style import GRAY, INK, escape_mathtext, shorten_middle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -234,11 +235,12 @@ def _draw_boxes(
     title: str, rows: Sequence[BenchRow], names: Mapping[str, str], limits: tuple[float, float]
 ) -> Markup:
     low, high = limits
+    styles = assign_runtime_styles(rows)
 
     def paint(drawing: Figure) -> None:
         axes = drawing.subplots()
         for y, row in enumerate(rows):
-            _draw_box(axes, y, row)
+            _draw_box(axes, y, row, styles[row.runtime].color)
             name = escape_mathtext(shorten_middle(names[row.id], 60))
             axes.text(low, y - 0.28, name, va="bottom", fontsize=8.5)
         _format_category_axis(axes, len(rows))
@@ -252,17 +254,14 @@ def _draw_boxes(
         f"{title}: quantiles of all latencies of {len(rows)} rows, "
         f"on a scale of {_format_range(low, high)}; the values are in the table"
     )
-    legend = [(legend_patch(BLUE), "ONNX Runtime")]
-    if any(row.runtime == "pytorch" for row in rows):
-        legend.append((legend_patch(ORANGE), "PyTorch"))
+    legend = [(legend_patch(style.color), runtime) for runtime, style in styles.items()]
     caption = (
         "Thick: middle half of the runs. Thin: 5% to 95%. Stroke: median. Dot: the slowest run."
     )
     return figure(title, render_svg(label, 0.75 + 0.36 * len(rows), paint), legend, caption)
 
 
-def _draw_box(axes: Axes, y: int, row: BenchRow) -> None:
-    color = ORANGE if row.runtime == "pytorch" else BLUE
+def _draw_box(axes: Axes, y: int, row: BenchRow, color: str) -> None:
     p5, p25, p50, p75 = (
         (percentile(row.latencies_ns, percent) or 0) / 1e6 for percent in (5, 25, 50, 75)
     )

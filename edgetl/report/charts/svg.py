@@ -91,6 +91,42 @@ FILL_COLORS = (BLUE, ORANGE, SKY, GREEN, AMBER, PURPLE, GRAY)
 """Colors of the segments of a stacked bar, in order."""
 
 
+@dataclass(frozen=True)
+class MarkerStyle:
+    """Color and shape of the points of a series; the shapes distinguish series without color."""
+
+    color: str
+    marker: str
+    """Shape in matplotlib's notation."""
+
+    @property
+    def legend_marker(self) -> Markup:
+        """Marker for the legend."""
+        shape = Markup(
+            '<svg viewBox="0 0 30 10" aria-hidden="true"><path d="{}" style="fill: {}"/></svg>'
+        )
+        return shape.format(_MARKER_PATHS[self.marker], _css_variable(self.color))
+
+
+_MARKER_PATHS = {
+    "o": "M10.5 5a4.5 4.5 0 0 0 9 0a4.5 4.5 0 0 0-9 0z",
+    "s": "M11 1h8v8h-8z",
+    "^": "M15 0l5 9.5h-10z",
+    "D": "M15 0l5 5l-5 5l-5-5z",
+    "v": "M15 10l5-9.5h-10z",
+    "P": "M13 0h4v3h3v4h-3v3h-4v-3h-3v-4h3z",
+    "X": "M12 0l3 3l3-3l2 2l-3 3l3 3l-2 2l-3-3l-3 3l-2-2l3-3l-3-3z",
+}
+"""Outlines of the markers for legends, by matplotlib's notation."""
+MARKER_STYLES = tuple(
+    MarkerStyle(color, marker)
+    for color, marker in zip(
+        (BLUE, GREEN, PURPLE, AMBER, SKY, GRAY, ORANGE), _MARKER_PATHS, strict=True
+    )
+)
+"""Styles of the points of one drawing; more series could not be told apart."""
+
+
 def legend_patch(color: str) -> Markup:
     """Return a filled patch for the legend."""
     return Markup(

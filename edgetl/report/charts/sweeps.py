@@ -164,7 +164,7 @@ def _draw_series(
     several_providers = len({row.provider for row in rows if row.runtime != "pytorch"}) > 1
     series: dict[str, list[BenchRow]] = {}
     for row in rows:
-        name = f"{row.runtime} {row.variant}"
+        name = row.name
         if several_providers:
             name += f", {row.provider}"
         series.setdefault(name, []).append(row)

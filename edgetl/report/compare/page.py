@@ -18,7 +18,6 @@ from edgetl.core.paths import RunDirectory
 from edgetl.report.charts.compare import draw_freeze_sweep, draw_strategy_curves, draw_trade_off
 from edgetl.report.charts.confusion import MAX_DRAWN_CLASSES, draw_confusion_matrix
 from edgetl.report.compare.tables import (
-    TextTable,
     conclusion_sentences,
     differences_table,
     equal_time_table,
@@ -44,6 +43,7 @@ from edgetl.report.html.blocks import (
     table,
 )
 from edgetl.report.html.text import join_words
+from edgetl.report.text_table import TextTable
 
 
 @dataclass(frozen=True)

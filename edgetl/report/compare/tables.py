@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from edgetl.core.artifacts.experiment import (
     DeployedModel,
@@ -14,23 +13,7 @@ from edgetl.core.artifacts.experiment import (
 from edgetl.core.artifacts.experiment_runs import StrategyResult
 from edgetl.core.config.compare import EQUAL_TIME
 from edgetl.core.formatting import MISSING_VALUE, format_duration, format_percent, pluralize
-from edgetl.core.untrusted_text import escape_control_characters
-
-
-@dataclass(frozen=True)
-class TextTable:
-    """A table whose cells are formatted text."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-    text_columns: tuple[str, ...] = ()
-    """Columns of text besides the first; all others are numeric."""
-
-    def is_text_column(self, column: str) -> bool:
-        """Return whether the column holds text and is left-aligned."""
-        return column == self.columns[0] or column in self.text_columns
+from edgetl.report.text_table import TextTable, render_markdown_table
 
 
 def all_tables(experiment: Experiment) -> list[TextTable]:
@@ -397,21 +380,5 @@ def render_compare_markdown(experiment: Experiment) -> str:
         f"{device or 'unknown CPU'}; {experiment.created}."
     )
     conclusions = "\n".join(f"- {sentence}" for sentence in conclusion_sentences(experiment))
-    tables = [_render_table(table) for table in all_tables(experiment)]
+    tables = [render_markdown_table(table) for table in all_tables(experiment)]
     return "\n\n".join(["# Transfer learning on your images", lead, conclusions, *tables]) + "\n"
-
-
-def _render_table(table: TextTable) -> str:
-    rules = ["---" if table.is_text_column(column) else "---:" for column in table.columns]
-    lines = [
-        f"## {table.title}",
-        "",
-        "| " + " | ".join(map(_escape_cell, table.columns)) + " |",
-        "| " + " | ".join(rules) + " |",
-        *("| " + " | ".join(map(_escape_cell, row)) + " |" for row in table.rows),
-    ]
-    return "\n".join([*lines, "", table.note] if table.note else lines)
-
-
-def _escape_cell(text: str) -> str:
-    return escape_control_characters(text).replace("|", "\\|").replace("\n", " ")

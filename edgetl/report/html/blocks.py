@@ -20,6 +20,8 @@ from edgetl.core.untrusted_text import escape_control_characters
 
 GENERATOR = '<meta name="generator" content="edgetl '
 """Marker by which a page written by edgetl is recognized."""
+MARKDOWN_GENERATOR = "<!-- generator: edgetl "
+"""The same in Markdown, at the beginning of the first line."""
 _TEMPLATES = Path(__file__).parent / "templates"
 
 Tone = Literal["good", "bad", "warn", ""]
@@ -45,6 +47,14 @@ class Cell:
     badges: tuple[Badge, ...] = ()
     bar_share: float | None = None
     """Length of a bar below the text, 0 to 1."""
+
+    @property
+    def plain_text(self) -> str:
+        """Content as one line of text; intervals are in brackets already."""
+        words = " ".join(filter(None, (self.text, *(badge.text for badge in self.badges))))
+        if not self.small or self.small.startswith("["):
+            return f"{words} {self.small}".strip()
+        return f"{words} ({self.small})"
 
 
 @dataclass(frozen=True)
@@ -102,13 +112,14 @@ def is_edgetl_page(path: Path) -> bool:
     """Return whether the file at `path` is a page written by edgetl."""
     try:
         with path.open("rb") as stream:
-            return GENERATOR.encode() in stream.read(1024)
+            start = stream.read(1024)
     except OSError:
         return False
+    return GENERATOR.encode() in start or start.startswith(MARKDOWN_GENERATOR.encode())
 
 
 def write_page(path: Path, page: Callable[[], str], force: bool = False) -> None:
-    """Write a page to a file.
+    """Write a page, in HTML or Markdown, to a file.
 
     Args:
         path: the file to write.

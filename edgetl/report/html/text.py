@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from edgetl.core.artifacts.bench import BenchResult
 from edgetl.core.artifacts.bench_rows import BenchRow
+from edgetl.core.artifacts.bundle import AccuracyRecord
 from edgetl.core.artifacts.comparison import RowComparison
 from edgetl.core.artifacts.device import DeviceInfo
-from edgetl.core.formatting import MISSING_VALUE, pluralize
+from edgetl.core.formatting import MISSING_VALUE, format_milliseconds, format_percent, pluralize
 from edgetl.report.html.blocks import Badge, Cell, Tone
 
+ResultRowPair = tuple[BenchResult, BenchRow]
 VERDICT_TONES: Mapping[str, Tone] = {
     "faster": "good",
     "slower": "bad",
@@ -20,6 +22,7 @@ VERDICT_TONES: Mapping[str, Tone] = {
     "inconclusive": "warn",
     "noisy": "warn",
 }
+OTHER_DEVICE_BADGE = Badge("another device")
 OUTCOME_TONES: Mapping[str, Tone] = {"held": "good", "broken": "bad", "undecided": "warn"}
 
 
@@ -73,7 +76,7 @@ def row_names(rows: Sequence[BenchRow]) -> dict[str, str]:
             varying.append(field)
     names = {}
     for row in rows:
-        parts = [f"{row.runtime} {row.variant}", *(formats[field](row) for field in varying)]
+        parts = [row.name, *(formats[field](row) for field in varying)]
         names[row.id] = ", ".join(part for part in parts if part)
     return names
 
@@ -82,7 +85,7 @@ def full_row_name(row: BenchRow) -> str:
     """Return the row's name with all parameters except its scope and input."""
     rate = "" if row.rate is None else f", {row.rate:g} arrivals/s"
     threads = pluralize(row.threads, "thread")
-    return f"{row.runtime} {row.variant}, {row.provider}, batch {row.batch}, {threads}{rate}"
+    return f"{row.name}, {row.provider}, batch {row.batch}, {threads}{rate}"
 
 
 def find_baseline_comparison(result: BenchResult, row_id: str) -> RowComparison | None:
@@ -103,6 +106,26 @@ def speedup_cell(pair: RowComparison) -> Cell:
         small=format_interval(pair.speedup.low, pair.speedup.high, 2),
         badges=(verdict_badge(pair.verdict),),
     )
+
+
+def format_p50_interval(row: BenchRow) -> str:
+    """Format the 95% interval of p50, or an empty string for fewer than two rounds."""
+    interval = row.p50_interval_ms
+    return "" if interval is None else format_interval(*interval, _decimals(interval[0]))
+
+
+def p50_cell(row: BenchRow, unit: str = "") -> Cell:
+    """Return a cell with p50 and its interval in milliseconds."""
+    p50 = format_milliseconds(row.p50_ms)
+    return Cell(f"{p50}{unit}", small=format_p50_interval(row))
+
+
+def accuracy_cell(accuracy: AccuracyRecord | None) -> Cell:
+    """Return a cell with top-1 accuracy and its interval."""
+    if accuracy is None:
+        return Cell(MISSING_VALUE, tooltip="not recorded")
+    low, high = (100 * bound for bound in accuracy.interval)
+    return Cell(format_percent(accuracy.top1), small=format_interval(low, high, 1))
 
 
 def verdict_badge(verdict: str) -> Badge:
@@ -170,3 +193,9 @@ def format_value(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {format_value(entry)}" for name, entry in value.items())
     return str(value)
+
+
+def _decimals(value: float) -> int:
+    if value < 1:
+        return 3
+    return 2 if value < 100 else 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,18 +17,35 @@ from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.artifacts.device import DeviceInfo, DeviceState
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.artifacts.noise import Interference, NoiseReport
-from edgetl.core.artifacts.session import OperatorProfile, ProfiledOperator
+from edgetl.core.artifacts.runtime_comparison import compare_with_plain
+from edgetl.core.artifacts.session import OperatorProfile, ProfiledOperator, SessionRecord
 from edgetl.core.config.bench import Limits
+from edgetl.core.formatting import format_milliseconds
 from edgetl.device.hardware.nvml import Nvml
+from edgetl.report.bench.markdown import render_bench_markdown
 from edgetl.report.bench.page import render_bench_report
 from edgetl.report.charts.latency import split_rows
 from edgetl.report.html.blocks import Section, is_edgetl_page, paragraph, render_page
-from tests.helpers.bench_results import bench_result, bench_row, board, device, server
+from tests.helpers.bench_results import (
+    accuracy,
+    bench_result,
+    bench_row,
+    board,
+    device,
+    runtimes_result,
+    server,
+)
 from tests.helpers.browser import CHROMIUM
 from tests.helpers.gpus import FakePynvml, gpu_reading
 from tests.helpers.pages import Page, seen_in_browser
 
 HOSTILE_TEXT = "<script>alert('x')</script>\"&{{ 7 * 7 }}"
+
+
+@pytest.fixture(scope="module")
+def runtimes_page() -> str:
+    slow_device = device("pi", "Raspberry Pi 5")
+    return render_bench_report([runtimes_result(), runtimes_result(0.08, device=slow_device)])
 
 
 @pytest.fixture(scope="module")
@@ -369,3 +387,135 @@ def test_operators_section_names_the_profile_clock(
 
 def test_table_has_no_gpu_column_without_readings(two_results_page: str) -> None:
     assert "throttle reasons" not in two_results_page
+
+
+def section_html(html: str, name: str) -> str:
+    return html.partition(f'<section id="{name}">')[2].partition("</section>")[0]
+
+
+def test_runtimes_are_drawn_by_device_and_threads(runtimes_page: str) -> None:
+    section = section_html(runtimes_page, "accuracy")
+    (label,) = re.findall(r'aria-label="([^"]*)"', section)
+    assert label.startswith("Accuracy against latency, scope model, batch 1. ")
+    panels = label.split(". ", 1)[1].split("; ")
+    assert [panel.partition(": ")[0] for panel in panels] == [
+        "Cortex-A76 (bench), 1 thread",
+        "Cortex-A76 (bench), 2 threads",
+        "Raspberry Pi 5 (pi), 1 thread",
+        "Raspberry Pi 5 (pi), 2 threads",
+    ]
+    for panel, result in zip(panels[::2], (runtimes_result(), runtimes_result(0.08)), strict=True):
+        points = panel.partition(": ")[2].split(", ")
+        timed = [row for row in result.rows if row.rounds and row.threads == 1]
+        assert points == [
+            f"{row.name} {row.accuracy.top1:.1%} in {format_milliseconds(row.p50_ms)} ms"
+            for row in timed
+            if row.accuracy is not None
+        ]
+    assert "executorch" not in section, "a row that failed its gate is not drawn"
+    assert "open: 32-bit, half: 16-bit, filled: 8-bit" in section
+
+
+def test_front_and_recommended_rows_are_named_in_the_drawing(runtimes_page: str) -> None:
+    names = re.findall(r"<text[^>]*>([a-z0-9 -]*)</text>", section_html(runtimes_page, "accuracy"))
+    counts = Counter(name for name in names if name.endswith(("fp32", "bf16", "int8")))
+    assert counts == {"openvino-int8": 4, "openvino-bf16": 4}
+    rows = (
+        bench_row("onnxruntime", "fp32", 3.0, accuracy=accuracy(0.9)),
+        bench_row("onnxruntime", "int8", 3.0, threads=1, accuracy=accuracy(0.8)),
+    )
+    assert "recommended" in section_html(render_bench_report([bench_result(rows)]), "accuracy")
+
+
+def test_table_shows_accuracy_and_verdicts_against_plain_rows(runtimes_page: str) -> None:
+    text = Page(section_html(runtimes_page, "table")).text
+    assert text.count("against onnxruntime fp32 ") == 1
+    assert "images/s against" in text, "no column of speed-ups over another baseline"
+    openvino = runtimes_result().get_row("openvino-openvino-int8-model-cpu-b1-t2")
+    comparison = compare_with_plain(runtimes_result(), openvino)
+    assert comparison is not None
+    ratio = comparison.speedup
+    assert re.search(
+        rf"openvino-int8 recommended cpu, batch 1, 2 threads .*? {ratio.ratio:.2f}× faster "
+        rf"\[{ratio.low:.2f}, {ratio.high:.2f}\] 91\.4% \[86\.9, 94\.4\] 3 of 220 ",
+        text,
+    )
+    assert text.count("recommended") == 2
+    summary = Page(section_html(runtimes_page, "summary")).text
+    assert summary.count("executorch-int8 was not timed, it failed the gate: logits differ") == 2
+    assert summary.count("against onnxruntime fp32 2.50× faster") == 2
+    assert "accuracy at export 91.4%" in summary
+
+
+def test_precision_that_ran_is_shown_where_it_is_recorded(runtimes_page: str) -> None:
+    assert ">precision<" not in runtimes_page
+    row = bench_row("openvino", "fp32", 3.0, session=SessionRecord(precision="bf16"))
+    other = bench_row("onnxruntime", "fp32", 3.0)
+    text = Page(section_html(render_bench_report([bench_result((row, other))]), "table")).text
+    assert "configuration precision" in text
+    assert "2 threads bf16" in text
+
+
+def test_rows_without_accuracy_are_named_below_the_drawing() -> None:
+    rows = (
+        bench_row("onnxruntime", "fp32", 3.0, accuracy=accuracy(0.9)),
+        bench_row("onnxruntime", "int8", 2.0, accuracy=accuracy(0.88)),
+        bench_row("openvino", "fp32", 2.5),
+        bench_row("openvino", "fp32", 2.5, scope="file"),
+    )
+    section = section_html(render_bench_report([bench_result(rows)]), "accuracy")
+    assert "Not drawn, because their accuracy is not recorded: openvino fp32." in section
+    assert section.count("<figure>") == 1
+    assert not section_html(render_bench_report([bench_result(rows[2:])]), "accuracy")
+
+
+def test_models_are_drawn_in_panels_of_their_own() -> None:
+    results = [
+        replace(runtimes_result(), model=BenchedModel(name, f"{index:012}"))
+        for index, name in enumerate(("mobilenet_v2", "resnet18", "efficientnet_lite0"))
+    ]
+    section = section_html(render_bench_report(results), "accuracy")
+    labels = re.findall(r'aria-label="([^"]*)"', section)
+    assert len(labels) == 2, "four panels in the first drawing, two in the second"
+    assert "(1 of 2)" in labels[0]
+    assert "efficientnet_lite0, Cortex-A76 (bench), 2 threads: " in labels[1]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_runtimes_page_fits_a_phone(runtimes_page: str) -> None:
+    assert seen_in_browser(runtimes_page) > 4
+
+
+def table_cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+
+
+def test_markdown_has_the_figures_of_the_page() -> None:
+    results = [runtimes_result(), runtimes_result(0.08, device=device("pi", "Raspberry Pi 5"))]
+    text = render_bench_markdown(results)
+    assert text.startswith("# Latency of mobilenet_v2\n\n2 results, 2 devices")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    headings, _, *rows = map(table_cells, lines)
+    assert len(rows) == sum(len(result.rows) for result in results)
+    assert {len(row) for row in rows} == {len(headings)}
+    cells = [dict(zip(headings, row, strict=True)) for row in rows]
+    row = results[0].get_row("openvino-openvino-bf16-model-cpu-b1-t1")
+    (bf16,) = [
+        entry
+        for entry in cells
+        if entry["configuration"] == "openvino-bf16 (cpu, batch 1, 1 thread)"
+        and "Cortex-A76" in entry["result"]
+    ]
+    assert bf16["p50 ms"].startswith(f"{row.p50_ms:.2f} [")
+    assert (bf16["accuracy"], bf16["flips"]) == ("91.8% [87.4, 94.7]", "1 (of 220)")
+    assert bf16["against onnxruntime fp32"].startswith("1.79× faster [")
+    assert "  - executorch-int8 was not timed, it failed the gate: logits differ by 4.7" in text
+
+
+def test_markdown_escapes_tags_and_cells() -> None:
+    result = bench_result((bench_row("onnxruntime", HOSTILE_TEXT + "|", 1.0),))
+    text = render_bench_markdown([replace(result, device=device(HOSTILE_TEXT, "a|b"))])
+    assert "<script" not in text
+    assert "&lt;script>" in text
+    (_, _, row) = [table_cells(line) for line in text.splitlines() if line.startswith("|")]
+    assert row[0].endswith("(cpu, batch 1, 2 threads)")
