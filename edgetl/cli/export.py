@@ -86,6 +86,14 @@ def export(
             f"{describe_closest_variant(bundle.variants, config)} Increase --max-latency or "
             "--max-accuracy-drop, add --variants, or train a smaller model."
         )
+    if bundle.manifest.failed_formats:
+        from edgetl.core.errors import ParityError
+
+        names = ", ".join(bundle.manifest.failed_formats)
+        raise ParityError(
+            f"The bundle is complete without {names}, see the reasons above. Leave out that --format, "
+            "or try another version of the runtime."
+        )
     path = bundle.directory.path
     if is_run and config.variants == ("fp32",):
         err.print(
@@ -218,6 +226,8 @@ def _print_variants(bundle: Bundle) -> None:
     out.print(table)
     for name, reason in bundle.manifest.rejection_reasons.items():
         out.print(f"{name} {reason}.", markup=False, soft_wrap=True)
+    for name, reason in bundle.manifest.failed_formats.items():
+        out.print(f"{name} is left out: {reason}", style="red", markup=False, soft_wrap=True)
     for variant in bundle.variants:
         for note in _variant_notes(variant):
             out.print(f"{variant.name}: {note}", markup=False, soft_wrap=True)

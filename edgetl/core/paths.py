@@ -197,6 +197,10 @@ class BundleDirectory:
         """Stand-alone Python client; it needs numpy, Pillow and onnxruntime."""
         return self.path / "predict.py"
 
+    def runtime_client(self, runtime: str) -> Path:
+        """Return the path of the stand-alone Python client of another runtime."""
+        return self.path / f"predict_{runtime}.py"
+
     @property
     def cpp_client(self) -> Path:
         """Stand-alone C++ client; it needs ONNX Runtime and OpenCV's imgcodecs.

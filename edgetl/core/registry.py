@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from edgetl.core.errors import ConfigError, MissingPackageError
-from edgetl.core.runtimes import RUNTIMES
+from edgetl.core.runtimes import RUNTIMES, is_installed
 
 BACKENDS = {
     "onnxruntime": "edgetl.device.bench.ort_backend:OnnxRuntimeBackend",
@@ -50,7 +50,9 @@ QUANTIZERS = {
 """Variants other than fp32: name to function (task) -> quantized model; see
 edgetl.export.quantize.task."""
 
-FORMATS: dict[str, str] = {}
+FORMATS = {
+    "openvino": "edgetl.export.formats.openvino:convert_to_openvino",
+}
 """Formats of other runtimes: runtime to function (task) -> converted files; see
 edgetl.export.formats.task."""
 
@@ -101,6 +103,16 @@ def load_from_registry(table: dict[str, str], name: str, what: str) -> Any:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as cause:
         raise convert_import_error(cause) from cause
+
+
+def check_installed(runtime: str) -> None:
+    """Check that the package of a runtime is installed; nothing is imported.
+
+    Raises:
+        MissingPackageError: It is not; the message has the command that installs it.
+    """
+    if not is_installed(runtime):
+        raise convert_import_error(ModuleNotFoundError(name=RUNTIMES[runtime].module))
 
 
 def convert_import_error(cause: ModuleNotFoundError) -> Exception:

@@ -13,7 +13,7 @@ from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import BenchError, BundleError, ProviderError
 from edgetl.core.paths import StrPath
 from edgetl.core.progress import ProgressCallback, log_progress
-from edgetl.core.registry import convert_import_error
+from edgetl.core.registry import check_installed
 from edgetl.core.runtimes import ONNXRUNTIME, RUNTIMES, is_installed
 from edgetl.core.typed_json import in_json
 from edgetl.device.bench.backend import ModelSource
@@ -119,10 +119,8 @@ def _check_installed(bundle: Bundle, variants: Sequence[VariantRecord]) -> None:
     Raises:
         MissingPackageError: one is not, or that of no variant is.
     """
-    runtimes = [variant.runtime for variant in variants or bundle.variants]
-    missing = [runtime for runtime in runtimes if not is_installed(runtime)]
-    if missing:
-        raise convert_import_error(ModuleNotFoundError(name=RUNTIMES[missing[0]].module))
+    for variant in variants or bundle.variants:
+        check_installed(variant.runtime)
 
 
 def _paths_or_error(

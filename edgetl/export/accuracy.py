@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,9 +38,17 @@ class AccuracyTest:
     input: InputKind
     _pytorch_logits: dict[ImageSize, Logits] = field(default_factory=dict)
 
-    def measure(self, file: Path, size: ImageSize = None) -> AccuracyRecord | None:
+    def measure_file(self, file: Path, size: ImageSize = None) -> AccuracyRecord | None:
         """Return the accuracy of an ONNX file on the test images."""
-        logits = logits_for_images(file, self.images.files, self.preprocessing, self.input, size)
+        return self.measure(
+            lambda files: logits_for_images(file, files, self.preprocessing, self.input, size), size
+        )
+
+    def measure(
+        self, run: Callable[[Sequence[Path]], Logits], size: ImageSize = None
+    ) -> AccuracyRecord | None:
+        """Return the accuracy on the test images of a function from files to logits."""
+        logits = run(self.images.files)
         return compute_accuracy(logits, self.pytorch_logits(size), self.images, self.labels)
 
     def pytorch_logits(self, size: ImageSize = None) -> Logits:

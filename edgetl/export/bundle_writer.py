@@ -28,7 +28,7 @@ from edgetl.core.files import move_aside, read_json_of_kind, sha256_file
 from edgetl.core.locks import exclusive_lock
 from edgetl.core.paths import BundleDirectory
 from edgetl.device.runtime.bundle import Bundle
-from edgetl.device.runtime.classifier import open_classifier, run_images
+from edgetl.device.runtime.classifier import open_variant, run_images
 
 
 def write_ort(file: Path) -> FileRecord:
@@ -229,10 +229,11 @@ def record_unknown_scores(directory: BundleDirectory, manifest: BundleManifest) 
     variants = [variant for variant in manifest.variants if variant.unknown is not None]
     if not variants:
         return manifest
-    golden = Bundle(directory, manifest).load_golden()
+    bundle = Bundle(directory, manifest)
+    golden = bundle.load_golden()
     scores: dict[str, NDArray[Any]] = {}
     for variant in variants:
-        classifier = open_classifier(directory.path / variant.file)
+        classifier = open_variant(bundle, variant)
         outputs = run_images(classifier, golden.load_images(variant))
         assert outputs.unknown_scores is not None
         scores[f"unknown_score_{variant.name}"] = outputs.unknown_scores.astype(np.float32)

@@ -29,6 +29,7 @@ from edgetl.core.config.export import ExportConfig, name_fixed_size_variant
 from edgetl.core.errors import DataError, ExportError
 from edgetl.core.paths import BundleDirectory, RunDirectory, StrPath
 from edgetl.core.progress import LOGGER, ProgressCallback, log_progress
+from edgetl.core.registry import check_installed
 from edgetl.device.bench.protocol import QUICK_PROTOCOL
 from edgetl.device.hardware.memory import keep_freed_memory
 from edgetl.device.runtime.bundle import Bundle
@@ -45,6 +46,8 @@ from edgetl.export.bundle_writer import (
 )
 from edgetl.export.confidence.confidence import Confidence
 from edgetl.export.confidence.estimator import ConfidenceEstimator, LabeledFiles
+from edgetl.export.formats.conversion import convert_to_formats
+from edgetl.export.formats.task import ConversionTask, OnnxNetwork
 from edgetl.export.golden import GOLDEN_COUNT, choose_golden, generate_images
 from edgetl.export.graph.activation_maps import add_activation_maps
 from edgetl.export.graph.assemble import assemble
@@ -215,6 +218,8 @@ def _export(
     keep_freed_memory()
     if {"int8", "fp16"} & set(config.variants):
         check_image_count(len(sources.calibration_files), sources.calibration_kind)
+    for name in config.formats:
+        check_installed(name)
     # Fetch the runtime first, so that a missing npm is reported before anything is computed.
     runtime = ensure_runtime_files() if config.web else None
     notify("Writing the ONNX graph", 0, 0)
@@ -324,8 +329,18 @@ class _BundleExport:
             for name in dict.fromkeys(config.variants)
             if name != "fp32"
         ]
-        if built or config.max_latency_ms is not None:
-            variants = (fp32_variant, *(item.variant for item in built))
+        converted, failures = self._convert(builder, built, task)
+        runtimes = dict.fromkeys(variant.runtime for variant in converted)
+        manifest = replace(
+            manifest,
+            failed_formats=failures,
+            max_accuracy_drop=config.max_accuracy_drop,
+            runtime_clients=tuple(
+                write_client(self.directory.runtime_client(runtime)) for runtime in runtimes
+            ),
+        )
+        if built or converted or config.max_latency_ms is not None:
+            variants = (fp32_variant, *(item.variant for item in built), *converted)
             manifest = replace(manifest, variants=variants)
             manifest = self._recommend_variant(
                 _add_latencies(manifest, built, task, self.directory)
@@ -340,6 +355,43 @@ class _BundleExport:
         self.directory.model_card.write_text(model_card(manifest), encoding="utf-8")
         write_bundle_manifest(self.directory, manifest)
         return manifest, built
+
+    def _convert(
+        self, builder: VariantBuilder, built: Sequence[BuiltVariant], task: QuantizationTask
+    ) -> tuple[list[VariantRecord], dict[str, str]]:
+        """Convert the network for other runtimes; return proven variants and the failures."""
+        if not self.config.formats:
+            return [], {}
+
+        def assemble_quantized(network: onnx.ModelProto) -> OnnxNetwork:
+            confidence = self._estimator.estimate(network, builder.fp32_confidence)
+            return self._as_onnx_network(network, confidence)
+
+        int8_networks = [
+            self._as_onnx_network(item.quantized_model.network, item.confidence)
+            for item in built
+            if item.variant.name == "int8"
+        ]
+        conversion_task = ConversionTask(
+            module=self.model.model,
+            float32=self._as_onnx_network(self.graph.model, builder.fp32_confidence),
+            int8=int8_networks[0] if int8_networks else None,
+            wants_int8="int8" in self.config.variants,
+            assemble=assemble_quantized,
+            crop=self.model.preprocessing.crop,
+            load_images=lambda: task.images,
+            max_accuracy_drop=self.config.max_accuracy_drop,
+            folder=self.directory.path,
+            wheels=self.config.wheels,
+            notify=self.notify,
+        )
+        return convert_to_formats(self.config.formats, conversion_task, builder)
+
+    def _as_onnx_network(self, network: onnx.ModelProto, confidence: Confidence) -> OnnxNetwork:
+        model = assemble(
+            network, self.model.preprocessing, "tensor", self._metadata, confidence=confidence
+        )
+        return OnnxNetwork(network, model, confidence)
 
     def _recommend_variant(self, manifest: BundleManifest) -> BundleManifest:
         choice = choose(manifest.variants, self.config)

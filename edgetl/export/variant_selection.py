@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from edgetl.core.artifacts.bundle import VariantRecord
 from edgetl.core.config.export import ExportConfig
+from edgetl.core.runtimes import ONNXRUNTIME
 
 _PRECISION_NOTES = {
     "fp16": "; it is meant for GPUs, CPUs compute it in float32",
@@ -39,10 +40,13 @@ def choose(variants: Sequence[VariantRecord], config: ExportConfig) -> VariantCh
     fitting = []
     for variant in variants:
         reason = _unmet_limit_reason(variant, config)
-        reason = reason or _not_faster_reason(variant, config, fp32_fits)
+        # Files of other runtimes are chosen on the device, by `edgetl bench`.
+        is_candidate = variant.runtime == ONNXRUNTIME
+        if is_candidate:
+            reason = reason or _not_faster_reason(variant, config, fp32_fits)
         if reason:
             reasons[variant.name] = reason
-        else:
+        elif is_candidate:
             fitting.append(variant)
     if not fitting:
         return VariantChoice(None, reasons)

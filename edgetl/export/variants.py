@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,7 @@ from edgetl.export.parity.metrics import (
     load_network_inputs,
     logits_for_batches,
     logits_for_images,
+    model_inputs,
 )
 from edgetl.export.quantize.task import QuantizationTask, QuantizedModel
 from edgetl.export.variant_selection import accuracy_drop
@@ -68,7 +70,7 @@ _INT8_CAPABLE_OPERATORS = (
     "Concat", "Flatten", "Gather", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
 )  # fmt: skip
 """Other operators that work on integers, convert to or from them, or move data."""
-_MAX_LISTED_FLIPS = 50
+MAX_LISTED_FLIPS = 50
 """Largest number of flips listed in bundle.json."""
 _MAX_LISTED_OPERATORS, _MIN_TIME_SHARE = 6, 0.02
 
@@ -165,16 +167,21 @@ class VariantBuilder:
         paths = self.evaluation_images.files[:_DIAGNOSIS_IMAGES]
         return load_network_inputs(paths, self.preprocessing)
 
-    def max_golden_difference(self, file: Path) -> float:
-        """Return the largest difference of a file on the bundle's golden images.
+    def max_golden_difference(
+        self, run: Callable[[Iterable[NDArray[np.generic]]], Logits]
+    ) -> float:
+        """Return the largest difference of a variant on the bundle's golden images.
 
         It is the maximum of three values: the logit difference from PyTorch, the gap in PyTorch's
         logits between its label and the file's label, and the logit difference from fp32 on the
         benchmark's tensors, which are cropped differently.
+
+        Args:
+            run: compute logits for batches of the variant's input.
         """
         with np.load(self.directory.golden_logits, allow_pickle=False) as golden:
             paths = [self.directory.path / name for name in golden["files"]]
-            logits = logits_for_images(file, paths, self.preprocessing, self.config.input)
+            logits = run(model_inputs(paths, self.preprocessing, self.config.input))
             reference = golden["logits"]
         predicted_logit = np.take_along_axis(reference, logits.argmax(1)[:, None], 1)[:, 0]
         tensors = [
@@ -182,7 +189,7 @@ class VariantBuilder:
             for path in paths
         ]
         fp32_logits = logits_for_batches(self.directory.variant("fp32"), tensors)
-        fp32_difference = logits_for_batches(file, tensors) - fp32_logits
+        fp32_difference = run(tensors) - fp32_logits
         differences = [
             np.abs(logits - reference).max(),
             (reference.max(1) - predicted_logit).max(),
@@ -219,7 +226,7 @@ class VariantBuilder:
             ),
             report=BuildReport(ort=write_ort(file) if self.config.ort_format else None),
             size=size,
-            test_accuracy=None if test is None else test.measure(file, size),
+            test_accuracy=None if test is None else test.measure_file(file, size),
         )
         return confidence.add_to_record(variant)
 
@@ -231,6 +238,7 @@ class BuiltVariant:
     variant: VariantRecord
     quantized_model: QuantizedModel
     flips: list[FlippedImage]
+    confidence: Confidence
 
     def with_profile(self) -> VariantRecord:
         """Return the manifest entry; an int8 variant that is not faster gets its operator times."""
@@ -259,17 +267,18 @@ def make_variant(name: str, task: QuantizationTask, builder: VariantBuilder) -> 
     logits = logits_for_images(file, images.files, builder.preprocessing, builder.config.input)
     reference = builder.reference_logits
     flips = find_label_flips(logits, reference, images, builder.labels)
-    parity = compute_parity(logits, reference, images.kind, builder.max_golden_difference(file))
+    golden_difference = builder.max_golden_difference(partial(logits_for_batches, file))
+    parity = compute_parity(logits, reference, images.kind, golden_difference)
     variant = builder.describe(name, file, quantized.precision, parity, logits, confidence)
     report = replace(
         variant.report,
         method=quantized.method,
         search=quantized.search,
-        flips=tuple(flip.record for flip in flips[:_MAX_LISTED_FLIPS]),
+        flips=tuple(flip.record for flip in flips[:MAX_LISTED_FLIPS]),
     )
     if not quantized.is_within_limit or accuracy_drop(variant) > builder.config.max_accuracy_drop:
         divergence = describe_first_noisy_module(
             task.network, quantized.network, task.module_outputs, builder.diagnosis_inputs()
         )
         report = replace(report, divergence=divergence)
-    return BuiltVariant(replace(variant, report=report), quantized, flips)
+    return BuiltVariant(replace(variant, report=report), quantized, flips, confidence)

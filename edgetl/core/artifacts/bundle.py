@@ -477,6 +477,8 @@ class BundleManifest:
     web: WebRecord | None = field(default=None, metadata=in_json(omit_default=True))
     fused_branches: bool = field(default=False, metadata=in_json(omit_default=True))
     """Whether the files have fused branches that the PyTorch model was trained with (RepVGG)."""
+    runtime_clients: tuple[FileRecord, ...] = field(default=(), metadata=in_json(omit_default=True))
+    """Stand-alone clients of the runtimes of converted files; they import `client`."""
     failed_formats: Mapping[str, str] = field(
         default_factory=dict, metadata=in_json(omit_default=True)
     )
@@ -512,7 +514,7 @@ class BundleManifest:
         """Files that are not needed to run the model: clients, and the web page if any."""
         web_files = () if self.web is None else self.web.files
         clients = (self.client,) if self.cpp_client is None else (self.client, self.cpp_client)
-        return (*clients, *web_files)
+        return (*clients, *self.runtime_clients, *web_files)
 
     @property
     def files(self) -> tuple[FileRecord, ...]:

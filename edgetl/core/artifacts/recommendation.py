@@ -7,13 +7,17 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from edgetl.core.artifacts.bench_rows import BenchRow, round_ratios
+from edgetl.core.runtimes import ONNXRUNTIME
 from edgetl.core.statistics import paired_speedup
 from edgetl.core.typed_json import in_json
+
+_MAX_DROP = 1.0
+"""Default limit of the export for the loss of top-1 accuracy, in percentage points."""
 
 
 @dataclass(frozen=True)
 class RecommendedOptions:
-    """Options for onnxruntime: providers, SessionOptions by name, and what to run."""
+    """Runtime, what to run with it, and its options by its own names."""
 
     variant: str
     providers: tuple[str, ...]
@@ -24,6 +28,9 @@ class RecommendedOptions:
     provider_options: Mapping[str, str] | None = field(
         default=None, metadata=in_json(omit_default=True)
     )
+    runtime: str = field(default=ONNXRUNTIME, metadata=in_json(omit_default=True))
+    precision: str | None = field(default=None, metadata=in_json(omit_default=True))
+    """Precision that ran, with another runtime than ONNX Runtime."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,9 @@ class Recommendation:
 
 
 def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
-    """Recommend among the ONNX Runtime rows of the first scope that passed the gate.
+    """Recommend among the rows of the first scope that passed the gate, except PyTorch's.
 
+    Rows that lost more than a point of accuracy at the export are left out if others remain.
     If the data do not show a difference, fewer threads are preferred, then the smaller file, which
     leaves more resources to other programs. None if no such row was timed.
     """
@@ -63,9 +71,14 @@ def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
     if not timed:
         return None
     eligible = [row for row in timed if row.scope == timed[0].scope]
+    eligible = [row for row in eligible if _is_accurate(row)] or eligible
     smallest_batch = min(row.batch for row in eligible)
     smallest_batch_rows = [row for row in eligible if row.batch == smallest_batch]
     return Recommendation(_choose_config(smallest_batch_rows), _choose_config(eligible))
+
+
+def _is_accurate(row: BenchRow) -> bool:
+    return row.accuracy is None or row.accuracy.drop <= _MAX_DROP
 
 
 def _choose_config(rows: Sequence[BenchRow]) -> RecommendedConfig:
@@ -83,6 +96,8 @@ def _choose_config(rows: Sequence[BenchRow]) -> RecommendedConfig:
         graph_optimization_level=session.graph_optimization,
         batch=best.batch,
         provider_options=session.provider_options,
+        runtime=best.runtime,
+        precision=None if best.runtime == ONNXRUNTIME else session.precision,
     )
     return RecommendedConfig(
         row=best.id,

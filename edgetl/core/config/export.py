@@ -8,7 +8,7 @@ from typing import Literal
 from edgetl.core.config.options import check, option, repr_config, validate
 from edgetl.core.config.parsers import parse_height_width, parse_milliseconds
 from edgetl.core.paths import OptionalPath
-from edgetl.core.registry import QUANTIZERS
+from edgetl.core.registry import FORMATS, QUANTIZERS
 
 InputKind = Literal["image", "tensor"]
 GoldenKind = Literal["validation", "generated"]
@@ -151,6 +151,25 @@ class ExportConfig:
         "with --optimise size. Requires npm.",
         panel=CLIENTS,
         basic=True,
+    )
+
+    formats: tuple[str, ...] = option(
+        (),
+        help="Also convert the model for other runtimes and prove each file: openvino, ... int8 is "
+        "converted if it is among --variants.",
+        name="format",
+        metavar="NAME",
+        unset="none",
+        panel=CLIENTS,
+        basic=True,
+        choices=tuple(FORMATS),
+    )
+    wheels: OptionalPath = option(
+        None,
+        help="Folder of wheels to install converters from that need an environment of their own.",
+        metavar="DIR",
+        unset="the package index",
+        panel=CLIENTS,
     )
 
     __repr__ = repr_config

@@ -7,7 +7,6 @@ from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import numpy as np
-import onnxruntime as ort
 from PIL import Image, ImageOps
 
 BUNDLE = Path(__file__).resolve().parent
@@ -19,8 +18,7 @@ FORMATS = "JPEG,MPO,PNG,WEBP,BMP,GIF,TIFF,AVIF,JPEG2000,TGA,PPM"  # EPS starts G
 def load_image(path: str) -> np.ndarray:
     """Decode to upright RGB, uint8 [height, width, 3]; transparency becomes white."""
     Image.init()
-    formats = [name for name in FORMATS.split(",") if name in Image.OPEN]
-    file = Image.open(path, formats=formats)
+    file = Image.open(path, formats=[name for name in FORMATS.split(",") if name in Image.OPEN])
     try:
         image = ImageOps.exif_transpose(file)
     except Exception:  # the EXIF data cannot be rewritten
@@ -32,10 +30,8 @@ def load_image(path: str) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def network_input(image: np.ndarray) -> np.ndarray:
-    """Return the photo if the file contains preprocessing, otherwise the float32 tensor."""
-    if VARIANT["input"] == "image":
-        return image[None]
+def preprocess(image: np.ndarray) -> np.ndarray:
+    """Resize, crop and normalize to float32 [1, 3, S, S], for files without preprocessing."""
     config = MANIFEST["preprocessing"]
     resize, crop = config["resize"], config["crop"]
     width, height = (resize * side // min(image.shape[:2]) for side in image.shape[1::-1])
@@ -49,10 +45,14 @@ def network_input(image: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
+    import onnxruntime as ort
+
     model = ort.InferenceSession(str(BUNDLE / VARIANT["file"]), providers=["CPUExecutionProvider"])
     names = {output.name for output in model.get_outputs()} & {"probabilities", "unknown_score"}
     for path in sys.argv[1:]:
-        inputs = {model.get_inputs()[0].name: network_input(load_image(path))}
+        photo = load_image(path)
+        photo = photo[None] if VARIANT["input"] == "image" else preprocess(photo)
+        inputs = {model.get_inputs()[0].name: photo}
         probabilities, *scores = (output[0] for output in model.run(sorted(names), inputs))
         closest = MANIFEST["labels"][int(probabilities.argmax())]
         label = "unknown" if any(score > 1 for score in scores) else closest

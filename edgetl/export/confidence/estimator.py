@@ -73,10 +73,10 @@ class ConfidenceEstimator:
         if not self.validation.files:
             return Confidence()
         self.notify("Calibrating probabilities", 0, 0)
-        labels = self._validation_images.labels
+        labels = self.validation_images.labels
         assert labels is not None
         validation = LabeledActivations(
-            compute_activations(network, self._validation_images), labels
+            compute_activations(network, self.validation_images), labels
         )
         calibration = calibrate(validation.activations.logits, labels)
         probabilities = softmax(validation.activations.logits, calibration.temperature)
@@ -95,8 +95,8 @@ class ConfidenceEstimator:
         self, network: onnx.ModelProto, validation: LabeledActivations, reference: Confidence | None
     ) -> tuple[UnknownModel, UnknownRecord]:
         unknown = {
-            "generated": compute_activations(network, self._generated_images),
-            "corrupted": compute_activations(network, self._corrupted_images),
+            kind: compute_activations(network, images)
+            for kind, images in self.unknown_images.items()
         }
         if reference is None or reference.unknown_model is None or reference.unknown is None:
             parameters = sum(int(np.prod(value.dims)) for value in network.graph.initializer)
@@ -121,12 +121,18 @@ class ConfidenceEstimator:
         )
 
     @cached_property
-    def _validation_images(self) -> CroppedImages:
+    def validation_images(self) -> CroppedImages:
+        """Labeled validation images."""
         return self._load(self.validation, _MAX_VALIDATION_IMAGES)
 
     @cached_property
     def _training_images(self) -> CroppedImages:
         return self._load(self.training, _MAX_TRAINING_IMAGES)
+
+    @property
+    def unknown_images(self) -> dict[str, CroppedImages]:
+        """Images of no class, by kind."""
+        return {"generated": self._generated_images, "corrupted": self._corrupted_images}
 
     @cached_property
     def _generated_images(self) -> CroppedImages:
@@ -136,7 +142,7 @@ class ConfidenceEstimator:
 
     @cached_property
     def _corrupted_images(self) -> CroppedImages:
-        crops = self._validation_images.pixels
+        crops = self.validation_images.pixels
         count = min(_CORRUPTED_IMAGES, len(crops))
         pixels = [
             corrupt(crops[index], CORRUPTIONS[index % len(CORRUPTIONS)], _SEVERITY, seed=index)

@@ -32,7 +32,7 @@ def calibrate(logits: Logits, labels: Labels) -> CalibrationRecord:
         logits: logits of a variant, [images, classes].
         labels: true classes, [images].
     """
-    before = _figures(softmax(logits), labels)
+    before = compute_figures(softmax(logits), labels)
     if len(labels) < _MIN_IMAGES:
         return CalibrationRecord(1.0, len(labels), before, before)
     cross_fitted = np.empty_like(logits)
@@ -41,7 +41,7 @@ def calibrate(logits: Logits, labels: Labels) -> CalibrationRecord:
         held_out = folds == fold
         temperature = fit_temperature(logits[~held_out], labels[~held_out])
         cross_fitted[held_out] = softmax(logits[held_out], temperature)
-    after = _figures(cross_fitted, labels)
+    after = compute_figures(cross_fitted, labels)
     gains = _log_losses(softmax(logits), labels) - _log_losses(cross_fitted, labels)
     standard_error = float(gains.std(ddof=1)) / len(gains) ** 0.5
     is_significant = float(gains.mean()) > Z_975 * standard_error
@@ -85,7 +85,8 @@ def _folds(labels: Labels) -> Labels:
     return folds
 
 
-def _figures(probabilities: Logits, labels: Labels) -> CalibrationFigures:
+def compute_figures(probabilities: Logits, labels: Labels) -> CalibrationFigures:
+    """Return the quality of probabilities [images, classes] for true classes [images]."""
     true_probabilities = np.take_along_axis(probabilities, labels[:, None], 1)[:, 0]
     # |p - y|^2 with the true class as 1: sum of p^2, minus 2 p_true, plus 1.
     brier = np.square(probabilities).sum(1) - 2 * true_probabilities + 1

@@ -328,8 +328,12 @@ def _largest_classes(
 def _measure_kind(
     score: UnknownScore, validation: Activations, unknown: Activations
 ) -> UnknownFigures:
-    scores = score.compute(unknown)
-    auroc = estimate_auroc(score.compute(validation), scores)
+    return measure_scores(score.compute(validation), score.compute(unknown))
+
+
+def measure_scores(known_scores: Floats, scores: Floats) -> UnknownFigures:
+    """Return the figures of scores of known images and of images of no class."""
+    auroc = estimate_auroc(known_scores, scores)
     caught = int((scores > UNKNOWN_THRESHOLD).sum())
     return UnknownFigures(
         images=len(scores),

@@ -15,7 +15,9 @@ from torch import nn
 
 from edgetl.core.progress import ProgressCallback
 from edgetl.core.runtimes import RUNTIMES
+from edgetl.export.confidence.confidence import Confidence
 from edgetl.export.quantize.images import QuantizationImages
+from edgetl.export.quantize.scoring import Logits, compute_logits
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class OnnxNetwork:
     model: onnx.ModelProto
     """The same with the outputs `probabilities` and, if unknown images are detected,
     `unknown_score`."""
+    confidence: Confidence
+    """Calibration and detector in these outputs, with their figures."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,8 @@ class ConversionTask:
     """The variant int8 of the bundle in QDQ form; None if there is none."""
     wants_int8: bool
     """Whether int8 was among the variants to export."""
-    assemble: Callable[[onnx.ModelProto], onnx.ModelProto]
-    """Add the outputs of a variant to another `network`, for example a quantized one."""
+    assemble: Callable[[onnx.ModelProto], OnnxNetwork]
+    """Add the outputs of a variant to another network, for example a quantized one."""
     crop: int
     """Side S of the input in pixels."""
     load_images: Callable[[], QuantizationImages]
@@ -62,6 +66,11 @@ class ConversionTask:
         """
         return self.load_images()
 
+    @cached_property
+    def held_out_logits(self) -> Logits:
+        """Logits of the float32 network for the held-out images, [images, classes]."""
+        return compute_logits(self.float32.network, self.images.held_out)
+
     def paths(self, runtime: str, name: str) -> tuple[Path, ...]:
         """Return the paths for the files of a variant, in the order of the runtime's suffixes."""
         return tuple(self.folder / f"{name}{suffix}" for suffix in RUNTIMES[runtime].suffixes)
@@ -79,6 +88,8 @@ class ConvertedFile:
     """Precision to compute in: fp32, bf16, fp16 or int8."""
     method: str | None = None
     """Short description of the quantization; None for the float32 weights."""
+    confidence: Confidence | None = None
+    """Confidence of the graph that it was converted from; None for that of float32."""
 
 
 Converter = Callable[[ConversionTask], Sequence[ConvertedFile]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,12 +78,19 @@ def logits_for_images(
 
     For a file with a fixed image size, photos are resized to `size` (height, width) first.
     """
-    decoded = (resize_to(load_image(path), size) for path in images)
-    batches = (
-        image[None] if input_kind == "image" else preprocess(image, preprocessing)
-        for image in decoded
-    )
-    return logits_for_batches(file, batches)
+    return logits_for_batches(file, model_inputs(images, preprocessing, input_kind, size))
+
+
+def model_inputs(
+    images: Sequence[Path],
+    preprocessing: Preprocessing,
+    input_kind: InputKind,
+    size: tuple[int, int] | None = None,
+) -> Iterator[NDArray[np.generic]]:
+    """Yield the model's input for each photo, with a batch dimension."""
+    for path in images:
+        image = resize_to(load_image(path), size)
+        yield image[None] if input_kind == "image" else preprocess(image, preprocessing)
 
 
 def logits_for_batches(file: Path, batches: Iterable[NDArray[np.generic]]) -> Logits:
