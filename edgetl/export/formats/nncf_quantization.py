@@ -35,9 +35,7 @@ def quantize_with_nncf(network: onnx.ModelProto, images: CroppedImages) -> onnx.
 
     dataset = nncf.Dataset(list(images.batches(1)), lambda batch: {PIXELS: batch})
     try:
-        quantized: onnx.ModelProto = nncf.quantize(
-            network, dataset, subset_size=len(images), fast_bias_correction=False
-        )
+        quantized: onnx.ModelProto = nncf.quantize(network, dataset, subset_size=len(images))
     except Exception as cause:  # NNCF's exceptions share no base class
         message = " ".join(str(cause).split())[:300]
         raise ExportError(
