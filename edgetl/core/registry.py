@@ -52,6 +52,7 @@ edgetl.export.quantize.task."""
 
 FORMATS = {
     "openvino": "edgetl.export.formats.openvino:convert_to_openvino",
+    "litert": "edgetl.export.formats.litert:convert_to_litert",
 }
 """Formats of other runtimes: runtime to function (task) -> converted files; see
 edgetl.export.formats.task."""
@@ -79,6 +80,7 @@ EXTRAS = {
     "openvino": "openvino",
     "ncnn": "ncnn",
     "ai_edge_litert": "litert",
+    "flatbuffers": "litert",
     "executorch": "executorch",
 }
 """Extra of edgetl that installs a package, by module name."""

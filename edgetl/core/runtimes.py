@@ -39,6 +39,12 @@ RUNTIMES = {
         reads_onnx=True,
         suffixes=(".xml", ".bin"),
     ),
+    "litert": Runtime(
+        "LiteRT",
+        "ai_edge_litert",
+        "edgetl.device.runtime.sessions.litert_session:LiteRtSession",
+        suffixes=(".tflite",),
+    ),
 }
 """Runtimes by name, in the order of tables."""
 
