@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgetl.core.artifacts.bench_rows import BenchRow
+from edgetl.core.artifacts.bundle import AccuracyRecord
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.artifacts.recommendation import recommend
 from tests.core.artifacts.test_bench import block, row
@@ -90,3 +91,33 @@ def test_ignores_failed_gates_other_scopes_and_paced_rows() -> None:
     assert recommendation.latency.row == "onnxruntime-fp32-model-cpu-b1-t2"
     assert recommend([failed]) is None
     assert recommend([row("pytorch", [10**6] * 8)]) is None
+
+
+def accuracy(drop: float) -> AccuracyRecord:
+    return AccuracyRecord("validation", 100, 0.9 - drop / 100, (0.8, 0.95), 0.9, drop, flips=2)
+
+
+def test_leaves_out_rows_that_lost_accuracy() -> None:
+    accurate = replace(configuration(3.0), accuracy=accuracy(0.0))
+    inaccurate = replace(configuration(2.0, variant="int8"), accuracy=accuracy(1.4))
+
+    recommendation = recommend([accurate, inaccurate])
+
+    assert recommendation is not None
+    assert recommendation.latency.row == accurate.id
+    only = recommend([inaccurate])
+    assert only is not None
+    assert only.latency.row == inaccurate.id
+
+
+def test_recommends_another_runtime_with_its_precision() -> None:
+    row = configuration(2.0, variant="openvino-bf16")
+    session = replace(row.session, precision="bf16")
+    faster = replace(row, runtime="openvino", session=session, accuracy=accuracy(0.5))
+
+    recommendation = recommend([configuration(4.0), faster])
+
+    assert recommendation is not None
+    options = recommendation.latency.options
+    assert (options.runtime, options.variant) == ("openvino", "openvino-bf16")
+    assert options.precision == "bf16"

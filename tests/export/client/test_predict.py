@@ -42,10 +42,10 @@ def test_tensor_input_equals_preprocess(
     }
     (tmp_path / "bundle.json").write_text(json.dumps(manifest))
     shutil.copy(Path(client.__file__).parent / "predict.py", tmp_path)
-    network_input = runpy.run_path(str(tmp_path / "predict.py"))["network_input"]
+    client_preprocess = runpy.run_path(str(tmp_path / "predict.py"))["preprocess"]
     image = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     np.testing.assert_allclose(
-        network_input(image), preprocess(image, preprocessing), rtol=0, atol=1e-6
+        client_preprocess(image), preprocess(image, preprocessing), rtol=0, atol=1e-6
     )
 
 
