@@ -91,10 +91,11 @@ def _measure(config: BenchConfig, as_json: bool) -> None:
 
     result = measure_and_show(partial(measure, config), show_bench_result, as_json)
     if result.failed_rows:
-        reasons = {f"{row.name}: {row.gate.reason}" for row in result.failed_rows}
+        reasons = [f"{name}: {reason}" for name, reason in result.list_refusals()]
         raise BenchError(
-            f"The check on the golden images failed, so nothing was timed: "
-            f"{'; '.join(sorted(reasons))}. Export the bundle again, or try another --provider."
+            "The check on the golden images failed, so these were not timed: "
+            f"{'; '.join(reasons)}. Export the bundle again, or choose others with "
+            "--variant, --runtime or --provider."
         )
     _exit_by_limits(result)
 

@@ -146,7 +146,7 @@ def describe_host_result(outcome: HostResult) -> str:
 
 def _latency_table(outcomes: Sequence[HostResult]) -> Table:
     table = plain_table()
-    for name in ("host", "device", "variant", "scope"):
+    for name in ("host", "device", "runtime, variant", "scope"):
         table.add_column(name)
     for name in ("batch", "threads", "p50 ms", "95%", "p99 ms", "images/s"):
         table.add_column(name, justify="right")
@@ -161,7 +161,7 @@ def _latency_table(outcomes: Sequence[HostResult]) -> Table:
             cells = (
                 outcome.host if index == 0 else "",
                 outcome.result.device.description if index == 0 else "",
-                row.variant,
+                row.name,
                 row.scope,
                 str(row.batch),
                 str(row.threads),

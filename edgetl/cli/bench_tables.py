@@ -8,12 +8,19 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from edgetl.cli.console import out, plain_table
+from edgetl.cli.console import out, plain_table, verdict_markup
+from edgetl.cli.runtime_tables import (
+    compares_runtimes,
+    half_width_markup,
+    show_recommended_runtime,
+    show_runtimes,
+)
 from edgetl.core.formatting import (
     MISSING_VALUE,
     PROFILE_CLOCK_DESCRIPTIONS,
     format_gpu_state,
     format_milliseconds,
+    format_speedup,
     pluralize,
 )
 from edgetl.core.typed_json import to_json
@@ -25,12 +32,6 @@ if TYPE_CHECKING:
     from edgetl.core.artifacts.session import OperatorProfile
     from edgetl.core.artifacts.sustained import SustainedResult
 
-VERDICT_STYLES = {
-    "faster": "bold green",
-    "slower": "bold red",
-    "inconclusive": "yellow",
-    "noisy": "yellow",
-}
 OUTCOME_STYLES = {"held": "green", "broken": "bold red", "undecided": "yellow"}
 _SPARKLINE_CHARACTERS = "▁▂▃▄▅▆▇█"
 _SPARKLINE_WIDTH = 60
@@ -46,8 +47,11 @@ def show_bench_result(result: BenchResult) -> None:
     if len(thread_counts) == 1:
         threads = f", {pluralize(next(iter(thread_counts)), 'thread')}"
     out.print(f"[bold]{name}[/] on {result.device.description}{threads}", highlight=False)
-    out.print(_latency_table(result))
-    out.print()
+    if compares_runtimes(result):
+        show_runtimes(result)
+    else:
+        out.print(_latency_table(result))
+        out.print()
     out.print(_resource_table(result))
     out.print()
     if any(row.stages_ms for row in result.rows):
@@ -66,7 +70,10 @@ def show_bench_result(result: BenchResult) -> None:
     _show_notes(result)
     if result.sustained is not None:
         _show_sustained(result.sustained)
-    _show_recommendation(result)
+    if compares_runtimes(result):
+        show_recommended_runtime(result)
+    else:
+        _show_recommendation(result)
     for check in result.limit_checks:
         out.print(
             f"Limit    [{OUTCOME_STYLES[check.outcome]}]{check.outcome}[/] --{check.limit}: ",
@@ -109,10 +116,6 @@ def _latency_table(result: BenchResult) -> Table:
         p50, p90, p99 = (
             format_milliseconds(row.percentile_ms(percent)) for percent in (50, 90, 99)
         )
-        half_width = ""
-        if row.p50_interval_ms is not None:
-            low, high = row.p50_interval_ms
-            half_width = f"[dim]{(high - low) / (high + low):.0%}[/]"
         rate = MISSING_VALUE if row.images_per_second is None else f"{row.images_per_second:.1f}"
         table.add_row(
             row.runtime,
@@ -120,7 +123,7 @@ def _latency_table(result: BenchResult) -> Table:
             row.scope,
             *(_parameter_cell(row, name) for name in varying_parameters),
             p50,
-            half_width,
+            half_width_markup(row),
             p90,
             p99,
             rate,
@@ -143,14 +146,17 @@ def _speedup_cells(
         return "", "[bold red]failed[/]"
     if row.id in comparisons:
         comparison = comparisons[row.id]
-        return format_speedup(comparison), _verdict_markup(comparison)
+        return _speedup_markup(comparison), verdict_markup(comparison.verdict)
     return ("[dim]1[/]", "[dim]baseline[/]") if row.id in baselines else ("", "")
 
 
 def _resource_table(result: BenchResult) -> Table:
-    has_energy = any(row.energy_mj for row in result.rows)
+    # The table of runtimes already has the size of the files and the refused rows.
+    is_short = compares_runtimes(result)
+    rows = [row for row in result.rows if row.rounds or not is_short]
+    has_energy = any(row.energy_mj for row in rows)
     table = plain_table()
-    table.add_column("cold start, ms")
+    table.add_column("cold start, ms", no_wrap=True)
     for heading in (
         "import",
         "session",
@@ -158,20 +164,21 @@ def _resource_table(result: BenchResult) -> Table:
         "total",
         "peak MiB",
         "growth",
-        "file MB",
+        *([] if is_short else ["file MB"]),
         *(["mJ/image"] if has_energy else []),
     ):
         table.add_column(heading, justify="right")
     table.add_column("golden images")
     configurations = {
         (row.runtime, row.variant, row.provider, row.batch, row.threads): row
-        for row in reversed(result.rows)
+        for row in reversed(rows)
     }
-    has_several = len({key[2:] for key in configurations}) > 1
+    providers, batches, threads = ({key[index] for key in configurations} for index in (2, 3, 4))
     for row in reversed(configurations.values()):
         name = row.name
-        if has_several:
-            name += f" {row.provider} b{row.batch} t{row.threads}"
+        name += f" {row.provider}" if len(providers) > 1 else ""
+        name += f" b{row.batch}" if len(batches) > 1 else ""
+        name += f" t{row.threads}" if len(threads) > 1 else ""
         cold = row.cold
         times = [MISSING_VALUE] * 4
         if cold is not None:
@@ -182,9 +189,9 @@ def _resource_table(result: BenchResult) -> Table:
             _format_mebibytes(None if cold is None else cold.peak_memory_bytes),
             MISSING_VALUE if growth is None else f"{growth / 2**20:+.1f}",
         ]
-        file_size = f"{row.file_bytes / 1e6:.1f}"
+        file_size = [] if is_short else [f"{row.file_bytes / 1e6:.1f}"]
         energy = [_energy_cell(row)] if has_energy else []
-        table.add_row(name, *times, *memory, file_size, *energy, _gate_cell(row))
+        table.add_row(name, *times, *memory, *file_size, *energy, _gate_cell(row))
     return table
 
 
@@ -262,7 +269,7 @@ def _show_comparisons(result: BenchResult) -> None:
 
 
 def _comparison_markup(pair: RowComparison) -> str:
-    speedup = f"{format_speedup(pair)} {_verdict_markup(pair)}"
+    speedup = f"{_speedup_markup(pair)} {verdict_markup(pair.verdict)}"
     return f"{pair.candidate} is {speedup} against {pair.baseline}"
 
 
@@ -368,11 +375,5 @@ def _format_mebibytes(count: int | None) -> str:
     return MISSING_VALUE if count is None else f"{count / 2**20:.0f}"
 
 
-def _verdict_markup(pair: RowComparison) -> str:
-    return f"[{VERDICT_STYLES[pair.verdict]}]{pair.verdict}[/]"
-
-
-def format_speedup(comparison: RowComparison) -> str:
-    """Format a speed-up as `2.64× [2.05, 3.39]`, escaped for rich."""
-    speedup = comparison.speedup
-    return f"{speedup.ratio:.2f}× \\[{speedup.low:.2f}, {speedup.high:.2f}]"
+def _speedup_markup(comparison: RowComparison) -> str:
+    return escape(format_speedup(comparison.speedup))

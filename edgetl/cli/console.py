@@ -20,6 +20,12 @@ if TYPE_CHECKING:
     from rich.segment import Segment
     from rich.table import Table
 
+VERDICT_STYLES = {
+    "faster": "bold green",
+    "slower": "bold red",
+    "inconclusive": "yellow",
+    "noisy": "yellow",
+}
 NON_TERMINAL_WIDTH = 200
 """Columns if the output is a file or a pipe, so that paths and messages are not wrapped."""
 
@@ -155,6 +161,11 @@ def print_json(content: Any, indent: int | None = None) -> None:
     escape_non_ascii = not _is_unicode(sys.stdout.encoding or "utf-8")
     text = json.dumps(content, ensure_ascii=escape_non_ascii, allow_nan=False, indent=indent)
     sys.stdout.write(escape_json_controls(text) + "\n")
+
+
+def verdict_markup(verdict: str) -> str:
+    """Return the verdict of a comparison of latencies in its color."""
+    return f"[{VERDICT_STYLES[verdict]}]{verdict}[/]"
 
 
 def plain_table() -> Table:

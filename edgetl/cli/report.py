@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgetl.cli.console import err, out, plain_table, print_json
+from edgetl.cli.console import err, out, plain_table, print_json, verdict_markup
 
 if TYPE_CHECKING:
     from edgetl.core.artifacts.bench import BenchResult
@@ -90,34 +90,44 @@ def show_bench_results(results: Sequence[BenchResult]) -> None:
     """Print one table of all results, followed by noise and interruptions."""
     from rich.markup import escape
 
-    from edgetl.core.formatting import format_milliseconds
+    from edgetl.core.artifacts.runtime_comparison import (
+        PLAIN_NAME,
+        compare_with_plain,
+        is_plain,
+        list_runtimes,
+    )
+    from edgetl.core.formatting import format_milliseconds, format_percent, format_speedup
     from edgetl.report.html.text import (
         find_baseline_comparison,
-        format_interval,
         full_row_name,
         result_titles,
     )
 
+    several_runtimes = len(list_runtimes(row for result in results for row in result.rows)) > 1
+    has_accuracy = any(row.accuracy is not None for result in results for row in result.rows)
     table = plain_table()
     for heading in ("result", "row", "scope"):
         table.add_column(heading)
-    for heading in ("p50 ms", "p99 ms", "images/s", "speed-up [95%]"):
-        table.add_column(escape(heading), justify="right")
+    baseline = f"over {PLAIN_NAME}" if several_runtimes else "speed-up"
+    for heading in ("p50 ms", "p99 ms", "images/s", *(["accuracy"] if has_accuracy else [])):
+        table.add_column(heading, justify="right")
+    table.add_column(escape(f"{baseline} [95%]"), justify="right")
     table.add_column("verdict")
     titles = result_titles(results)
     for title, result in zip(titles, results, strict=True):
         for index, row in enumerate(result.rows):
             pair = find_baseline_comparison(result, row.id)
-            speedup = ""
-            if pair is not None:
-                interval = format_interval(pair.speedup.low, pair.speedup.high, 2)
-                speedup = f"{pair.speedup.ratio:.2f}× {interval}"
+            if several_runtimes:
+                pair = compare_with_plain(result, row, results)
+            speedup = "" if pair is None else format_speedup(pair.speedup)
             if row.has_failed_gate:
                 verdict = "[bold red]failed[/]"
             elif pair is not None:
-                verdict = _verdict_markup(pair.verdict)
+                verdict = verdict_markup(pair.verdict)
             else:
-                verdict = _baseline_markup(result, row)
+                is_baseline = is_plain(row) if several_runtimes else _is_baseline(result, row)
+                verdict = "[dim]baseline[/]" if is_baseline else ""
+            accuracy = format_percent(None if row.accuracy is None else row.accuracy.top1)
             table.add_row(
                 escape(title) if index == 0 else "",
                 escape(full_row_name(row)),
@@ -125,11 +135,17 @@ def show_bench_results(results: Sequence[BenchResult]) -> None:
                 format_milliseconds(row.percentile_ms(50)),
                 format_milliseconds(row.percentile_ms(99)),
                 "" if row.images_per_second is None else f"{row.images_per_second:.1f}",
+                *([accuracy] if has_accuracy else []),
                 escape(speedup),
                 verdict,
             )
     out.print(table)
     for title, result in zip(titles, results, strict=True):
+        for name, reason in result.list_refusals():
+            out.print(
+                f"[bold red]Refused[/]  {escape(title)}: {escape(name)}: {escape(reason)}",
+                soft_wrap=True,
+            )
         if result.noise.is_noisy:
             out.print(
                 f"[yellow]Noisy[/]  {escape(title)}: {escape('; '.join(result.noise.reasons))}",
@@ -145,14 +161,5 @@ def show_bench_results(results: Sequence[BenchResult]) -> None:
         )
 
 
-def _verdict_markup(verdict: str) -> str:
-    from edgetl.cli.bench_tables import VERDICT_STYLES
-
-    return f"[{VERDICT_STYLES[verdict]}]{verdict}[/]"
-
-
-def _baseline_markup(result: BenchResult, row: BenchRow) -> str:
-    is_baseline = any(
-        pair.baseline == row.id and pair.earlier_row is None for pair in result.comparisons
-    )
-    return "[dim]baseline[/]" if is_baseline else ""
+def _is_baseline(result: BenchResult, row: BenchRow) -> bool:
+    return any(pair.baseline == row.id and pair.earlier_row is None for pair in result.comparisons)

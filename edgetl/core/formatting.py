@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgetl.core.artifacts.bench_rows import GpuSummary
+    from edgetl.core.statistics import Speedup
 
 MISSING_VALUE = "—"
 """Placeholder for a missing value: not measured, or not supported by the data."""
@@ -49,6 +50,11 @@ def format_gpu_state(state: GpuSummary) -> str:
         parts.append(f"{state.memory_used_bytes / 2**20:.0f} MiB")
     parts.append(f"throttle reasons: {', '.join(state.throttle_reasons) or 'none'}")
     return ", ".join(parts)
+
+
+def format_speedup(speedup: Speedup) -> str:
+    """Format a speed-up with its interval as `2.64× [2.05, 3.39]`."""
+    return f"{speedup.ratio:.2f}× [{speedup.low:.2f}, {speedup.high:.2f}]"
 
 
 def format_percent(share: float | None) -> str:

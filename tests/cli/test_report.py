@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,9 @@ from typer.testing import CliRunner
 
 from edgetl.cli.app import create_app
 from edgetl.core.artifacts.bench_json import write_result
+from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import BenchError, BundleError, ConfigError, EdgetlError, RunError
-from tests.helpers.bench_results import bench_result, bench_row, device
+from tests.helpers.bench_results import accuracy, bench_result, bench_row, device
 from tests.helpers.runs import write_bundle, write_run
 
 
@@ -159,3 +161,22 @@ def failure(*arguments: object) -> EdgetlError:
     assert isinstance(error, BenchError | ConfigError | RunError | BundleError)
     assert "\n" not in str(error)
     return error
+
+
+def test_runtimes_of_a_device_are_compared_across_results(results: list[Path]) -> None:
+    paths = [Path("results", name) for name in ("plain.json", "openvino.json")]
+    refused = GateResult(checked=True, passed=False, reason="logits differ by [3]")
+    rows = (
+        bench_row("openvino", "openvino-int8", 3.0, accuracy=accuracy(0.914)),
+        bench_row("litert", "litert-int8", 3.0, rounds=0, gate=refused),
+    )
+    write_result(bench_result((bench_row("onnxruntime", "fp32", 7.5),)), paths[0])
+    write_result(bench_result(rows), paths[1])
+    status, text, _ = run(*paths)
+    assert status == 0
+    assert "over onnxruntime fp32 [95%]" in text
+    assert re.search(r"onnxruntime fp32, .*baseline", text)
+    assert re.search(r"openvino-int8, .* 91\.4% +2\.5\d× \[2\.\d\d, 2\.\d\d\] +faster", text)
+    assert "litert-int8: logits differ by [3]" in text
+    assert status == run(*paths, "-o", "latency.md")[0]
+    assert "| 2.5" in Path("latency.md").read_text(encoding="utf-8")

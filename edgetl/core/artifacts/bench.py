@@ -113,6 +113,11 @@ class BenchResult:
         """Rows that failed the gate."""
         return [row for row in self.rows if row.has_failed_gate]
 
+    def list_refusals(self) -> list[tuple[str, str]]:
+        """Return the names of the rows that failed the gate, each with its reason."""
+        refusals = [(row.name, row.gate.reason or "no reason recorded") for row in self.failed_rows]
+        return list(dict.fromkeys(refusals))
+
     @property
     def is_emulated(self) -> bool:
         """Whether the CPU was emulated, so that latencies are not those of a real device."""
@@ -120,7 +125,7 @@ class BenchResult:
 
     @cached_property
     def recommendation(self) -> Recommendation | None:
-        """The fastest configurations; None if no ONNX Runtime row was timed."""
+        """The fastest configurations; None if nothing but PyTorch was timed."""
         return recommend(self.rows)
 
     def is_recommended(self, row: BenchRow) -> bool:

@@ -65,7 +65,7 @@ def summary_sentence(result: BenchResult) -> str:
     subject = f"{model_name(result)} on {device_and_host(result.device)}"
     recommendation = result.recommendation
     if recommendation is None:
-        reason = "no ONNX Runtime row was timed"
+        reason = "nothing but PyTorch was timed"
         if result.failed_rows:
             reason = "no row passed the gate"
         return f"{subject}: {reason}, so nothing is recommended."
@@ -192,8 +192,7 @@ def _alternative_sentences(result: BenchResult) -> list[str]:
 
 
 def _failure_sentences(result: BenchResult) -> list[str]:
-    sentences = [
-        f"{row.name} was not timed, it failed the gate: {row.gate.reason or 'no reason recorded'}."
-        for row in result.failed_rows
+    return [
+        f"{name} was not timed, it failed the gate: {reason}."
+        for name, reason in result.list_refusals()
     ]
-    return list(dict.fromkeys(sentences))
