@@ -389,6 +389,12 @@ def _check_onnx_file_options(config: BenchConfig) -> None:
         raise BundleError(
             f"ONNX file not found: {config.target}. Pass a run directory, a bundle or an ONNX file."
         )
+    if any(name not in (ONNXRUNTIME, ALL_RUNTIMES) for name in config.runtimes):
+        raise BenchError(
+            "{runtimes} other than onnxruntime needs a bundle, which has the check of their outputs. "
+            "Leave out {runtimes}.",
+            BenchConfig,
+        )
     if config.variants:
         raise BenchError(
             "{variants} needs a bundle: a lone ONNX file has no variants. Leave out {variants}.",
