@@ -122,6 +122,7 @@ def _print_bundle(bundle: Bundle) -> None:
         out.print("Accuracy: not measured, no labelled validation images.")
     if len(bundle.variants) > 1:
         _print_variants(bundle)
+    _print_coverage(bundle)
     _print_confidence(bundle)
     size = sum(record.bytes for record in bundle.variants) / 1e6
     files = ", ".join(record.file for record in bundle.variants)
@@ -131,6 +132,16 @@ def _print_bundle(bundle: Bundle) -> None:
     )
     if bundle.manifest.web is not None:
         _print_web(bundle.directory.web, bundle.manifest.web)
+
+
+def _print_coverage(bundle: Bundle) -> None:
+    """Print which providers list all operators of the network files for NPUs."""
+    variants = [variant for variant in bundle.variants if variant.split is not None]
+    if variants:
+        out.print("NPUs, by published lists of operators, not run on a device:")
+    for variant in variants:
+        for line in variant.split.coverage_lines if variant.split else ():
+            out.print(f"  {variant.name:<10} {line}", markup=False, soft_wrap=True)
 
 
 def _print_confidence(bundle: Bundle) -> None:

@@ -54,6 +54,7 @@ from edgetl.export.graph.assemble import assemble
 from edgetl.export.graph.torch_export import NetworkGraph, export_network_graph
 from edgetl.export.latency import measure_variant_latencies
 from edgetl.export.model_card import model_card
+from edgetl.export.npu.split import SplitWriter
 from edgetl.export.parity.activation_maps import ActivationMapProof
 from edgetl.export.parity.metrics import EvaluationImages, Logits, compute_accuracy
 from edgetl.export.parity.proof import Parity, ParityProof
@@ -63,7 +64,7 @@ from edgetl.export.quantize.images import (
     load_quantization_images,
 )
 from edgetl.export.quantize.task import QuantizationTask
-from edgetl.export.variant_selection import choose
+from edgetl.export.variant_selection import accuracy_drop, choose
 from edgetl.export.variants import BuiltVariant, VariantBuilder, draw_flips, make_variant
 from edgetl.export.web.export import write_web
 from edgetl.export.web.runtime import ensure_runtime_files
@@ -216,7 +217,7 @@ def _export(
     # The proof runs PyTorch hundreds of times, and page faults would take a third of that time;
     # see docs/decisions/003.
     keep_freed_memory()
-    if {"int8", "fp16"} & set(config.variants):
+    if config.split or {"int8", "fp16"} & set(config.variants):
         check_image_count(len(sources.calibration_files), sources.calibration_kind)
     for name in config.formats:
         check_installed(name)
@@ -349,6 +350,8 @@ class _BundleExport:
         for fixed in proofs[1:]:
             variant = _describe_proven(fixed, builder, config.fixed_size)
             manifest = replace(manifest, variants=(*manifest.variants, variant))
+        if config.split:
+            manifest = self._add_split_variants(manifest, builder, task)
         manifest = record_unknown_scores(self.directory, manifest)
         if runtime is not None:
             manifest = replace(manifest, web=self._write_web_page(manifest, runtime))
@@ -392,6 +395,23 @@ class _BundleExport:
             network, self.model.preprocessing, "tensor", self._metadata, confidence=confidence
         )
         return OnnxNetwork(network, model, confidence)
+
+    def _add_split_variants(
+        self, manifest: BundleManifest, builder: VariantBuilder, task: QuantizationTask
+    ) -> BundleManifest:
+        """Add the variants for NPUs, which are never recommended: the choice is for CPUs."""
+        variants = tuple(SplitWriter(builder, task).write())
+        limit = self.config.max_accuracy_drop
+        reasons = {
+            variant.name: f"loses {drop:.1f} points of accuracy, the limit is {limit:g}"
+            for variant in variants
+            if (drop := accuracy_drop(variant)) > limit
+        }
+        return replace(
+            manifest,
+            variants=(*manifest.variants, *variants),
+            rejection_reasons={**manifest.rejection_reasons, **reasons},
+        )
 
     def _recommend_variant(self, manifest: BundleManifest) -> BundleManifest:
         choice = choose(manifest.variants, self.config)

@@ -44,7 +44,7 @@ $cpp$web$confidence
 | file | bytes | SHA-256 |
 | --- | --- | --- |
 $files
-$variants$fixed
+$variants$fixed$npu
 `golden/` contains golden images ($golden) with PyTorch's logits. On a device with other logits the
 model does not run correctly; check with `edgetl verify`.
 """)
@@ -115,6 +115,7 @@ def model_card(manifest: BundleManifest) -> str:
         web="" if manifest.web is None else _WEB.substitute(vars(manifest.web)),
         variants=_variants_table(manifest, compared) if len(compared) > 1 else "",
         fixed="".join(map(_fixed_size_text, variants)),
+        npu="".join(_split_text(variants)),
         golden=manifest.golden.kind,
     )
 
@@ -160,6 +161,20 @@ def _fixed_size_text(variant: VariantRecord) -> str:
         f"\n`{variant.file}` is the float32 model for photos of {width} x {height} pixels only: "
         "its shapes are constant and it has no control flow, for TensorRT and CUDA graphs.\n"
     )
+
+
+def _split_text(variants: Sequence[VariantRecord]) -> Iterator[str]:
+    split_variants = [(item, item.split) for item in variants if item.split is not None]
+    if split_variants:
+        yield (
+            "\n## For NPUs\n\nThese networks have static shapes for one image and no control flow. "
+            "Run\n`NAME.preprocessing.onnx` before them and `NAME.postprocessing.onnx` after them "
+            "on the CPU, as\n`edgetl predict BUNDLE --variant NAME --provider PROVIDER` does. By "
+            "the providers' published lists\nof operators; nothing was run on an NPU:\n\n"
+        )
+    for variant, split in split_variants:
+        for line in split.coverage_lines:
+            yield f"- `{variant.file}`, {line}.\n"
 
 
 def _file_rows(variants: Sequence[VariantRecord]) -> Iterator[str]:

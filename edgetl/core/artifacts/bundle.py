@@ -15,6 +15,7 @@ from edgetl.core.artifacts.confidence import (
     UnknownRecord,
 )
 from edgetl.core.artifacts.gate import GateResult
+from edgetl.core.artifacts.model_metadata import SplitFiles
 from edgetl.core.config.export import InputKind
 from edgetl.core.errors import BundleError
 from edgetl.core.files import ReadPolicy, read_json_as, sha256_file, write_json
@@ -306,6 +307,68 @@ class BuildReport:
 
 
 @dataclass(frozen=True)
+class ProviderCoverage:
+    """Nodes of a network that an execution provider takes, by its published list of operators.
+
+    Nothing was run on the provider.
+    """
+
+    provider: str
+    """Name, such as `QNN`."""
+    nodes: int
+    """Number of nodes of the network."""
+    source: str
+    """List of operators, with its version or date."""
+    unsupported: Mapping[str, int] = field(default_factory=dict)
+    """Operators outside the list, with the number of their nodes."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the list has every operator of the network."""
+        return not self.unsupported
+
+    @property
+    def summary(self) -> str:
+        """Clause such as `all 141 nodes` or `2 of 141 nodes not listed: HardSwish (2)`."""
+        if self.is_whole:
+            return f"all {self.nodes} nodes"
+        operators = ", ".join(
+            f"{operator} ({count})" for operator, count in sorted(self.unsupported.items())
+        )
+        return f"{sum(self.unsupported.values())} of {self.nodes} nodes not listed: {operators}"
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """Files beside a variant's network file, and the providers that the network suits."""
+
+    preprocessing: FileRecord
+    """File from photos to the network's input."""
+    postprocessing: FileRecord
+    """File from the network's outputs to probabilities and unknown scores."""
+    coverage: tuple[ProviderCoverage, ...] = ()
+
+    @property
+    def records(self) -> tuple[FileRecord, FileRecord]:
+        """Both files."""
+        return self.preprocessing, self.postprocessing
+
+    @property
+    def files(self) -> SplitFiles:
+        """Names of the files."""
+        return SplitFiles(self.preprocessing.file, self.postprocessing.file)
+
+    @property
+    def coverage_lines(self) -> Iterator[str]:
+        """Lines such as `QNN, NNAPI: all 141 nodes`, one for the providers with equal coverage."""
+        providers: dict[str, list[str]] = {}
+        for item in self.coverage:
+            providers.setdefault(item.summary, []).append(item.provider)
+        for summary, names in providers.items():
+            yield f"{', '.join(names)}: {summary}"
+
+
+@dataclass(frozen=True)
 class VariantRecord:
     """One variant: the file of a runtime with its parity, accuracy and latency."""
 
@@ -341,6 +404,8 @@ class VariantRecord:
     """Runtime that the file was written for, see `edgetl.core.runtimes`."""
     extra_files: tuple[FileRecord, ...] = field(default=(), metadata=in_json(omit_default=True))
     """Further files of a format of several files, in the order of the runtime's suffixes."""
+    split: SplitRecord | None = field(default=None, metadata=in_json(omit_default=True))
+    """Files that run before and after `file`; None for a self-contained file."""
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -361,12 +426,14 @@ class VariantRecord:
         if runtime == self.runtime:
             return True
         # The other runtimes get the network alone, which does not exist for a fixed image size.
-        return self.runtime == ONNXRUNTIME and RUNTIMES[runtime].reads_onnx and self.size is None
+        is_plain = self.size is None and self.split is None
+        return self.runtime == ONNXRUNTIME and RUNTIMES[runtime].reads_onnx and is_plain
 
     @property
     def total_bytes(self) -> int:
         """Size of the files that are needed to run the variant."""
-        return self.bytes + sum(record.bytes or 0 for record in self.extra_files)
+        split_files = () if self.split is None else self.split.records
+        return self.bytes + sum(record.bytes or 0 for record in (*self.extra_files, *split_files))
 
     @property
     def tolerance(self) -> float:
@@ -403,6 +470,8 @@ class VariantRecord:
         """The variant's files."""
         yield FileRecord(self.file, self.sha256, self.bytes)
         yield from self.extra_files
+        if self.split is not None:
+            yield from self.split.records
         if self.report.ort is not None:
             yield self.report.ort
 

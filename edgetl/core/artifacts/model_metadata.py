@@ -11,10 +11,25 @@ from edgetl.core.config.export import InputKind
 from edgetl.core.errors import BundleError
 from edgetl.core.files import parse_json
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.core.typed_json import in_json, parse_as, to_json
+from edgetl.core.typed_json import FieldError, in_json, parse_as, to_json
 
 _METADATA_PREFIX = "edgetl."
 """Prefix of edgetl's keys in an ONNX file's `metadata_props`."""
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """The files beside a network file that holds neither preprocessing nor softmax."""
+
+    preprocessing: str
+    """Name of the file that computes the network's input from photos, in the same folder."""
+    postprocessing: str
+    """Name of the file that computes probabilities and unknown scores, in the same folder."""
+
+    def __post_init__(self) -> None:
+        for name in (self.preprocessing, self.postprocessing):
+            if not name.endswith(".onnx") or "/" in name or "\\" in name or "\0" in name:
+                raise FieldError(f"{name!r} is not the name of an ONNX file in the same folder")
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,8 @@ class ModelMetadata:
     )
     activation_maps: bool = field(default=False, metadata=in_json(omit_default=True))
     """Whether the graph has the output `activation_maps`."""
+    split: SplitFiles | None = field(default=None, metadata=in_json(omit_default=True))
+    """Files that run before and after this one; None for a self-contained file."""
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)

@@ -93,6 +93,14 @@ class ExportConfig:
         basic=True,
         choices=("fp32", *QUANTIZERS),
     )
+    split: bool = option(
+        False,
+        help="Add network files for NPUs, npu-int8 and npu-fp32, with preprocessing and "
+        "postprocessing in files beside them.",
+        panel=VARIANTS,
+        basic=True,
+    )
+    """The networks have static shapes for one image, and no control flow."""
     max_accuracy_drop: float = option(
         1.0,
         help="Largest acceptable top-1 drop of a variant against PyTorch, in percentage points.",
@@ -189,6 +197,10 @@ class ExportConfig:
             check(
                 self.fixed_size is None or self.input != "tensor",
                 "{fixed_size} needs preprocessing in the graph: remove {input} tensor.",
+            ),
+            check(
+                not self.split or self.input != "tensor",
+                "{split} needs a bundle that takes photos: remove {input} tensor.",
             ),
             check(
                 not self.web or self.input != "tensor",

@@ -159,7 +159,7 @@ def _select_variants(
         runtimes = installed_runtimes()
     for runtime in runtimes:
         check_runtime(runtime)
-    notes = []
+    notes: list[str] = []
     pairs: list[tuple[str, VariantRecord]] = []
     if not runtimes:
         pairs = [(variant.runtime, variant) for variant in selected or bundle.variants]
@@ -186,7 +186,22 @@ def _select_variants(
             "Leave out {variants} or {runtimes}.",
             BenchConfig,
         )
-    return pairs, notes
+    pairs, npu_notes = _leave_out_npu_variants(pairs, config)
+    return pairs, notes + npu_notes
+
+
+def _leave_out_npu_variants(
+    pairs: list[tuple[str, VariantRecord]], config: BenchConfig
+) -> tuple[list[tuple[str, VariantRecord]], list[str]]:
+    """Leave out variants for NPUs on the CPU, unless they were chosen by name."""
+    names = ",".join(variant.name for _, variant in pairs if variant.split is not None)
+    if not names or config.variants or set(config.providers) != {"cpu"}:
+        return pairs, []
+    note = (
+        f"{names} is not measured: it is made for NPUs. Measure it with --provider, or on the CPU "
+        f"with --variants {names}."
+    )
+    return [pair for pair in pairs if pair[1].split is None], [note]
 
 
 def _variant_case(

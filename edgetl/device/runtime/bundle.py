@@ -22,7 +22,7 @@ from edgetl.device.runtime.golden import (
     GoldenSet,
     check_tolerance,
 )
-from edgetl.device.runtime.onnx_file import OnnxFileError, read_onnx_file
+from edgetl.device.runtime.onnx_file import OnnxFile, OnnxFileError, read_onnx_file
 
 
 class UnreadableModelError(BundleError):
@@ -45,13 +45,18 @@ class Bundle(BundleRecord):
     def variant_path(self, variant: VariantRecord) -> Path:
         """Return the path of a variant's file after checking its hash, and an ONNX file's metadata.
 
+        The files that run before and after it are checked too.
+
         Raises:
             BundleError: the file is missing, its hash does not match, or its metadata do not match
                 the manifest.
         """
         path = self._checked_path(FileRecord(variant.file, variant.sha256))
         if variant.runtime == ONNXRUNTIME:
-            self._check_metadata(path, variant)
+            self._check_metadata(path, _read_file(path), variant)
+        if variant.split is not None:
+            for record in variant.split.records:
+                _read_file(self._checked_path(record))
         return path
 
     def variant_paths(self, variant: VariantRecord) -> tuple[Path, ...]:
@@ -118,18 +123,7 @@ class Bundle(BundleRecord):
             )
         return path
 
-    def _check_metadata(self, path: Path, variant: VariantRecord) -> None:
-        try:
-            content = read_onnx_file(path)
-        except (OSError, OnnxFileError) as cause:
-            raise UnreadableModelError(
-                f"{path} is not an ONNX model: {cause}. Export the bundle again."
-            ) from cause
-        if content.has_external_data:
-            raise BundleError(
-                f"{path} stores weights in other files, which no hash in bundle.json covers. "
-                "Export the bundle again: its files must be self-contained."
-            )
+    def _check_metadata(self, path: Path, content: OnnxFile, variant: VariantRecord) -> None:
         metadata = ModelMetadata.from_properties(content.metadata)
         if metadata is None:
             return
@@ -141,12 +135,28 @@ class Bundle(BundleRecord):
             ("temperature", metadata.temperature, variant.temperature),
             ("unknown", metadata.unknown, variant.detector),
             ("prediction sets", metadata.prediction_sets, variant.prediction_sets),
+            ("split", metadata.split, None if variant.split is None else variant.split.files),
         ):
             if value != expected:
                 raise BundleError(
                     f"{path.name} and bundle.json differ in {name}: "
                     "one of them was changed after the export. Copy or export the bundle again."
                 )
+
+
+def _read_file(path: Path) -> OnnxFile:
+    try:
+        content = read_onnx_file(path)
+    except (OSError, OnnxFileError) as cause:
+        raise UnreadableModelError(
+            f"{path} is not an ONNX model: {cause}. Export the bundle again."
+        ) from cause
+    if content.has_external_data:
+        raise BundleError(
+            f"{path} stores weights in other files, which no hash in bundle.json covers. "
+            "Export the bundle again: its files must be self-contained."
+        )
+    return content
 
 
 def open_bundle(path: StrPath) -> Bundle:

@@ -67,6 +67,17 @@ def read_onnx_file(path: Path) -> OnnxFile:
         return reader.read_model()
 
 
+def read_properties(path: Path) -> dict[str, str]:
+    """Read ModelProto.metadata_props of the file at `path`, and nothing else.
+
+    Raises:
+        OSError: the file cannot be read.
+        OnnxFileError: the file is empty, truncated or not a protobuf message.
+    """
+    with _open_reader(path) as reader:
+        return reader.read_properties()
+
+
 def read_without_activation_maps(path: Path) -> bytes | None:
     """Read the file at `path` without the output `activation_maps` and all that only it needs.
 
@@ -114,14 +125,17 @@ class _OnnxReader:
                 )
         return OnnxFile(metadata, has_external_data)
 
-    def read_without_activation_maps(self) -> bytes | None:
-        spans = list(self._iter_spans(0, len(self._content)))
-        metadata: dict[str, str] = {}
-        for number, _, _, start, end in spans:
+    def read_properties(self) -> dict[str, str]:
+        properties: dict[str, str] = {}
+        for number, start, end in self._iter_fields(0, len(self._content)):
             if number == _MODEL_METADATA:
-                metadata |= self._read_metadata(start, end)
-        if f"edgetl.{ACTIVATION_MAPS}" not in metadata:
+                properties |= self._read_metadata(start, end)
+        return properties
+
+    def read_without_activation_maps(self) -> bytes | None:
+        if f"edgetl.{ACTIVATION_MAPS}" not in self.read_properties():
             return None
+        spans = self._iter_spans(0, len(self._content))
         parts = []
         for number, kind, field_start, start, end in spans:
             if number == _MODEL_GRAPH:

@@ -16,6 +16,8 @@ PROVIDERS = {
     "coreml": "CoreMLExecutionProvider",
     "directml": "DmlExecutionProvider",
     "qnn": "QNNExecutionProvider",
+    "vitisai": "VitisAIExecutionProvider",
+    "nnapi": "NnapiExecutionProvider",
 }
 """Short names to onnxruntime's names."""
 

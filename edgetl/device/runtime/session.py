@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgetl.core.artifacts.model_metadata import ModelMetadata
+from edgetl.core.artifacts.model_metadata import ModelMetadata, SplitFiles
 from edgetl.core.errors import BundleError, ProviderError
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.cuda_libraries import (
@@ -18,13 +19,18 @@ from edgetl.device.runtime.cuda_libraries import (
     preload_cuda_libraries,
 )
 from edgetl.device.runtime.engine_cache import open_engine_cache
-from edgetl.device.runtime.onnx_file import OnnxFileError, read_without_activation_maps
+from edgetl.device.runtime.onnx_file import (
+    OnnxFileError,
+    read_properties,
+    read_without_activation_maps,
+)
 from edgetl.device.runtime.placement import (
     RECORD_ASSIGNMENT_OPTION,
     check_placement,
     read_node_assignments,
 )
 from edgetl.device.runtime.providers import CUDA_PROVIDERS, PROVIDERS, provider_chain
+from edgetl.device.runtime.split_session import SplitSession
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -76,6 +82,8 @@ def create_session(
 ) -> onnxruntime.InferenceSession:
     """Create a session with all compute nodes on the requested provider, without fallback.
 
+    If the metadata of an ONNX file name files that run before and after it, they run on the CPU.
+
     Args:
         model: an ONNX file or its bytes.
         provider: short name of the execution provider.
@@ -98,6 +106,18 @@ def create_session(
     import onnxruntime
 
     check_provider(provider)
+    split = _read_split(model) if isinstance(model, Path) else None
+    if isinstance(model, Path) and split is not None:
+        open_network = partial(
+            create_session,
+            provider=provider,
+            threads=threads,
+            profile_prefix=profile_prefix,
+            spinning=spinning,
+            precision=precision,
+            provider_options=provider_options,
+        )
+        return _create_split_session(model, split, provider, threads, open_network)
     name = "the model" if isinstance(model, bytes) else model
     if isinstance(model, Path) and not activation_maps:
         # onnxruntime reports files that cannot be read.
@@ -128,16 +148,63 @@ def create_session(
             _start_failure_message(provider, f"onnxruntime used {first_provider} instead")
         )
     if provider != "cpu":
-        assignments = read_node_assignments(session)
-        if assignments is None:
-            warnings.warn(
-                f"onnxruntime {onnxruntime.__version__} does not record where it places nodes; "
-                f"cannot check that all of them run on {PROVIDERS[provider]}.",
-                stacklevel=2,
-            )
-        else:
-            check_placement(assignments, [name for name, _ in chain])
+        _check_assignments(session, provider, [name for name, _ in chain])
     return session
+
+
+def _check_assignments(
+    session: onnxruntime.InferenceSession, provider: str, chain: list[str]
+) -> None:
+    import onnxruntime
+
+    assignments = read_node_assignments(session)
+    if assignments is None:
+        warnings.warn(
+            f"onnxruntime {onnxruntime.__version__} does not record where it places nodes; "
+            f"cannot check that all of them run on {PROVIDERS[provider]}.",
+            stacklevel=3,
+        )
+    else:
+        check_placement(assignments, chain)
+
+
+def _read_split(path: Path) -> SplitFiles | None:
+    try:
+        properties = read_properties(path)
+    except (OSError, OnnxFileError):  # onnxruntime reports files that cannot be read
+        return None
+    if "edgetl.split" not in properties:
+        return None
+    metadata = ModelMetadata.from_properties(properties)
+    return None if metadata is None else metadata.split
+
+
+def _create_split_session(
+    network: Path,
+    split: SplitFiles,
+    provider: str,
+    threads: int | None,
+    open_network: Callable[[bytes], onnxruntime.InferenceSession],
+) -> SplitSession:
+    if provider in CUDA_PROVIDERS:
+        raise ProviderError(
+            f"{network.name} is made for NPUs, and edgetl does not run it on "
+            f"{PROVIDERS[provider]}. Use another variant."
+        )
+    names = (split.preprocessing, network.name, split.postprocessing)
+    try:
+        # Bytes are never split again.
+        before, content, after = (network.with_name(name).read_bytes() for name in names)
+    except OSError as cause:
+        raise BundleError(
+            f"{network.name} needs {split.preprocessing} and {split.postprocessing} in the same "
+            f"folder ({cause.strerror or cause}). Copy the bundle again."
+        ) from cause
+    return SplitSession(
+        create_session(before, threads=threads, spinning=False),
+        open_network(content),
+        create_session(after, threads=threads, spinning=False),
+    )
 
 
 def _session_options(

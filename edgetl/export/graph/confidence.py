@@ -58,6 +58,12 @@ def append_features(model: onnx.ModelProto) -> bool:
     return True
 
 
+def find_last_layer_input(model: onnx.ModelProto) -> str | None:
+    """Return the name of the last layer's input in float32; None if the layer is not found."""
+    layer = _find_last_layer(model.graph)
+    return None if layer is None else str(layer.input[0])
+
+
 def _find_last_layer(graph: onnx.GraphProto) -> NodeProto | None:
     constants = {value.name for value in graph.initializer}
     value = LOGITS

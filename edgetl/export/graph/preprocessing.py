@@ -66,6 +66,8 @@ _FILTERS: dict[Interpolation, str] = {
 }
 """Nodes that compute the weights AXIS_filter from AXIS_distance, as Pillow does."""
 
+_NORMALIZATION_CONSTANTS = ("pre_scale", "pre_offset")
+
 
 def preprocessing_graph(
     preprocessing: Preprocessing, opset: int, ir_version: int
@@ -143,6 +145,24 @@ def preprocessing_graph(
             {PIXELS} = Add(pre_scaled, pre_offset)
         }}
     """)
+
+
+def cropping_graph(preprocessing: Preprocessing, opset: int, ir_version: int) -> onnx.ModelProto:
+    """Build `image` uint8 [batch, height, width, 3] -> `cropped` uint8 [batch, 3, crop, crop].
+
+    These are the nodes of `preprocessing_graph` without the normalization.
+    """
+    model = preprocessing_graph(preprocessing, opset, ir_version)
+    graph = model.graph
+    last = next(index for index, node in enumerate(graph.node) if CROPPED_IMAGE in node.output)
+    del graph.node[last + 1 :]
+    constants = [value for value in graph.initializer if value.name not in _NORMALIZATION_CONSTANTS]
+    cropped = next(value for value in graph.value_info if value.name == CROPPED_IMAGE)
+    del graph.initializer[:], graph.output[:], graph.value_info[:]
+    graph.initializer.extend(constants)
+    graph.output.append(cropped)
+    onnx.checker.check_model(model, full_check=True)
+    return model
 
 
 def _enlarge_axis(

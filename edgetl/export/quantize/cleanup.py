@@ -15,12 +15,12 @@ from edgetl.core.errors import ExportError
 
 
 @contextmanager
-def wrap_quantizer_errors(quantizer: str, variant: str) -> Iterator[None]:
+def wrap_quantizer_errors(quantizer: str, remedy: str) -> Iterator[None]:
     """Run one of onnxruntime's quantizers in the block, without its warnings.
 
     Args:
         quantizer: its name and what failed, for the message.
-        variant: value to remove from --variants, for the message.
+        remedy: next step, for the message.
 
     Raises:
         ExportError: the quantizer failed.
@@ -33,9 +33,7 @@ def wrap_quantizer_errors(quantizer: str, variant: str) -> Iterator[None]:
         yield
     except Exception as cause:  # quantizers raise exceptions of numpy, onnx and their own
         reason = (str(cause).strip().splitlines() or [type(cause).__name__])[0]
-        raise ExportError(
-            f"onnxruntime's {quantizer}: {reason} Remove {variant} from {{variants}}.", ExportConfig
-        ) from cause
+        raise ExportError(f"onnxruntime's {quantizer}: {reason} {remedy}", ExportConfig) from cause
     finally:
         root.setLevel(level)
 

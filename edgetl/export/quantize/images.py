@@ -94,7 +94,8 @@ def check_image_count(images: int, kind: str) -> None:
     if images < MIN_QUANTIZATION_IMAGES:
         raise ExportError(
             f"int8 and fp16 need at least {MIN_QUANTIZATION_IMAGES} images for calibration and scoring, "
-            f"got {images} ({kind}). Add images, or remove int8 and fp16 from {{variants}}.",
+            f"got {images} ({kind}). Add images, or remove int8 and fp16 from {{variants}} and leave "
+            "out {split}.",
             ExportConfig,
         )
 

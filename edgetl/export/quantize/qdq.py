@@ -38,7 +38,9 @@ def quantize(
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
-    with wrap_quantizer_errors(f"quantizer does not support this network ({scheme.name})", "int8"):
+    with wrap_quantizer_errors(
+        f"quantizer does not support this network ({scheme.name})", "Remove int8 from {variants}."
+    ):
         quantizer = QDQQuantizer(
             copy,
             per_channel=scheme.per_channel,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import numpy as np
 import onnx
@@ -12,13 +12,20 @@ Rewrite = Callable[[NodeProto, onnx.GraphProto], list[NodeProto] | None]
 """Function that returns the replacement of a node, or None to keep it."""
 
 
-def rewrite_operators(network: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy in which operators are replaced by their quantizable form, if there is one."""
+def rewrite_operators(
+    network: onnx.ModelProto, kept_operators: Collection[str] = ()
+) -> onnx.ModelProto:
+    """Return a copy in which operators are replaced by their quantizable form, if there is one.
+
+    Args:
+        network: the network, with inferred shapes.
+        kept_operators: types of operators that are not replaced.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(network)
     nodes: list[NodeProto] = []
     for node in network.graph.node:
-        rewrite = _REWRITES.get(node.op_type)
+        rewrite = None if node.op_type in kept_operators else _REWRITES.get(node.op_type)
         replacement = rewrite(node, copy.graph) if rewrite else None
         nodes += replacement or [node]
     del copy.graph.node[:]

@@ -77,7 +77,10 @@ def quantize_dynamic_int8(task: QuantizationTask) -> QuantizedModel:
     # The quantizer transposes weights without updating their recorded shapes.
     del copy.graph.value_info[:]
     with (
-        wrap_quantizer_errors("dynamic quantizer does not support this network", "int8-dynamic"),
+        wrap_quantizer_errors(
+            "dynamic quantizer does not support this network",
+            "Remove int8-dynamic from {variants}.",
+        ),
         tempfile.TemporaryDirectory() as folder,
     ):
         target = Path(folder) / "dynamic.onnx"

@@ -70,6 +70,7 @@ def render_bundle_report(bundle: BundleRecord) -> str:
     sections = [
         _summary_section(bundle),
         variants_section(bundle),
+        *_npu_sections(bundle),
         confidence_section(bundle),
         _parity_section(bundle),
         _preprocessing_section(bundle),
@@ -200,6 +201,31 @@ def variants_section(bundle: BundleRecord, results: Sequence[BenchResult] = ()) 
         text = "Latencies were not measured at export: run edgetl bench on the device."
         blocks.append(paragraph(text, "note"))
     return Section("variants", "Variants", tuple(blocks))
+
+
+def _npu_sections(bundle: BundleRecord) -> list[Section]:
+    """Return the section of the variants for NPUs, if there are any."""
+    rows = [
+        TableRow((Cell(variant.name), Cell(item.provider), Cell(item.summary), Cell(item.source)))
+        for variant in bundle.variants
+        if variant.split is not None
+        for item in variant.split.coverage
+    ]
+    if not rows:
+        return []
+    text = (
+        "Network files of static shapes, with preprocessing and postprocessing in files beside "
+        "them. The providers' published lists say which operators they take; nothing was run on "
+        "an NPU."
+    )
+    columns = [
+        Column("variant"),
+        Column("provider"),
+        Column("nodes", "short"),
+        Column("list", "short"),
+    ]
+    blocks = (paragraph(text), table("Nodes by provider", columns, rows))
+    return [Section("npu", "NPUs", blocks)]
 
 
 def _variant_cells(

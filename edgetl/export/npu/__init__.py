@@ -1,0 +1,1 @@
+"""Network files for NPUs, with preprocessing and postprocessing in files of their own."""
