@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import BundleError
+from edgetl.core.runtimes import ONNXRUNTIME
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import resize_to
 from edgetl.device.runtime.providers import CUDA_PROVIDERS
@@ -80,9 +81,9 @@ def check_logits(
 
 
 _SOFTMAX_TOLERANCE = 1e-5
-"""Accepted error of a probability on the CPU: every variant computes the softmax in float32."""
+"""Accepted error of a probability on the CPU, if the softmax is computed in float32."""
 _COARSE_SOFTMAX_TOLERANCE = 0.01
-"""Accepted error of a probability on other providers, which may compute in half precision."""
+"""Accepted error of a probability that may be computed in half precision."""
 _UNKNOWN_TOLERANCE = 0.05
 """Accepted error of an unknown score of fp32 on the CPU; 0 is the median image, 1 the threshold.
 
@@ -250,13 +251,23 @@ class GoldenSet:
         is_exact = provider == "cpu" and variant.precision == "fp32"
         return ConfidenceReference(
             temperature=variant.temperature,
-            softmax_tolerance=_SOFTMAX_TOLERANCE
-            if provider == "cpu"
-            else _COARSE_SOFTMAX_TOLERANCE,
+            softmax_tolerance=softmax_tolerance(provider, variant),
             detects_unknown=variant.unknown is not None,
             unknown_scores=self.unknown_scores.get(variant.name),
             unknown_tolerance=_UNKNOWN_TOLERANCE if is_exact else _COARSE_UNKNOWN_TOLERANCE,
         )
+
+
+def softmax_tolerance(provider: str, variant: VariantRecord) -> float:
+    """Return the largest accepted error of a probability.
+
+    On the CPU, ONNX Runtime computes the softmax of every variant in float32. Other providers, and
+    other runtimes in a smaller float type, may not.
+    """
+    is_float32 = variant.runtime == ONNXRUNTIME or variant.precision in ("fp32", "int8")
+    if provider == "cpu" and is_float32:
+        return _SOFTMAX_TOLERANCE
+    return _COARSE_SOFTMAX_TOLERANCE
 
 
 class GoldenArchive:

@@ -21,7 +21,12 @@ from edgetl.core.errors import ParityError
 from edgetl.core.files import sha256_file
 from edgetl.core.runtimes import RUNTIMES
 from edgetl.device.hardware.cpu import available_cores
-from edgetl.device.runtime.golden import VARIANT_TOLERANCE_FACTOR, check_logits
+from edgetl.device.runtime.golden import (
+    VARIANT_TOLERANCE_FACTOR,
+    check_logits,
+    softmax,
+    softmax_tolerance,
+)
 from edgetl.device.runtime.images import load_image
 from edgetl.device.runtime.preprocessing import preprocess
 from edgetl.device.runtime.sessions.session import RuntimeSession, SessionSource, open_session
@@ -37,6 +42,7 @@ from edgetl.export.quantize.images import CroppedImages
 from edgetl.export.variant_selection import accuracy_drop
 from edgetl.export.variants import MAX_LISTED_FLIPS, VariantBuilder
 
+_PROBABILITY_IMAGES = 8
 _MAX_DROP = 10.0
 """Loss of top-1 in points that is a fault of the conversion, not an effect of rounding."""
 
@@ -129,12 +135,29 @@ def prove_converted(
         extra_files=tuple(extra),
     )
     variant = confidence.add_to_record(variant)
+    _check_probabilities(variant, runner)
     drop = accuracy_drop(variant)
     if drop > _MAX_DROP:
         raise ParityError(
             f"it loses {drop:.1f} points of accuracy, which rounding does not explain"
         )
     return variant
+
+
+def _check_probabilities(variant: VariantRecord, runner: _SessionRunner) -> None:
+    """Check probabilities of a few images; files that compute none get edgetl's softmax."""
+    session = runner.session
+    if "probabilities" not in session.output_names:
+        return
+    for path in runner.builder.evaluation_images.files[:_PROBABILITY_IMAGES]:
+        pixels = preprocess(load_image(path), runner.builder.preprocessing)
+        logits, probabilities = session.run(["logits", "probabilities"], pixels)
+        expected = softmax(logits.astype(np.float64), variant.temperature)
+        error = float(np.abs(probabilities - expected).max())
+        if not error <= softmax_tolerance("cpu", variant):
+            raise ParityError(
+                f"its probabilities differ from the softmax of its logits by {error:.3g}"
+            )
 
 
 def _prove_logits(converted: ConvertedFile, logits: Logits, runner: _SessionRunner) -> ParityRecord:
