@@ -432,6 +432,13 @@ def _unary(operator: str) -> Callable[[Conversion, Node], None]:
     return convert
 
 
+def _gelu(conversion: Conversion, node: Node) -> None:
+    options = schema.GeluOptionsT()
+    options.approximate = node.attributes.get("approximate", "none") == "tanh"
+    value = replace(conversion.real(node.inputs[0]), is_non_negative=False)
+    conversion.store(node.outputs[0], conversion.emit("GELU", [value.tensor], value, options))
+
+
 def _sigmoid(conversion: Conversion, node: Node) -> None:
     value, steps = conversion.moved(node)
     output = replace(value, is_non_negative=True)
@@ -504,6 +511,33 @@ def _batch_norm(conversion: Conversion, node: Node) -> None:
     conversion.store(node.outputs[0], value)
 
 
+def _layer_norm(conversion: Conversion, node: Node) -> None:
+    """Convert a normalization over the last axes, in float32."""
+    value = conversion.channels_first(conversion.real(node.inputs[0]))
+    rank = len(value.shape)
+    axes = tuple(range(node.attributes.get("axis", -1) % rank, rank))
+    shape = tuple(1 if axis in axes else size for axis, size in enumerate(value.shape))
+    value = replace(value, is_non_negative=False)
+
+    def combine(operator: str, first: Value, second: int, options: object) -> Value:
+        return conversion.emit(operator, [first.tensor, second], first, options)
+
+    mean = _emit_reduction(conversion, "MEAN", value, axes, True, shape)
+    centered = combine("SUB", value, mean.tensor, schema.SubOptionsT())
+    square = combine("MUL", centered, centered.tensor, schema.MulOptionsT())
+    variance = _emit_reduction(conversion, "MEAN", square, axes, True, shape)
+    epsilon = np.array(node.attributes.get("epsilon", 1e-5), np.float32)
+    constant = conversion.model.add_constant("", epsilon)
+    positive = combine("ADD", variance, constant, schema.AddOptionsT())
+    factor = conversion.emit("RSQRT", [positive.tensor], positive)
+    value = combine("MUL", centered, factor.tensor, schema.MulOptionsT())
+    for operator, name in zip(("MUL", "ADD"), node.inputs[1:], strict=False):
+        options = schema.MulOptionsT() if operator == "MUL" else schema.AddOptionsT()
+        constant = conversion.model.add_constant(name, conversion.constant(name))
+        value = combine(operator, value, constant, options)
+    conversion.store(node.outputs[0], value)
+
+
 def _softmax(conversion: Conversion, node: Node) -> None:
     value = conversion.channels_first(conversion.real(node.inputs[0]))
     if node.attributes.get("axis", -1) % len(value.shape) != len(value.shape) - 1:
@@ -531,9 +565,20 @@ def _reshape(conversion: Conversion, node: Node) -> None:
     conversion.store(node.outputs[0], conversion.requantize(value, steps))
 
 
+def _gather(conversion: Conversion, node: Node) -> None:
+    """Convert a Gather of all elements in order, PyTorch's `as_strided`, which is a reshape."""
+    size = conversion.shape(node.inputs[0])
+    indices = conversion.graph.constants.get(node.inputs[1])
+    if indices is None or len(size) != 1 or indices.ravel().tolist() != list(range(size[0])):
+        raise ExportError("edgetl has no conversion of the operator Gather to LiteRT.")
+    _reshape(conversion, node)
+
+
 def _transpose(conversion: Conversion, node: Node) -> None:
     value, steps = conversion.moved(node)
     order = tuple(node.attributes["perm"])
+    if order[0]:
+        raise ExportError("edgetl converts networks to LiteRT only if the batch stays in front.")
     shape, rank = permute(value.shape, order), len(order)
     last = last_order(rank)
     if rank == 4 and order == last and value.channels_last:
@@ -705,11 +750,14 @@ _HANDLERS: dict[str, Callable[[Conversion, Node], None]] = {
     "Dropout": _identity,
     "Exp": _unary("EXP"),
     "Flatten": _reshape,
+    "Gather": _gather,
+    "Gelu": _gelu,
     "Gemm": _fully_connected,
     "GlobalAveragePool": _global_average,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _unary("HARD_SWISH"),
     "Identity": _identity,
+    "LayerNormalization": _layer_norm,
     "MatMul": _fully_connected,
     "Max": _binary("MAXIMUM", schema.MaximumMinimumOptionsT),
     "MaxPool": _pool,

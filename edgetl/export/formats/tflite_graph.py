@@ -16,7 +16,8 @@ from edgetl.core.errors import ExportError
 
 _FUSING_OPERATORS = ("Conv", "Gemm", "Add", "Sub", "Mul")
 """Operators that LiteRT computes together with the activation behind them."""
-_SLOPE_TOLERANCE = 1e-6
+_TOLERANCE = 1e-6
+"""Largest difference of a constant from that of an operator which edgetl recognizes."""
 
 
 @dataclass
@@ -67,48 +68,75 @@ def read_static_graph(model: onnx.ModelProto) -> StaticGraph:
         value.type.tensor_type.shape.dim[0].dim_value = 1
     for value in fixed.graph.output:
         value.type.tensor_type.ClearField("shape")
-    del fixed.graph.value_info[:]
-    constants = {entry.name: numpy_helper.to_array(entry) for entry in fixed.graph.initializer}
-    try:
-        inferred = onnx.shape_inference.infer_shapes(fixed, strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError as cause:
-        raise ExportError(f"The shapes of the network are not static: {cause}.") from cause
-    graph = inferred.graph
-    shapes = {name: tuple(value.shape) for name, value in constants.items()}
-    for value in [*graph.input, *graph.value_info, *graph.output]:
-        dims = value.type.tensor_type.shape.dim
-        if all(dim.HasField("dim_value") for dim in dims):
-            shapes[value.name] = tuple(dim.dim_value for dim in dims)
     opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    inputs = [value.name for value in graph.input if value.name not in constants]
-    static = StaticGraph([], constants, shapes, inputs, [value.name for value in graph.output])
-    _fold_constants(graph.node, static, opset)
+    shapes = _infer_shapes(fixed)
+    # Some shapes follow from constants that follow from other shapes.
+    while _fold_constants(fixed.graph, shapes, opset):
+        shapes = _infer_shapes(fixed)
+    nodes = [
+        Node(node.op_type, list(node.input), list(node.output), _attributes(node))
+        for node in fixed.graph.node
+    ]
+    constants = {entry.name: numpy_helper.to_array(entry) for entry in fixed.graph.initializer}
+    inputs = [value.name for value in fixed.graph.input if value.name not in constants]
+    outputs = [value.name for value in fixed.graph.output]
+    static = StaticGraph(nodes, constants, shapes, inputs, outputs)
     static.count_consumers()
     _join_hard_swish(static)
+    _join_gelu(static)
     _join_activations(static)
     return static
 
 
-def _fold_constants(nodes: Sequence[onnx.NodeProto], static: StaticGraph, opset: int) -> None:
-    constants = static.constants
-    for node in nodes:
-        attributes = {entry.name: _attribute_value(entry) for entry in node.attribute}
+def _infer_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
+    del model.graph.value_info[:]
+    try:
+        graph = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True).graph
+    except onnx.shape_inference.InferenceError as cause:
+        raise ExportError(f"The shapes of the network are not static: {cause}.") from cause
+    shapes = {entry.name: tuple(entry.dims) for entry in graph.initializer}
+    for value in [*graph.input, *graph.value_info, *graph.output]:
+        dims = value.type.tensor_type.shape.dim
+        if all(dim.HasField("dim_value") for dim in dims):
+            shapes[value.name] = tuple(dim.dim_value for dim in dims)
+    return shapes
+
+
+def _fold_constants(
+    graph: onnx.GraphProto, shapes: Mapping[str, tuple[int, ...]], opset: int
+) -> bool:
+    """Replace nodes that compute constants by the constants; return whether there were any."""
+    constants = {entry.name: numpy_helper.to_array(entry) for entry in graph.initializer}
+    remaining = []
+    for node in graph.node:
         names = [name for name in node.input if name]
-        if node.op_type == "Shape" and node.input[0] in static.shapes:
-            shape = np.array(static.shapes[node.input[0]], np.int64)
-            constants[node.output[0]] = shape[attributes.get("start", 0) : attributes.get("end")]
+        if node.op_type == "Shape" and node.input[0] in shapes:
+            attributes = _attributes(node)
+            shape = np.array(shapes[node.input[0]], np.int64)
+            values: list[NDArray[Any]] = [shape[attributes.get("start", 0) : attributes.get("end")]]
         elif (
             all(name in constants for name in names)
             # Quantized weights keep their integers.
             and node.op_type != "DequantizeLinear"
         ):
             evaluator = ReferenceEvaluator(node, opsets={"": opset})
-            values = evaluator.run(None, {name: constants[name] for name in names})
-            for name, value in zip(node.output, values, strict=True):
-                constants[name] = np.asarray(value)
-                static.shapes[name] = constants[name].shape
+            feeds = {name: constants[name] for name in names}
+            values = [np.asarray(value) for value in evaluator.run(None, feeds)]
         else:
-            static.nodes.append(Node(node.op_type, list(node.input), list(node.output), attributes))
+            remaining.append(node)
+            continue
+        for name, value in zip(node.output, values, strict=True):
+            constants[name] = value
+            graph.initializer.append(numpy_helper.from_array(value, name))
+    if len(remaining) == len(graph.node):
+        return False
+    del graph.node[:]
+    graph.node.extend(remaining)
+    return True
+
+
+def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
+    return {entry.name: _attribute_value(entry) for entry in node.attribute}
 
 
 def _attribute_value(attribute: onnx.AttributeProto) -> Any:
@@ -136,9 +164,55 @@ def _join_hard_swish(static: StaticGraph) -> None:
     static.count_consumers()
 
 
+def _join_gelu(static: StaticGraph) -> None:
+    """Replace x (erf(x / sqrt(2)) + 1) / 2, in any order of the products, by Gelu(x)."""
+    producers = {node.outputs[0]: node for node in static.nodes}
+    for erf in [node for node in static.nodes if node.operator == "Erf"]:
+        scaled = producers.get(erf.inputs[0])
+        shifted = static.only_consumer(erf.outputs[0])
+        if scaled is None or shifted is None or shifted.operator != "Add":
+            continue
+        first = static.only_consumer(shifted.outputs[0])
+        second = None if first is None else static.only_consumer(first.outputs[0])
+        if first is None or second is None or {first.operator, second.operator} != {"Mul"}:
+            continue
+        source = scaled.inputs[0]
+        others = [*_other_inputs(first, shifted), *_other_inputs(second, first)]
+        factors = [static.constants[name] for name in others if name in static.constants]
+        if (
+            source in others
+            and _are_constants(static, _other_inputs(shifted, erf), 1.0)
+            and [factor.size for factor in factors] == [1]
+            and abs(float(factors[0].ravel()[0]) - 0.5) < _TOLERANCE
+            and _divides_by_root_of_two(scaled, static)
+        ):
+            second.operator, second.inputs = "Gelu", [source]
+            for node in (erf, shifted, first):
+                static.nodes.remove(node)
+            if static.only_consumer(scaled.outputs[0]) is erf:
+                static.nodes.remove(scaled)
+    static.count_consumers()
+
+
+def _other_inputs(node: Node, producer: Node) -> list[str]:
+    return [name for name in node.inputs if name != producer.outputs[0]]
+
+
+def _are_constants(static: StaticGraph, names: Sequence[str], number: float) -> bool:
+    return all(
+        name in static.constants and np.allclose(static.constants[name], number, atol=_TOLERANCE)
+        for name in names
+    )
+
+
+def _divides_by_root_of_two(node: Node, static: StaticGraph) -> bool:
+    factor = {"Div": np.sqrt(2), "Mul": np.sqrt(0.5)}.get(node.operator)
+    return factor is not None and _are_constants(static, node.inputs[1:], float(factor))
+
+
 def _is_swish_gate(attributes: Mapping[str, float]) -> bool:
     slope, offset = attributes.get("alpha", 0.2), attributes.get("beta", 0.5)
-    return abs(slope - 1 / 6) < _SLOPE_TOLERANCE and abs(offset - 0.5) < _SLOPE_TOLERANCE
+    return abs(slope - 1 / 6) < _TOLERANCE and abs(offset - 0.5) < _TOLERANCE
 
 
 def _join_activations(static: StaticGraph) -> None:

@@ -104,6 +104,18 @@ CHANNELS_LAST = after_conv(
     node("Transpose", "sum", perm=[0, 3, 1, 2]),
     constants={"w": weights(8, 5), "b": weights(5)},
 )
+GELU = after_conv(
+    node("Div", "x root", "scaled"),
+    node("Erf", "scaled", "erf"),
+    node("Add", "erf one", "shifted"),
+    node("Mul", "half shifted", "gate"),
+    node("Mul", "x gate"),
+    constants={
+        "root": np.array(np.sqrt(2), np.float32),
+        "one": np.array(1, np.float32),
+        "half": np.array(0.5, np.float32),
+    },
+)
 SCORE = after_conv(
     node("GlobalAveragePool", "x", "mean"),
     node("Flatten", "mean", "flat", axis=1),
@@ -148,6 +160,13 @@ NETWORKS = {
     ),
     "hard sigmoid": after_conv(node("HardSigmoid", "x", alpha=0.25, beta=0.4)),
     "silu": after_conv(node("Sigmoid", "x", "gate"), node("Mul", "x gate")),
+    "gelu": GELU,
+    "layer norm": after_conv(
+        node("Transpose", "x", "last_axis", perm=[0, 2, 3, 1]),
+        node("LayerNormalization", "last_axis scale bias", "norm", axis=-1, epsilon=1e-3),
+        node("Transpose", "norm", perm=[0, 3, 1, 2]),
+        constants={"scale": weights(8), "bias": weights(8)},
+    ),
     "batch norm": after_conv(
         node("BatchNormalization", "x scale bias mean variance"),
         constants={
@@ -242,6 +261,7 @@ def test_operators_equal_those_of_onnx_runtime(name: str, tmp_path: Path) -> Non
         ("conv with upper padding", ["CONV_2D"]),
         ("relu6", ["CONV_2D"]),
         ("hard swish", ["CONV_2D", "HARD_SWISH"]),
+        ("gelu", ["CONV_2D", "GELU"]),
         ("max pool", ["CONV_2D", "MAX_POOL_2D"]),
         ("channel shuffle", ["CONV_2D", "RESHAPE", "TRANSPOSE", "RESHAPE", "CONV_2D"]),
         ("channels last", ["CONV_2D", "FULLY_CONNECTED", "ADD"]),
@@ -267,6 +287,12 @@ def test_unknown_operators_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="no conversion of the operator Erf to LiteRT"):
         convert_onnx(model, tmp_path / "network.tflite")
     assert not list(tmp_path.iterdir())
+
+
+def test_networks_that_move_the_batch_are_refused(tmp_path: Path) -> None:
+    model = after_conv(node("Transpose", "x", perm=[1, 0, 2, 3])).model()
+    with pytest.raises(ExportError, match="only if the batch stays in front"):
+        convert_onnx(model, tmp_path / "network.tflite")
 
 
 class Calibration(CalibrationDataReader):
@@ -354,6 +380,34 @@ def test_layers_left_in_float32_stay_so(tmp_path: Path) -> None:
     assert_equal_up_to_one_step(logits, model)
     shares = session.describe().precision_shares
     assert 0 < shares["fp32"] < shares["int8"]
+
+
+def test_hard_swish_of_several_operators_is_computed_in_int8(tmp_path: Path) -> None:
+    swish = after_conv(
+        node("Mul", "x slope", "scaled"),
+        node("Add", "scaled offset", "shifted"),
+        node("Clip", "shifted low high", "gate"),
+        node("Mul", "x gate", "y"),
+        node("GlobalAveragePool", "y", "mean"),
+        node("Flatten", "mean", "flat"),
+        node("Gemm", "flat w b", transB=1),
+        constants={
+            "slope": np.array(1 / 6, np.float32),
+            "offset": np.array(0.5, np.float32),
+            "low": np.array(0, np.float32),
+            "high": np.array(1, np.float32),
+            "w": 3 * weights(7, 8),
+            "b": weights(7),
+        },
+    )
+    model = onnx.load(quantize(swish, tmp_path, QuantType.QUInt8))
+    operators = convert_onnx(model, tmp_path / "network.tflite")
+    session = open_converted(tmp_path / "network.tflite")
+    [logits] = session.run(["logits"], images(4))
+    assert_equal_up_to_one_step(logits, model)
+    assert operators[:4] == ["QUANTIZE", "CONV_2D", "MUL", "ADD"]
+    assert "DEQUANTIZE" not in operators[:-1]
+    assert "MAXIMUM" not in operators
 
 
 def test_int8_files_are_smaller(tmp_path: Path) -> None:
