@@ -53,6 +53,7 @@ edgetl.export.quantize.task."""
 FORMATS = {
     "openvino": "edgetl.export.formats.openvino:convert_to_openvino",
     "litert": "edgetl.export.formats.litert:convert_to_litert",
+    "executorch": "edgetl.export.formats.executorch:convert_to_executorch",
 }
 """Formats of other runtimes: runtime to function (task) -> converted files; see
 edgetl.export.formats.task."""

@@ -45,6 +45,12 @@ RUNTIMES = {
         "edgetl.device.runtime.sessions.litert_session:LiteRtSession",
         suffixes=(".tflite",),
     ),
+    "executorch": Runtime(
+        "ExecuTorch",
+        "executorch",
+        "edgetl.device.runtime.sessions.executorch_session:ExecuTorchSession",
+        suffixes=(".pte",),
+    ),
 }
 """Runtimes by name, in the order of tables."""
 
