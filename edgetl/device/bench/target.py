@@ -199,7 +199,7 @@ def _leave_out_npu_variants(
         return pairs, []
     note = (
         f"{names} is not measured: it is made for NPUs. Measure it with --provider, or on the CPU "
-        f"with --variants {names}."
+        f"with --variant {names}."
     )
     return [pair for pair in pairs if pair[1].split is None], [note]
 
