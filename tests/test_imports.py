@@ -20,9 +20,9 @@ ROOT = Path(__file__).parents[1]
 def modules(package: str) -> list[str]:
     paths = sorted((ROOT / package).rglob("*.py"))
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
-    # The bundle's client is a script that reads the bundle next to it.
-    skipped = ("__main__", "client.predict")
-    return [name.removesuffix(".__init__") for name in names if not name.endswith(skipped)]
+    # The clients are scripts that read the bundle next to them.
+    skipped = re.compile(r"\.(__main__|client\.predict\w*)$")
+    return [name.removesuffix(".__init__") for name in names if not skipped.search(name)]
 
 
 def imports_at_the_top(name: str, names: set[str]) -> set[str]:
