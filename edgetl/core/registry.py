@@ -54,6 +54,7 @@ FORMATS = {
     "openvino": "edgetl.export.formats.openvino:convert_to_openvino",
     "litert": "edgetl.export.formats.litert:convert_to_litert",
     "executorch": "edgetl.export.formats.executorch:convert_to_executorch",
+    "ncnn": "edgetl.export.formats.ncnn:convert_to_ncnn",
 }
 """Formats of other runtimes: runtime to function (task) -> converted files; see
 edgetl.export.formats.task."""
@@ -80,6 +81,7 @@ EXTRAS = {
     "mlperf_loadgen": "loadgen",
     "openvino": "openvino",
     "ncnn": "ncnn",
+    "pnnx": "ncnn-export",
     "ai_edge_litert": "litert",
     "flatbuffers": "litert",
     "executorch": "executorch",

@@ -51,6 +51,12 @@ RUNTIMES = {
         "edgetl.device.runtime.sessions.executorch_session:ExecuTorchSession",
         suffixes=(".pte",),
     ),
+    "ncnn": Runtime(
+        "ncnn",
+        "ncnn",
+        "edgetl.device.runtime.sessions.ncnn_session:NcnnSession",
+        suffixes=(".param", ".bin"),
+    ),
 }
 """Runtimes by name, in the order of tables."""
 
