@@ -81,7 +81,7 @@ def show_recommended_runtime(result: BenchResult) -> None:
     )
     text = f"Fastest  {subject}: {', '.join(facts)}."
     if choice.as_fast:
-        names = ", ".join(_name_with_threads(result.get_row(row_id)) for row_id in choice.as_fast)
+        names = "; ".join(_name_with_threads(result.get_row(row_id)) for row_id in choice.as_fast)
         text += f" Not shown to be slower: {names}."
     if result.is_emulated:
         text += " The CPU is emulated: measure on the device before choosing."

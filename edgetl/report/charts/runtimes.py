@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 _FRONT = LineStyle(GRAY, (4, 2))
 _MARKER_SIZE, _RING_SIZE = 7, 13
 _MAX_LABEL_CHARACTERS = 30
+_MAX_AXIS_MARGIN = 1.5
+"""Factor by which intervals widen the axis beyond the fastest and the slowest p50, at most."""
 _LINE_INCHES = 0.16
 """Height of a line of labels."""
 
@@ -81,7 +83,7 @@ def draw_runtimes(title: str, panels: Sequence[RuntimePanel]) -> Markup:
     return figure(title, render_svg(f"{title}. {description}", height, paint), legend, caption)
 
 
-def _set_limits(axes: Axes, rows: Iterable[BenchRow], label_share: float) -> None:
+def _set_limits(axes: Axes, rows: Sequence[BenchRow], label_share: float) -> None:
     """Set the limits of both axes, with a share of the height for labels at the top."""
     from matplotlib.ticker import FixedLocator, MaxNLocator, PercentFormatter
 
@@ -97,7 +99,10 @@ def _set_limits(axes: Axes, rows: Iterable[BenchRow], label_share: float) -> Non
     )
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     latencies = [value for row in rows for value in (row.p50_interval_ms or (_point(row)[0],))]
-    low, high = min(latencies), max(latencies)
+    fastest, slowest = min(x for x, _ in map(_point, rows)), max(x for x, _ in map(_point, rows))
+    # Two or three rounds can give intervals so wide that the points could not be told apart.
+    low = max(min(latencies), fastest / _MAX_AXIS_MARGIN)
+    high = min(max(latencies), slowest * _MAX_AXIS_MARGIN)
     format_latency_axis(axes, low, high)
     if axes.get_xscale() == "log":
         margin = (high / low) ** 0.06

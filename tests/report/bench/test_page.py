@@ -456,6 +456,23 @@ def test_precision_that_ran_is_shown_where_it_is_recorded(runtimes_page: str) ->
     assert "2 threads bf16" in text
 
 
+def test_wide_intervals_do_not_squeeze_the_points() -> None:
+    rows = [
+        bench_row("onnxruntime", variant, p50, accuracy=accuracy(top1), rounds=2, runs=20)
+        for variant, p50, top1 in (("fp32", 30.0, 0.9), ("int8", 20.0, 0.88))
+    ]
+    # The medians of the two rounds differ, so that the interval of Student's t is enormous.
+    rows = [
+        replace(row, rounds=(row.rounds[0], replace(row.rounds[1], latencies_ns=(10**7,) * 20)))
+        for row in rows
+    ]
+    assert (rows[0].p50_interval_ms or (0, 0))[1] > 1000
+    section = section_html(render_bench_report([bench_result(tuple(rows))]), "accuracy")
+    ticks = [float(tick) for tick in re.findall(r"<text[^>]*>([0-9.]+)</text>", section)]
+    assert ticks
+    assert max(ticks) < 60
+
+
 def test_rows_without_accuracy_are_named_below_the_drawing() -> None:
     rows = (
         bench_row("onnxruntime", "fp32", 3.0, accuracy=accuracy(0.9)),
