@@ -336,7 +336,9 @@ def _show_recommendation(result: BenchResult) -> None:
         text += f", {choice.images_per_second:.0f} images/s"
         if choice.as_fast:
             rows = ", ".join(choice.as_fast)
-            text += f" (equally fast, but with more threads or a larger file: {rows})"
+            text += (
+                f" (equally fast, but with more threads, a larger file or needless options: {rows})"
+            )
         if result.is_emulated:
             text += ", emulated: measure on the device before choosing"
         out.print(text, markup=False, soft_wrap=True)

@@ -13,6 +13,9 @@ from edgetl.core.typed_json import in_json
 
 _MAX_DROP = 1.0
 """Default limit of the export for the loss of top-1 accuracy, in percentage points."""
+MIN_START_SPEEDUP = 1.1
+"""Least gain for which a session mode is recommended that only shortens the start."""
+_OPTIONAL = in_json(omit_default=True)
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,13 @@ class RecommendedOptions:
     inter_op_num_threads: int
     graph_optimization_level: str | None
     batch: int
-    provider_options: Mapping[str, str] | None = field(
-        default=None, metadata=in_json(omit_default=True)
-    )
-    runtime: str = field(default=ONNXRUNTIME, metadata=in_json(omit_default=True))
-    precision: str | None = field(default=None, metadata=in_json(omit_default=True))
+    provider_options: Mapping[str, str] | None = field(default=None, metadata=_OPTIONAL)
+    session_options: Mapping[str, str] | None = field(default=None, metadata=_OPTIONAL)
+    """Entries of the session's configuration."""
+    session_mode: str | None = field(default=None, metadata=_OPTIONAL)
+    """edgetl's name for the provider's and the session's options; None is the default."""
+    runtime: str = field(default=ONNXRUNTIME, metadata=_OPTIONAL)
+    precision: str | None = field(default=None, metadata=_OPTIONAL)
     """Precision that ran, with another runtime than ONNX Runtime."""
 
 
@@ -43,7 +48,8 @@ class RecommendedConfig:
     images_per_second: float
     options: RecommendedOptions
     as_fast: tuple[str, ...]
-    """Ids of rows not shown to be slower, but with more threads or a larger file."""
+    """Ids of rows not shown to be slower, but with more threads, a larger file, or session options
+    that gain nothing."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,8 @@ def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
 
     Rows that lost more than a point of accuracy at the export are left out if others remain.
     If the data do not show a difference, fewer threads are preferred, then the smaller file, which
-    leaves more resources to other programs. None if no such row was timed.
+    leaves more resources to other programs, then the default session, or a session mode in which
+    the same file is ready sooner. None if no such row was timed.
     """
     timed = [
         row
@@ -85,8 +92,15 @@ def _choose_config(rows: Sequence[BenchRow]) -> RecommendedConfig:
     fastest = min(rows, key=_compute_ns_per_image)
     equivalent = [row for row in rows if row is fastest or _is_not_slower(row, fastest)]
     best = min(
-        equivalent, key=lambda row: (row.threads, row.file_bytes, _compute_ns_per_image(row))
+        equivalent,
+        key=lambda row: (
+            row.threads,
+            row.file_bytes,
+            row.session.session_mode is not None,
+            _compute_ns_per_image(row),
+        ),
     )
+    best = _choose_session_mode(best, equivalent)
     session = best.session
     options = RecommendedOptions(
         variant=best.variant.removesuffix(f"-{session.session_mode}"),
@@ -96,6 +110,8 @@ def _choose_config(rows: Sequence[BenchRow]) -> RecommendedConfig:
         graph_optimization_level=session.graph_optimization,
         batch=best.batch,
         provider_options=session.provider_options,
+        session_options=session.session_options,
+        session_mode=session.session_mode,
         runtime=best.runtime,
         precision=None if best.runtime == ONNXRUNTIME else session.precision,
     )
@@ -106,6 +122,28 @@ def _choose_config(rows: Sequence[BenchRow]) -> RecommendedConfig:
         options=options,
         as_fast=tuple(row.id for row in equivalent if row is not best),
     )
+
+
+def _choose_session_mode(best: BenchRow, equivalent: Sequence[BenchRow]) -> BenchRow:
+    """Return the row of the same configuration that is ready soonest after its process starts."""
+    configuration = (best.runtime, best.file_sha256, best.provider, best.threads, best.batch)
+    ready_sooner = [
+        row
+        for row in equivalent
+        if (row.runtime, row.file_sha256, row.provider, row.threads, row.batch) == configuration
+        and _is_ready_sooner(row, best)
+    ]
+    return min(ready_sooner, key=lambda row: median(_ready_times_ms(row)), default=best)
+
+
+def _is_ready_sooner(row: BenchRow, best: BenchRow) -> bool:
+    pairs = zip(_ready_times_ms(best), _ready_times_ms(row), strict=False)
+    ratios = [best_ms / row_ms for best_ms, row_ms in pairs]
+    return len(ratios) > 1 and paired_speedup(ratios).low > MIN_START_SPEEDUP
+
+
+def _ready_times_ms(row: BenchRow) -> list[float]:
+    return [item.cold.session_ms + item.cold.first_inference_ms for item in row.rounds]
 
 
 def _compute_ns_per_image(row: BenchRow) -> float:

@@ -40,8 +40,10 @@ class SessionRecord:
     providers: tuple[str, ...] | None = field(default=None, metadata=_OPTIONAL)
     """onnxruntime's names of the execution providers, by priority."""
     provider_options: Mapping[str, str] | None = field(default=None, metadata=_OPTIONAL)
+    session_options: Mapping[str, str] | None = field(default=None, metadata=_OPTIONAL)
+    """Entries of the session's configuration that the session mode sets."""
     session_mode: str | None = field(default=None, metadata=_OPTIONAL)
-    """Named set of provider options; None is the default."""
+    """Named set of session and provider options; None is the default."""
     io_binding: bool | None = field(default=None, metadata=_OPTIONAL)
     node_share: Mapping[str, float] | None = field(default=None, metadata=_OPTIONAL)
     """Share of the nodes by execution provider."""

@@ -14,12 +14,15 @@ from edgetl.core.config.options import (
     validate,
 )
 from edgetl.core.config.parsers import parse_duration, parse_milliseconds, parse_share
-from edgetl.core.config.session_modes import has_session_mode, providers_with_mode
+from edgetl.core.config.session_modes import (
+    SessionMode,
+    has_session_mode,
+    providers_with_mode,
+)
 from edgetl.core.paths import OptionalPath, RequiredPath
 
 BenchScope = Literal["model", "image", "file"]
 TorchModeName = Literal["eager", "bf16", "fp16", "compile", "cuda-graph", "fp16-cuda-graph"]
-SessionMode = Literal["default", "cuda-graph", "no-tf32"]
 MAX_BATCH = 4096
 ALL_RUNTIMES = "all"
 """Word for all installed runtimes."""
@@ -122,8 +125,10 @@ class BenchConfig:
     )
     session_modes: tuple[SessionMode, ...] = option(
         ("default",),
-        help="ONNX Runtime session modes on a GPU: `default`, `cuda-graph` (one launch per "
-        "inference), `no-tf32` (full float32 precision).",
+        help="ONNX Runtime session modes: `default`; on a CPU `no-spinning` (idle threads sleep), "
+        "`optimized-model` (starts from a cached graph), `bf16-fastmath` (ARM); on a GPU "
+        "`cuda-graph` (one launch per inference), `no-tf32` (full float32 precision); or `all` "
+        "that apply.",
         name="session",
         panel=CASES,
         nonempty="mode",

@@ -14,7 +14,6 @@ from edgetl.core.artifacts.bundle import AccuracyRecord
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.errors import BenchError, EdgetlError
 from edgetl.core.progress import ProgressCallback
-from edgetl.core.runtimes import ONNXRUNTIME
 from edgetl.device.bench.inputs import BenchInputs, InputSpec
 from edgetl.device.bench.job import GateReply, WorkerJob, Workload
 from edgetl.device.bench.protocol import BenchProtocol
@@ -144,7 +143,7 @@ def _check_reply(
 
 def _check_golden_outputs(case: BenchCase, golden: GoldenSet, outputs: GoldenOutputs) -> GateResult:
     if case.record is not None:
-        return golden.check(case.record, case.source.provider, outputs)
+        return golden.check(case.record, case.source.provider, outputs, case.relative_tolerance)
     tolerance = gate_tolerance(
         golden.logits, case.source.provider, golden.tolerance, relative=case.relative_tolerance
     )
@@ -200,7 +199,7 @@ def _matching_accuracy(case: BenchCase, reply: GateReply) -> AccuracyRecord | No
     if record is None or record.runtime != case.runtime:
         return None
     precision = reply.session.precision
-    if case.runtime != ONNXRUNTIME and precision not in (None, record.precision):
+    if precision not in (None, record.precision):
         return None
     return record.accuracy
 

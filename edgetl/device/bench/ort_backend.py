@@ -10,7 +10,8 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgetl.core.artifacts.session import OperatorProfile, SessionRecord
-from edgetl.core.config.session_modes import CUDA_GRAPH_MODE, DEFAULT_MODE, provider_options
+from edgetl.core.cache import get_cache_folder
+from edgetl.core.config.session_modes import CUDA_GRAPH_MODE, DEFAULT_MODE, mode_options
 from edgetl.core.errors import BenchError, EdgetlError, ProviderError
 from edgetl.device.bench.backend import ModelSource, Stage
 from edgetl.device.runtime.io_binding import (
@@ -55,19 +56,20 @@ class OnnxRuntimeBackend:
         self._source = source
         self.provider = source.provider
         self._session_mode = source.settings.get("session_mode", DEFAULT_MODE)
-        self._provider_options = provider_options(source.provider, self._session_mode)
+        self._mode_options = mode_options(source.provider, self._session_mode)
         try:
             self._session = create_session(
                 source.model,
                 source.provider,
                 source.threads,
                 precision=source.precision,
-                provider_options=self._provider_options,
+                session_mode=self._session_mode,
             )
         except EdgetlError as cause:
             if self._session_mode != CUDA_GRAPH_MODE or "graph capture" not in str(cause):
                 raise
             raise BenchError(_capture_failed_message(source.model, str(cause))) from cause
+        self._check_session_options(source.model)
         self._inputs = self._session.get_inputs()
         names = [node.name for node in self._session.get_outputs()]
         # Files written by edgetl have their preprocessing in the metadata.
@@ -88,6 +90,25 @@ class OnnxRuntimeBackend:
             is_graph = self._session_mode == CUDA_GRAPH_MODE
             runner_class = OrtCudaGraphRunner if is_graph else IoBindingRunner
             self._device_run = runner_class(self._session, self._output_names[0], device_type)
+
+    def _check_session_options(self, model: Path) -> None:
+        """Check that the session has the options of its mode.
+
+        Raises:
+            BenchError: the optimized model could not be cached.
+        """
+        options = self._session.get_session_options()
+        for key, value in self._mode_options.session.items():
+            try:
+                effective = options.get_session_config_entry(key)
+            except RuntimeError:
+                effective = None
+            if effective != value:
+                raise BenchError(
+                    f"{model.name} cannot be measured in session mode {self._session_mode}: its "
+                    f"optimized graph was not written to {get_cache_folder()}. Make the folder "
+                    "writable, set EDGETL_CACHE to another one, or leave out the mode."
+                )
 
     def infer(self, batch: Any) -> NDArray[np.float32]:
         """Return the logits, or the first output of a model from another tool."""
@@ -234,14 +255,15 @@ class OnnxRuntimeBackend:
         is_default = self._session_mode == DEFAULT_MODE
         return SessionRecord(
             onnxruntime=onnxruntime.__version__,
-            precision=self._source.precision,
+            precision=self._mode_options.computes_in or self._source.precision,
             intra_op_threads=options.intra_op_num_threads,
             inter_op_threads=options.inter_op_num_threads,
             graph_optimization=str(options.graph_optimization_level).rpartition(".")[2],
             providers=tuple(self._session.get_providers()),
             io_binding=self._device_run is not None,
             session_mode=None if is_default else self._session_mode,
-            provider_options=None if is_default else self._provider_options,
+            session_options=self._mode_options.session or None,
+            provider_options=self._mode_options.provider or None,
             node_share=self._compute_node_share(batch),
         )
 
@@ -270,14 +292,14 @@ class OnnxRuntimeBackend:
         def open_session(prefix: Path) -> onnxruntime.InferenceSession:
             # Nodes are profiled one by one, so without a CUDA graph. Without IO binding a graph
             # would also replay stale addresses.
-            options = {} if self._session_mode == CUDA_GRAPH_MODE else self._provider_options
+            is_graph = self._session_mode == CUDA_GRAPH_MODE
             return create_session(
                 source.model,
                 source.provider,
                 source.threads,
                 profile_prefix=prefix,
                 precision=source.precision,
-                provider_options=options,
+                session_mode=DEFAULT_MODE if is_graph else self._session_mode,
             )
 
         feed = batch if isinstance(batch, dict) else {self._input_name: batch}

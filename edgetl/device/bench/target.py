@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -11,7 +11,14 @@ from edgetl.core.artifacts.bench import BenchedModel
 from edgetl.core.artifacts.bundle import VariantRecord
 from edgetl.core.config.bench import ALL_RUNTIMES, BenchConfig, BenchScope
 from edgetl.core.config.export import InputKind
-from edgetl.core.config.session_modes import DEFAULT_MODE, has_session_mode, variant_name
+from edgetl.core.config.session_modes import (
+    ALL_MODES,
+    DEFAULT_MODE,
+    find_mode_obstacle,
+    list_session_modes,
+    mode_options,
+    variant_name,
+)
 from edgetl.core.config.torch_modes import TORCH_MODES
 from edgetl.core.errors import BenchError, BundleError
 from edgetl.core.files import sha256_file
@@ -28,7 +35,7 @@ from edgetl.core.runtimes import (
 )
 from edgetl.device.bench.backend import ModelSource
 from edgetl.device.bench.inputs import InputSpec
-from edgetl.device.hardware.info import installed_version
+from edgetl.device.hardware.info import cpu_flags, installed_version
 from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.device.runtime.providers import CUDA_PROVIDERS
 
@@ -48,7 +55,7 @@ class BenchCase:
     record: VariantRecord | None = None
     """Variant of the bundle; None for PyTorch and for a lone ONNX file."""
     relative_tolerance: float = 0.0
-    """PyTorch's allowed |logit difference| as a share of the largest |logit|."""
+    """Allowed |logit difference| as a share of the largest |logit|, beside absolute ones."""
 
     @property
     def input_spec(self) -> InputSpec:
@@ -123,10 +130,11 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
         case = _variant_case(bundle, variant, runtime, config.scopes)
         onnx_cases += _expand_session_modes(case, config, threads)
     run, weights_sha256, missing_torch_note = _find_run(Path(config.target), bundle)
+    precisions = [variant.precision for runtime, variant in pairs if runtime == ONNXRUNTIME]
     notes = [
         *runtime_notes,
         *_describe_skipped_scopes(config, fixed_size_names),
-        *_describe_skipped_modes(config),
+        *_describe_skipped_modes(precisions, config, threads),
     ]
     if missing_torch_note and config.torch_modes:
         notes.append(missing_torch_note)
@@ -285,24 +293,52 @@ def _expand_session_modes(
     if case.runtime != ONNXRUNTIME:
         yield from _expand_combinations(case, config, threads, ["cpu"])
         return
-    for mode in dict.fromkeys(config.session_modes):
-        providers = [provider for provider in config.providers if has_session_mode(provider, mode)]
+    flags = cpu_flags()
+    for mode in list_session_modes(config.session_modes, config.providers):
         settings = {} if mode == DEFAULT_MODE else {"session_mode": mode}
         mode_case = replace(
             case,
             variant=variant_name(case.variant, mode),
             source=replace(case.source, settings=settings),
         )
-        yield from _expand_combinations(mode_case, config, threads, providers)
+        for expanded in _expand_combinations(mode_case, config, threads, config.providers):
+            source = expanded.source
+            provider, precision = source.provider, source.precision
+            if find_mode_obstacle(provider, mode, source.threads, precision, flags) is None:
+                tolerance = mode_options(provider, mode).relative_tolerance
+                yield replace(expanded, relative_tolerance=tolerance)
 
 
-def _describe_skipped_modes(config: BenchConfig) -> list[str]:
-    pairs = product(dict.fromkeys(config.session_modes), dict.fromkeys(config.providers))
-    return [
-        f"Session mode {mode} is not measured on {provider}, which does not support it."
-        for mode, provider in pairs
-        if not has_session_mode(provider, mode)
+def _describe_skipped_modes(
+    precisions: Iterable[str | None], config: BenchConfig, threads: Sequence[int]
+) -> list[str]:
+    """Return notes on the requested session modes that are not measured.
+
+    Args:
+        precisions: precisions of the variants for ONNX Runtime.
+        config: the options.
+        threads: numbers of intra-op threads.
+
+    Raises:
+        BenchError: none of the modes can be measured.
+    """
+    flags = cpu_flags()
+    modes = list_session_modes(config.session_modes, config.providers)
+    obstacles = [
+        (mode, find_mode_obstacle(provider, mode, count, precision, flags))
+        for mode, provider, count, precision in product(
+            modes, config.providers, threads, precisions
+        )
     ]
+    notes = [
+        f"Session mode {mode} is not measured {obstacle}."
+        for mode, obstacle in obstacles
+        if obstacle
+    ]
+    if obstacles and all(obstacle for _, obstacle in obstacles):
+        text = " ".join(dict.fromkeys(notes))
+        raise BenchError(f"{text} Add default to {{session_modes}}.", BenchConfig)
+    return [] if ALL_MODES in config.session_modes else list(dict.fromkeys(notes))
 
 
 def _check_torch_modes(config: BenchConfig) -> None:
@@ -382,11 +418,11 @@ def _find_onnx_file(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
         notes.append(
             f"Scope {', '.join(photo_scopes)} is not measured: a lone ONNX file has no images."
         )
-    notes += _describe_skipped_modes(config)
     if config.torch_modes not in ((), ("eager",)):
         notes.append("PyTorch is not measured: it needs the run directory of the model.")
     input_file = None if config.inputs is None else config.inputs.resolve()
     source = ModelSource(path.resolve(), 1, input_file=input_file)
+    notes += _describe_skipped_modes([None], config, threads)
     case = BenchCase(
         "onnxruntime", path.stem, source, sha256_file(path), path.stat().st_size, ("model",)
     )

@@ -94,7 +94,7 @@ def collect_device_info(
         emulated=is_emulated(proc, machine),
         system=f"{platform.system()} {platform.release()}",
         container=detect_container(proc),
-        cpu=_cpu_name(proc),
+        cpu=cpu_name(proc),
         cpu_flags=tuple(flag for flag in INFERENCE_CPU_FLAGS if flag in flags) if flags else None,
         cores=os.cpu_count(),
         cores_available=available_cores(proc, sys),
@@ -212,7 +212,8 @@ def detect_container(proc: Path = PROC) -> str | None:
     return None
 
 
-def _cpu_name(proc: Path) -> str | None:
+def cpu_name(proc: Path = PROC) -> str | None:
+    """Return the CPU's model, or its different cores; None if the kernel does not report it."""
     fields = [
         (name.strip(), value.strip())
         for name, _, value in (line.partition(":") for line in read_lines(proc / "cpuinfo"))

@@ -240,15 +240,32 @@ class GoldenSet:
             return self.logits
         return self.fixed_size_logits[variant.name]
 
-    def check(self, variant: VariantRecord, provider: str, outputs: GoldenOutputs) -> GateResult:
-        """Compare a variant's outputs on a provider with the references."""
-        reference = self.logits_for(variant)
-        tolerance = gate_tolerance(reference, provider, self.tolerance, variant.tolerance)
-        gate = check_logits(outputs.logits, reference, tolerance)
-        return check_confidence(gate, outputs, self._confidence_for(variant, provider))
+    def check(
+        self,
+        variant: VariantRecord,
+        provider: str,
+        outputs: GoldenOutputs,
+        relative_tolerance: float = 0.0,
+    ) -> GateResult:
+        """Compare a variant's outputs on a provider with the references.
 
-    def _confidence_for(self, variant: VariantRecord, provider: str) -> ConfidenceReference:
-        is_exact = provider == "cpu" and variant.precision == "fp32"
+        Args:
+            variant: the variant.
+            provider: short name of the execution provider.
+            outputs: the outputs for the golden images.
+            relative_tolerance: tolerance of the session mode, as a share of the largest |logit|.
+        """
+        reference = self.logits_for(variant)
+        tolerance = gate_tolerance(
+            reference, provider, self.tolerance, variant.tolerance, relative=relative_tolerance
+        )
+        gate = check_logits(outputs.logits, reference, tolerance)
+        is_exact = provider == "cpu" and variant.precision == "fp32" and not relative_tolerance
+        return check_confidence(gate, outputs, self._confidence_for(variant, provider, is_exact))
+
+    def _confidence_for(
+        self, variant: VariantRecord, provider: str, is_exact: bool
+    ) -> ConfidenceReference:
         return ConfidenceReference(
             temperature=variant.temperature,
             softmax_tolerance=softmax_tolerance(provider, variant),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgetl.core.artifacts.model_metadata import ModelMetadata, SplitFiles
+from edgetl.core.config.session_modes import DEFAULT_MODE, ModeOptions, mode_options
 from edgetl.core.errors import BundleError, ProviderError
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.cuda_libraries import (
@@ -24,6 +25,7 @@ from edgetl.device.runtime.onnx_file import (
     read_properties,
     read_without_activation_maps,
 )
+from edgetl.device.runtime.optimized_model_cache import find_optimized_model
 from edgetl.device.runtime.placement import (
     RECORD_ASSIGNMENT_OPTION,
     check_placement,
@@ -77,7 +79,7 @@ def create_session(
     profile_prefix: Path | None = None,
     spinning: bool = True,
     precision: str | None = None,
-    provider_options: Mapping[str, str] | None = None,
+    session_mode: str = DEFAULT_MODE,
     activation_maps: bool = False,
 ) -> onnxruntime.InferenceSession:
     """Create a session with all compute nodes on the requested provider, without fallback.
@@ -93,7 +95,7 @@ def create_session(
             runs in the same process, which it slows down.
         precision: precision of the file as in a bundle (fp32, fp16, int8), in which TensorRT
             computes; None for fp32.
-        provider_options: further options of the provider by onnxruntime's names.
+        session_mode: a mode of the provider; `optimized-model` is the default without a cache.
         activation_maps: keep the output `activation_maps` of a file that has it. Otherwise it is
             removed: onnxruntime computes all outputs of a graph, requested or not
             (`RunOptions.only_execute_path_to_fetches` works only in its training builds).
@@ -115,7 +117,7 @@ def create_session(
             profile_prefix=profile_prefix,
             spinning=spinning,
             precision=precision,
-            provider_options=provider_options,
+            session_mode=session_mode,
         )
         return _create_split_session(model, split, provider, threads, open_network)
     name = "the model" if isinstance(model, bytes) else model
@@ -123,6 +125,7 @@ def create_session(
         # onnxruntime reports files that cannot be read.
         with contextlib.suppress(OSError, OnnxFileError):
             model = read_without_activation_maps(model) or model
+    mode = mode_options(provider, session_mode)
     options = _session_options(provider, threads, profile_prefix, spinning)
     if provider in CUDA_PROVIDERS:
         preload_cuda_libraries()
@@ -130,30 +133,52 @@ def create_session(
     cache = open_engine_cache(model, provider) if has_engine_cache else None
     available = onnxruntime.get_available_providers()
     chain = provider_chain(provider, available, options.intra_op_num_threads, precision, cache)
-    chain[0] = (chain[0][0], {**chain[0][1], **(provider_options or {})})
-    content = model if isinstance(model, bytes) else str(model)
+    chain[0] = (chain[0][0], {**chain[0][1], **mode.provider})
+    optimized_model = _apply_session_mode(model, mode, options)
+    file = optimized_model or model
+    content = file if isinstance(file, bytes) else str(file)
     try:
         # With fallback, onnxruntime's Python class silently recreates the session on the CPU when
         # a provider fails.
         session = onnxruntime.InferenceSession(content, options, providers=chain, enable_fallback=0)
     except Exception as cause:  # onnxruntime's exceptions share no base class
+        if optimized_model is not None:
+            optimized_model.unlink(missing_ok=True)  # it is written again the next time
+            return create_session(model, provider, threads, profile_prefix, spinning, precision)
         if provider != "cpu" and _can_load_on_cpu(content):
             raise ProviderError(_start_failure_message(provider, str(cause))) from cause
         raise BundleError(
             f"onnxruntime {onnxruntime.__version__} cannot load {name}: {cause}"
         ) from cause
+    _check_session_provider(session, provider, [name for name, _ in chain])
+    return session
+
+
+def _apply_session_mode(
+    model: Path | bytes, mode: ModeOptions, options: onnxruntime.SessionOptions
+) -> Path | None:
+    """Set the options of a mode. Return the optimized model to load, None for the model itself."""
+    optimized_model = find_optimized_model(model) if mode.loads_optimized_model else None
+    if optimized_model is not None or not mode.loads_optimized_model:
+        for key, value in mode.session.items():
+            options.add_session_config_entry(key, value)
+    return optimized_model
+
+
+def _check_session_provider(
+    session: onnxruntime.InferenceSession, provider: str, chain: Sequence[str]
+) -> None:
     first_provider = session.get_providers()[0]
     if first_provider != PROVIDERS[provider]:
         raise ProviderError(
             _start_failure_message(provider, f"onnxruntime used {first_provider} instead")
         )
     if provider != "cpu":
-        _check_assignments(session, provider, [name for name, _ in chain])
-    return session
+        _check_assignments(session, provider, chain)
 
 
 def _check_assignments(
-    session: onnxruntime.InferenceSession, provider: str, chain: list[str]
+    session: onnxruntime.InferenceSession, provider: str, chain: Sequence[str]
 ) -> None:
     import onnxruntime
 
