@@ -46,16 +46,25 @@ def predict(
         typer.Option(help="Runtime: onnxruntime, openvino, ...", show_default="the variant's own"),
     ] = None,
     provider: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Execution provider: cpu, cuda, tensorrt, nv_tensorrt_rtx, ...; without silent "
-            "fallback."
+            "fallback.",
+            show_default="cpu",
         ),
-    ] = "cpu",
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Intra-op threads.", show_default="available cores"),
     ] = None,
+    no_recommendation: Annotated[
+        bool,
+        typer.Option(
+            "--no-recommendation",
+            help="Ignore what `edgetl bench --save-recommendation` saved in the bundle. It is used "
+            "only without --variant, --runtime, --provider and --threads.",
+        ),
+    ] = False,
     coverage: Annotated[
         float | None,
         typer.Option(
@@ -96,7 +105,17 @@ def predict(
     from edgetl.device.predict import predict as predict_images
 
     predictions = predict_images(
-        bundle, images, top_k, variant, provider, threads, coverage, explain is not None, runtime
+        bundle,
+        images,
+        top_k,
+        variant,
+        provider,
+        threads,
+        coverage,
+        explain is not None,
+        runtime,
+        not no_recommendation,
+        lambda note: err.print(note, style="dim", markup=False, soft_wrap=True),
     )
     pictures: dict[Path, Path] = {}
     if explain is not None:

@@ -183,6 +183,14 @@ class BundleDirectory:
         return self.path / "bundle.json"
 
     @property
+    def recommendation(self) -> Path:
+        """Configuration that `edgetl bench --save-recommendation` recommends for one device.
+
+        It is not part of the export, and no hash covers it.
+        """
+        return self.path / "recommendation.json"
+
+    @property
     def golden(self) -> Path:
         """Folder of golden images and the PyTorch model's logits for them (golden.npz)."""
         return self.path / "golden"

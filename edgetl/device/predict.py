@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from edgetl.core.paths import StrPath
 from edgetl.device.runtime.classifier import Classifier, open_verified_classifier
 from edgetl.device.runtime.explanation import Explanation
 from edgetl.device.runtime.images import IMAGE_SUFFIXES, list_images, load_image
+from edgetl.device.runtime.session_choice import SessionOptions
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,13 @@ def predict(
     images: StrPath | Iterable[StrPath],
     top_k: int = 5,
     variant: str | None = None,
-    provider: str = "cpu",
+    provider: str | None = None,
     threads: int | None = None,
     coverage: float | None = None,
     explain: bool = False,
     runtime: str | None = None,
+    use_recommendation: bool = True,
+    notify: Callable[[str], None] | None = None,
 ) -> Iterator[Prediction]:
     """Classify image files with a bundle, after checking it on its golden images on this device.
 
@@ -87,13 +90,17 @@ def predict(
             once.
         top_k: number of labels per image, at least 1.
         variant: variant of the bundle; None uses the recommended one.
-        provider: execution provider (cpu, cuda, tensorrt, ...), without silent fallback.
+        provider: execution provider (cpu, cuda, tensorrt, ...), without silent fallback; None is
+            the CPU.
         threads: intra-op threads; None uses all available cores.
         coverage: share of new images whose prediction set must contain the true label, one of the
             levels of the export; None omits the sets.
         explain: also explain the best label of each image. It takes more time, and the model must
             have been exported with `explain`.
         runtime: onnxruntime, openvino, ...; None uses the one that the variant was written for.
+        use_recommendation: without variant, provider, threads and runtime, use those that
+            `edgetl bench --save-recommendation` saved in the bundle, if they apply here.
+        notify: called with the recommendation that was used, or why it was not; None logs it.
 
     Returns:
         An iterator over the predictions, in the order of the arguments.
@@ -110,7 +117,8 @@ def predict(
     if top_k < 1:
         raise ConfigError(f"top_k must be >= 1, got {top_k}.")
     entries = _expand_paths([images] if isinstance(images, str | os.PathLike) else images)
-    classifier = open_verified_classifier(bundle, variant, provider, threads, explain, runtime)
+    options = SessionOptions(variant, provider, threads, runtime, use_recommendation)
+    classifier = open_verified_classifier(bundle, options, explain, notify)
     level = None
     if coverage is not None:
         level = select_coverage_level(classifier.prediction_sets, coverage)

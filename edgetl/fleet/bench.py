@@ -129,6 +129,11 @@ def _check_options(config: BenchConfig) -> None:
                 "hosts. Leave them out.",
             ),
             check(
+                not config.save_recommendation,
+                "{save_recommendation} would save it in a temporary copy of the bundle. Leave it "
+                "out, and measure on the device.",
+            ),
+            check(
                 config.inputs is None,
                 "{inputs} needs a lone ONNX file, but hosts measure bundles. Leave it out.",
             ),

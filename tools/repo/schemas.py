@@ -27,6 +27,7 @@ from edgetl.core.artifacts.loadgen import LoadgenResult
 from edgetl.core.artifacts.run import EpochRecord
 from edgetl.core.artifacts.run_config import RunConfiguration
 from edgetl.core.artifacts.run_metrics import RunMetrics
+from edgetl.core.artifacts.saved_recommendation import SavedRecommendation
 from edgetl.core.files import SCHEMA
 from edgetl.core.typed_json import JsonField, JsonObject, computed_properties, json_fields
 
@@ -53,6 +54,7 @@ ARTIFACTS = {
     "history-line": Artifact(EpochRecord, {}, True),
     "loadgen": Artifact(LoadgenResult, {"schema": SCHEMA, "kind": "loadgen"}),
     "metrics": Artifact(RunMetrics, {"schema": SCHEMA}, True),
+    "recommendation": Artifact(SavedRecommendation, {"schema": SCHEMA, "kind": "recommendation"}),
 }
 """Files with a schema, by name."""
 _FREE_FORM: tuple[type, ...] = (ExperimentConfig, RowComparison)

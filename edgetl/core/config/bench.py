@@ -200,6 +200,13 @@ class BenchConfig:
         unset="a new file in RUN/bench or ./bench",
         basic=True,
     )
+    save_recommendation: bool = option(
+        False,
+        help="Save the recommended configuration in the bundle: `predict` and `open_classifier` use "
+        "it on this CPU.",
+        panel=COMPARISON,
+        basic=True,
+    )
     seed: int = option(
         0,
         help="Seed for the order within rounds.",
@@ -245,6 +252,10 @@ class BenchConfig:
             check(
                 "model" in self.scopes or all(batch <= 1 for batch in self.batches),
                 "{batches} above 1 needs scope model: add it to {scopes}.",
+            ),
+            check(
+                not self.save_recommendation or 1 in self.batches,
+                "{save_recommendation} is for single images: leave {batches} at 1, or add 1 to it.",
             ),
             *(self._check_session_mode(mode) for mode in self.session_modes),
         ]

@@ -28,9 +28,10 @@ from edgetl.device.bench.baseline import match_rows, read_baseline
 from edgetl.device.bench.correctness_gate import GatedCase, run_gates
 from edgetl.device.bench.inputs import prepare_bench_inputs
 from edgetl.device.bench.protocol import BenchProtocol
+from edgetl.device.bench.recommendation import check_bundle_writable, save_recommendation
 from edgetl.device.bench.rounds import RoundRunner
 from edgetl.device.bench.sustained import run_sustained_job
-from edgetl.device.bench.target import find_target, torch_device
+from edgetl.device.bench.target import BenchTarget, find_target, torch_device
 from edgetl.device.bench.worker_process import run_job
 from edgetl.device.hardware.cpu import resolve_intra_op_threads
 from edgetl.device.hardware.energy import EnergyMeter
@@ -73,7 +74,7 @@ def bench(
     if any(case.runtime == ONNXRUNTIME for case in target.cases):
         for provider in config.providers:
             check_provider(provider)
-    check_output_path(config.output, target.results_folder)
+    _check_outputs(config, target)
     baseline = None if config.baseline is None else read_baseline(config.baseline, config.scopes)
     device_info = collect_device_info()
     meter = EnergyMeter()
@@ -101,7 +102,6 @@ def bench(
             measured = runner.measure(passed_cases, config.rounds, config.seed, folder, report)
             _profile_and_sustain(measured, config, extras, folder, report)
     rows = [runner.attach_rounds(row) for row in rows]
-    noise = _add_emulation_reason(runner.evaluate_noise(), device_info)
     energy = EnergyCounters(tuple(meter.source_names), tuple(meter.denied_source_names))
     result = BenchResult(
         created=created.isoformat(timespec="seconds"),
@@ -109,7 +109,7 @@ def bench(
         target=str(config.target),
         model=target.model,
         device=runner.describe_device(replace(device_info, energy=energy)),
-        noise=noise,
+        noise=_add_emulation_reason(runner.evaluate_noise(), device_info),
         protocol={**asdict(protocol), "rounds": config.rounds, "seed": config.seed},
         order=tuple(runner.case_order),
         rows=tuple(rows),
@@ -126,7 +126,22 @@ def bench(
         partial(write_result, result), config.output, target.results_folder, created
     )
     runner.raise_if_stopped(len(rows), path, notes)
+    notes = (*notes, *_save_recommendation(result, config, target))
     return replace(result, path=path, notes=(*result.notes, *notes))
+
+
+def _save_recommendation(
+    result: BenchResult, config: BenchConfig, target: BenchTarget
+) -> list[str]:
+    if not config.save_recommendation or target.bundle is None:
+        return []
+    return [save_recommendation(result, target.bundle.directory)]
+
+
+def _check_outputs(config: BenchConfig, target: BenchTarget) -> None:
+    check_output_path(config.output, target.results_folder)
+    if config.save_recommendation and target.bundle is not None:
+        check_bundle_writable(target.bundle.directory)
 
 
 def _add_disagreements(result: BenchResult, bundle: Bundle | None) -> BenchResult:

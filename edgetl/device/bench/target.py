@@ -457,6 +457,12 @@ def _check_onnx_file_options(config: BenchConfig) -> None:
             "Use {scopes} model for a lone ONNX file.",
             BenchConfig,
         )
+    if config.save_recommendation:
+        raise BenchError(
+            "{save_recommendation} needs a bundle, in which the recommendation is saved. "
+            "Leave it out, or give a bundle.",
+            BenchConfig,
+        )
     if config.inputs is not None and config.batches != (1,):
         raise BenchError(
             "{batches} cannot be used with {inputs}, which determines the batch. Leave out {batches}.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +13,11 @@ from edgetl.core.artifacts.bundle import VariantRecord
 from edgetl.core.artifacts.confidence import CoverageLevel, UnknownDetector
 from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.config.export import InputKind
+from edgetl.core.config.session_modes import DEFAULT_MODE
 from edgetl.core.errors import BundleError, DecodeError
 from edgetl.core.paths import StrPath
 from edgetl.core.preprocessing import Preprocessing
+from edgetl.core.progress import LOGGER
 from edgetl.core.runtimes import ONNXRUNTIME, RUNTIMES, check_runtime
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.bundle import Bundle, open_bundle
@@ -23,6 +25,7 @@ from edgetl.device.runtime.explanation import Explanation
 from edgetl.device.runtime.golden import GoldenOutputs, softmax
 from edgetl.device.runtime.onnx_file import ACTIVATION_MAPS
 from edgetl.device.runtime.preprocessing import preprocess, resize_and_crop
+from edgetl.device.runtime.session_choice import SessionChoice, SessionOptions, choose_session
 from edgetl.device.runtime.sessions.session import ModelSession, SessionSource, open_session
 
 
@@ -163,20 +166,25 @@ class Classifier:
 def open_classifier(
     bundle: StrPath,
     variant: str | None = None,
-    provider: str = "cpu",
+    provider: str | None = None,
     threads: int | None = None,
     explain: bool = False,
     runtime: str | None = None,
+    use_recommendation: bool = True,
 ) -> Classifier:
     """Open the model of a bundle, of a run directory's bundle, or of an ONNX file from edgetl.
 
     Args:
         bundle: the bundle, run directory or ONNX file.
         variant: variant of the bundle; None uses the recommended one.
-        provider: execution provider (cpu, cuda, tensorrt, ...), without silent fallback.
+        provider: execution provider (cpu, cuda, tensorrt, ...), without silent fallback; None is
+            the CPU.
         threads: intra-op threads; None uses all available cores.
         explain: compute the activation maps that `Classifier.explain` needs. It takes more time.
         runtime: a name of `edgetl.core.runtimes.RUNTIMES`; None uses the variant's.
+        use_recommendation: without variant, provider, threads and runtime, use those that
+            `edgetl bench --save-recommendation` saved in the bundle, if they were measured on this
+            CPU with this version of the runtime. The log says what was used.
 
     Raises:
         BundleError: the bundle or file is missing or altered, there is no such variant, the runtime
@@ -197,10 +205,25 @@ def open_classifier(
             )
         if not path.is_file():
             raise BundleError(f"ONNX file not found: {path}.")
-        return _open_onnx_file(path, provider, threads, explain)
+        return _open_onnx_file(path, provider or "cpu", threads, explain)
     opened = open_bundle(path)
-    bundle_variant = opened.select_variant(variant, runtime)
-    return open_variant(opened, bundle_variant, provider, threads, explain, runtime)
+    options = SessionOptions(variant, provider, threads, runtime, use_recommendation)
+    choice = choose_session(opened, options, explain)
+    if choice.note:
+        LOGGER.info("%s", choice.note)
+    return _open_choice(opened, choice, explain)
+
+
+def _open_choice(bundle: Bundle, choice: SessionChoice, explain: bool) -> Classifier:
+    return open_variant(
+        bundle,
+        choice.variant,
+        choice.provider,
+        choice.threads,
+        explain,
+        choice.runtime,
+        choice.session_mode,
+    )
 
 
 def open_variant(
@@ -210,6 +233,7 @@ def open_variant(
     threads: int | None = None,
     explain: bool = False,
     runtime: str | None = None,
+    session_mode: str = DEFAULT_MODE,
 ) -> Classifier:
     """Open a variant of an opened bundle.
 
@@ -229,7 +253,9 @@ def open_variant(
     default = ModelMetadata(
         bundle.labels, bundle.preprocessing, bundle_variant.input, bundle.run_id
     )
-    return _open_onnx_file(files[0], provider, threads, explain, bundle_variant.precision, default)
+    return _open_onnx_file(
+        files[0], provider, threads, explain, bundle_variant.precision, default, session_mode
+    )
 
 
 def _open_with_runtime(
@@ -260,13 +286,19 @@ def _open_onnx_file(
     explain: bool,
     precision: str | None = None,
     default_metadata: ModelMetadata | None = None,
+    session_mode: str = DEFAULT_MODE,
 ) -> Classifier:
     # Only here: other runtimes do not need onnxruntime.
     from edgetl.device.runtime.session import create_session, read_metadata
     from edgetl.device.runtime.sessions.onnxruntime_session import OnnxRuntimeSession
 
     ort_session = create_session(
-        path, provider, threads, precision=precision, activation_maps=explain
+        path,
+        provider,
+        threads,
+        precision=precision,
+        session_mode=session_mode,
+        activation_maps=explain,
     )
     metadata = read_metadata(ort_session) or default_metadata
     if metadata is None:
@@ -309,15 +341,19 @@ def run_images(classifier: Classifier, images: Iterable[NDArray[np.uint8]]) -> G
 
 def open_verified_classifier(
     bundle: StrPath,
-    variant: str | None = None,
-    provider: str = "cpu",
-    threads: int | None = None,
+    options: SessionOptions,
     explain: bool = False,
-    runtime: str | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Classifier:
     """Open a classifier and check this session on the bundle's golden images.
 
     A single ONNX file is not checked: it has no golden images.
+
+    Args:
+        bundle: the bundle, run directory or ONNX file.
+        options: the caller's choices.
+        explain: compute the activation maps that `Classifier.explain` needs.
+        notify: called with the recommendation that was used, or why it was not; None logs it.
 
     Raises:
         BundleError: see `open_classifier`; or the outputs do not match the reference.
@@ -325,17 +361,20 @@ def open_verified_classifier(
     """
     path = Path(bundle)
     if path.suffix == ".onnx":
-        return open_classifier(path, variant, provider, threads, explain, runtime)
-    check_runtime(runtime)
+        provider, threads, runtime = options.provider, options.threads, options.runtime
+        return open_classifier(path, options.variant, provider, threads, explain, runtime)
+    check_runtime(options.runtime)
     opened = open_bundle(path)
-    bundle_variant = opened.select_variant(variant, runtime)
+    choice = choose_session(opened, options, explain)
     golden = opened.load_golden()
-    classifier = open_variant(opened, bundle_variant, provider, threads, explain, runtime)
-    outputs = run_images(classifier, golden.load_images(bundle_variant))
-    gate = golden.check(bundle_variant, provider, outputs)
+    classifier = _open_choice(opened, choice, explain)
+    outputs = run_images(classifier, golden.load_images(choice.variant))
+    gate = golden.check(choice.variant, choice.provider, outputs, choice.relative_tolerance)
+    if choice.note:
+        (notify or LOGGER.info)(choice.note)
     if not gate.passed:
         raise BundleError(
-            f"The outputs of {bundle_variant.name} do not match the reference on this device: "
+            f"The outputs of {choice.variant.name} do not match the reference on this device: "
             f"{gate.reason}. `edgetl verify {path}` checks all variants."
         )
     return classifier

@@ -23,6 +23,7 @@ from edgetl.core.artifacts.bundle import (
     read_bundle_manifest,
     write_bundle_manifest,
 )
+from edgetl.core.artifacts.saved_recommendation import read_saved_recommendation
 from edgetl.core.artifacts.storage import store_result
 from edgetl.core.config.bench import BenchConfig
 from edgetl.core.errors import BenchError, BundleError, ConfigError, ProviderError
@@ -34,7 +35,9 @@ from edgetl.device.bench.protocol import BenchProtocol
 from edgetl.device.bench.runner import bench
 from edgetl.device.bench.worker_process import Worker
 from edgetl.device.hardware.cpu import available_cores
+from edgetl.device.runtime.bundle import open_bundle
 from edgetl.device.runtime.session import available_providers
+from edgetl.device.runtime.session_choice import SessionOptions, choose_session
 from tests.helpers.bundles import colour_model
 from tests.helpers.confidence import add_confidence
 
@@ -564,3 +567,39 @@ def test_golden_images_are_resized_to_squares(make_bundle: MakeBundle, tmp_path:
     assert (image.shape, image.dtype) == ((4, 1, 40, 40, 3), np.uint8)
     assert (tensor.shape, tensor.dtype) == ((4, 1, 3, 32, 32), np.float32)
     assert image.std() > 1, "images are blank"
+
+
+def test_recommendation_is_saved_in_bundle_and_used(
+    make_bundle: MakeBundle, brief: BenchProtocol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGETL_CACHE", str(tmp_path / "cache"))
+    bundle = make_bundle()
+    config = BenchConfig(
+        bundle,
+        scopes=("model",),
+        rounds=2,
+        threads=(1,),
+        session_modes=("optimized-model",),
+        save_recommendation=True,
+    )
+    result = bench(config, None, brief)
+    assert result.rows[0].session.session_options == {
+        "session.load_model_format": "ORT",
+        "session.use_memory_mapped_ort_model": "1",
+        "session.use_ort_model_bytes_for_initializers": "1",
+    }
+    recommendation = read_saved_recommendation(BundleDirectory(bundle))
+    assert recommendation is not None
+    assert recommendation.p50_ms == result.rows[0].p50_ms
+    assert any("Saved for predict on this CPU" in note for note in result.notes)
+    choice = choose_session(open_bundle(bundle), SessionOptions())
+    assert (choice.session_mode, choice.threads) == ("optimized-model", 1)
+
+
+def test_recommendation_needs_bundle_for_single_images(make_bundle: MakeBundle) -> None:
+    bundle = make_bundle()
+    with pytest.raises(ConfigError, match="save_recommendation is for single images"):
+        BenchConfig(bundle, batches=(4,), save_recommendation=True)
+    config = BenchConfig(bundle / "fp32.onnx", scopes=("model",), save_recommendation=True)
+    with pytest.raises(BenchError, match="save_recommendation needs a bundle"):
+        bench(config)
