@@ -105,7 +105,10 @@ def _latency_table(result: BenchResult) -> Table:
     ]
     for heading in ("runtime", "variant", "scope", *varying_parameters):
         table.add_column(heading)
-    for heading in ("p50 ms", "±", "p90 ms", "p99 ms", "img/s"):
+    # One thread without pauses computes all the time, so that its processor time is the latency.
+    shows_cpu_time = any(row.threads > 1 or row.rate for row in result.rows)
+    cpu_heading = ["CPU ms"] if shows_cpu_time else []
+    for heading in ("p50 ms", "±", "p90 ms", "p99 ms", "img/s", *cpu_heading):
         table.add_column(heading, justify="right")
     table.add_column("speed-up [95%]", justify="right")
     table.add_column("verdict")
@@ -127,6 +130,7 @@ def _latency_table(result: BenchResult) -> Table:
             p90,
             p99,
             rate,
+            *([format_milliseconds(row.cpu_ms)] if shows_cpu_time else []),
             *_speedup_cells(row, comparisons, baselines),
         )
     return table

@@ -117,6 +117,9 @@ class BlockResult:
     """Energy of the block by counter, idle power included; empty without a counter."""
     gpu: GpuReading | None = field(default=None, metadata=in_json(none_is_empty=True))
     """None without NVML and on a CPU."""
+    cpu_ns: int | None = field(default=None, metadata=in_json(omit_default=True))
+    """Processor time of all threads in the timed slices, waiting threads that spin included. None
+    in older results."""
 
     def __post_init__(self) -> None:
         count = len(self.latencies_ns)
@@ -344,6 +347,16 @@ class BenchRow(RoundStatistics):
             for name in sorted(names)
         }
         return {name: median(values) for name, values in by_round.items()}
+
+    @property
+    def cpu_ms(self) -> float | None:
+        """Processor time of all threads an image, median over the rounds; None if not recorded."""
+        values = [
+            block.cpu_ns / 1e6 / (self.batch * len(block.latencies_ns))
+            for block in self.rounds
+            if block.cpu_ns is not None
+        ]
+        return median(values) if values else None
 
 
 def round_ratios(before: BenchRow, after: BenchRow) -> list[float]:

@@ -1,7 +1,8 @@
-"""Readings of energy, memory and the GPU around the timed slices of a block."""
+"""Readings of energy, memory, processor time and the GPU around the timed slices of a block."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 
 from edgetl.core.artifacts.bench_rows import GpuReading, largest
@@ -18,12 +19,15 @@ from edgetl.device.hardware.nvml import (
 
 
 class BlockMonitor:
-    """Energy and memory growth of one block, over all its slices."""
+    """Energy, processor time and memory growth of one block, over all its slices."""
 
     def __init__(self, meter: EnergyMeter) -> None:
         self._meter = meter
         self._initial_memory_bytes: int | None = None
         self._slice_count = 0
+        self._start_cpu_ns = 0
+        self.cpu_ns = 0
+        """Processor time of all threads of the process."""
         self.memory_growth_bytes: int | None = None
         """Growth of the resident memory since the first slice; None if it cannot be read."""
         self.energy_j: dict[str, float] = {}
@@ -34,9 +38,11 @@ class BlockMonitor:
         if self._slice_count == 0:
             self._initial_memory_bytes = resident_memory_bytes()
         self._meter.start()
+        self._start_cpu_ns = time.process_time_ns()
 
     def stop(self) -> None:
         """End a slice and add its energy."""
+        self.cpu_ns += time.process_time_ns() - self._start_cpu_ns
         slice_energy_j = self._meter.stop()
         # A counter that failed in one slice does not cover the block, so it is dropped.
         self.energy_j = {

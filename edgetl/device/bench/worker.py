@@ -174,6 +174,7 @@ def _encode_block(
         waited=block.waited,
         memory_growth_bytes=monitor.memory_growth_bytes,
         energy_j=monitor.energy_j,
+        cpu_ns=monitor.cpu_ns,
         gpu=None if gpu_monitor is None else gpu_monitor.summarize(),
     )
     return to_json(result)
