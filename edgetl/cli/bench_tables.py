@@ -20,6 +20,7 @@ from edgetl.core.formatting import (
     PROFILE_CLOCK_DESCRIPTIONS,
     format_gpu_state,
     format_milliseconds,
+    format_node_counts,
     format_speedup,
     pluralize,
 )
@@ -289,6 +290,15 @@ def _show_notes(result: BenchResult) -> None:
                 f"[yellow]Late:[/]     {row.id}: {row.waiting_share:.0%} of the arrivals had to "
                 "wait for the previous inference."
             )
+    shares = {
+        (row.variant, row.provider): row.session.node_share
+        for row in result.rows
+        if row.session.node_share is not None and len(row.session.node_share) > 1
+    }
+    for (variant, provider), node_share in shares.items():
+        out.print(
+            f"Nodes    {variant} {provider}: {format_node_counts(node_share)}", soft_wrap=True
+        )
     for row in result.rows:
         if row.gpu is not None:
             out.print(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
 
 
 def doctor(
+    bundle: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[BUNDLE]",
+            help="Bundle or run: also show on which execution provider each variant's nodes run.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the result as one JSON object.")
     ] = False,
@@ -25,11 +34,13 @@ def doctor(
     """
     from edgetl.device.doctor import inspect_environment
 
-    environment = inspect_environment()
+    environment = inspect_environment(bundle=bundle)
     if as_json:
         print_json(environment.to_json(), indent=2)
     else:
         show_environment(environment)
+        if bundle is not None:
+            show_placements(environment)
     if environment.fatal_findings:
         raise typer.Exit(ExitCode.USER_ERROR)
 
@@ -54,6 +65,21 @@ def show_environment(environment: Environment) -> None:
         out.print("[bold red]Problem[/]" if finding.fatal else "[bold yellow]Missing[/]", end="  ")
         out.print(f"{finding.what} (needed by: {finding.effect})", markup=False, soft_wrap=True)
         out.print(f"         {finding.remedy}", markup=False, soft_wrap=True, style="cyan")
+
+
+def show_placements(environment: Environment) -> None:
+    """Print the nodes of each variant by execution provider."""
+    from edgetl.core.formatting import format_node_counts, pluralize
+
+    out.print()
+    if not environment.placements:
+        out.print("All nodes run on the CPU: no other provider starts here.")
+    for item in environment.placements:
+        name = f"{item.variant} on {item.provider.removesuffix('ExecutionProvider')}"
+        out.print(f"[bold]{name}[/]", end="  ")
+        nodes = pluralize(sum(item.nodes.values()), "node")
+        text = item.problem or f"{nodes}: {format_node_counts(item.nodes)}"
+        out.print(text, markup=False, soft_wrap=True)
 
 
 def _environment_rows(environment: Environment) -> list[tuple[str, str]]:

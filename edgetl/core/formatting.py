@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from edgetl.core.artifacts.bench_rows import GpuSummary
     from edgetl.core.statistics import Speedup
 
@@ -70,3 +72,16 @@ def format_duration(seconds: float) -> str:
     if seconds < 3570:
         return f"{round(seconds) // 60} min {round(seconds) % 60} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def format_node_counts(counts: Mapping[str, float]) -> str:
+    """Format nodes by onnxruntime's providers, most first: `CUDA 97%, CPU 3%`.
+
+    Args:
+        counts: numbers of nodes, or shares that add up to 1.
+    """
+    total = sum(counts.values())
+    ordered = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(
+        f"{name.removesuffix('ExecutionProvider')} {count / total:.1%}" for name, count in ordered
+    )

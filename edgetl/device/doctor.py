@@ -17,10 +17,13 @@ from typing import Any
 import edgetl
 from edgetl import __version__
 from edgetl.core.files import SCHEMA
+from edgetl.core.paths import StrPath
+from edgetl.core.runtimes import ONNXRUNTIME
 from edgetl.core.typed_json import JsonObject, parse_as, to_json
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.hardware.info import collect_device_info, installed_version
 from edgetl.device.hardware.procfs import PROC, SYS
+from edgetl.device.runtime.bundle import Bundle, open_bundle
 from edgetl.device.runtime.cuda_libraries import find_missing_library, suggest_remedy
 from edgetl.device.runtime.providers import CUDA_PROVIDERS, PROVIDERS
 
@@ -39,6 +42,13 @@ if {{cuda}}:
     preload_cuda_libraries()
 session = onnxruntime.InferenceSession(base64.b64decode({_TINY_MODEL!r}), providers=[{{name!r}}], enable_fallback=0)
 print(json.dumps(session.get_providers()[0]))
+"""
+_COUNT_NODES_SCRIPT = """
+import json, sys
+sys.path.append({root!r})
+from pathlib import Path
+from edgetl.device.runtime.node_counts import count_nodes
+print(json.dumps(count_nodes(Path({model!r}), {provider!r}, {precision!r})))
 """
 _CUDA_PROVIDER_NAMES = tuple(PROVIDERS[name] for name in CUDA_PROVIDERS)
 _TORCH_SCRIPT = """
@@ -73,6 +83,35 @@ def try_provider(name: str) -> str | None:
     if reason:
         return reason.group(1).strip()
     return "onnxruntime fell back to another provider" if provider else _last_line(stderr)
+
+
+def place_nodes(bundle: Bundle, provider: str) -> list[NodePlacement]:
+    """Count the nodes of a bundle's ONNX variants by execution provider.
+
+    Args:
+        bundle: the bundle.
+        provider: onnxruntime's name of the provider that is asked to run them.
+
+    Raises:
+        BundleError: a file is missing or altered.
+    """
+    short_name = next((name for name, item in PROVIDERS.items() if item == provider), None)
+    if short_name in (None, "cpu"):
+        return []
+    placements = []
+    for variant in bundle.variants:
+        if variant.runtime != ONNXRUNTIME:
+            continue
+        script = _COUNT_NODES_SCRIPT.format(
+            root=str(Path(edgetl.__file__).parents[1]),
+            model=str(bundle.variant_paths(variant)[0].resolve()),
+            provider=short_name,
+            precision=variant.precision,
+        )
+        reply, stderr = _run_probe(script)
+        nodes, problem = ({}, _last_line(stderr)) if reply is None else reply
+        placements.append(NodePlacement(variant.name, provider, nodes, problem))
+    return placements
 
 
 def try_torch() -> tuple[TorchInfo | None, str | None]:
@@ -158,6 +197,19 @@ class TorchInfo:
 
 
 @dataclass(frozen=True)
+class NodePlacement:
+    """Nodes of a variant's graph by execution provider."""
+
+    variant: str
+    provider: str
+    """Provider that is asked to run them, by onnxruntime's name."""
+    nodes: Mapping[str, int]
+    """Number of nodes by onnxruntime's provider; empty if there is a problem."""
+    problem: str | None
+    """Reason if the provider did not take all compute nodes."""
+
+
+@dataclass(frozen=True)
 class Environment:
     """Software and hardware of this machine, with the problems found."""
 
@@ -176,6 +228,8 @@ class Environment:
     torch: TorchInfo | None
     """None if torch is missing or cannot be imported."""
     findings: tuple[DoctorFinding, ...]
+    placements: tuple[NodePlacement, ...] = ()
+    """Nodes of the bundle's variants on every provider that starts, except the CPU's."""
 
     @property
     def fatal_findings(self) -> list[DoctorFinding]:
@@ -187,7 +241,9 @@ class Environment:
         return {"schema": SCHEMA, "kind": "doctor", **to_json(self)}
 
 
-def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
+def inspect_environment(
+    proc: Path = PROC, sys_root: Path = SYS, bundle: StrPath | None = None
+) -> Environment:
     """Inspect this machine.
 
     Heavy packages are imported in subprocesses, so that a crash is reported as a finding.
@@ -195,7 +251,12 @@ def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
     Args:
         proc: mount point of procfs.
         sys_root: mount point of sysfs.
+        bundle: a bundle or run whose variants are opened on every provider; None opens none.
+
+    Raises:
+        BundleError: the bundle is missing, or a file is altered.
     """
+    opened_bundle = None if bundle is None else open_bundle(bundle)
     versions: dict[str, str | None] = {"edgetl": __version__}
     versions |= {
         name: installed_version(name)
@@ -212,6 +273,10 @@ def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
             findings.append(_cuda_finding(facts.gpus[0], cuda_problem))
         if problem:
             findings.append(_onnxruntime_import_finding(problem))
+    placements: list[NodePlacement] = []
+    if opened_bundle is not None:
+        for name, problem in providers.items():
+            placements += [] if problem else place_nodes(opened_bundle, name)
     torch: TorchInfo | None = None
     if versions["torch"] and versions["torchvision"]:
         torch, problem = try_torch()
@@ -229,6 +294,7 @@ def inspect_environment(proc: Path = PROC, sys_root: Path = SYS) -> Environment:
         providers=providers,
         torch=torch,
         findings=tuple(sorted(findings, key=lambda finding: not finding.fatal)),
+        placements=tuple(placements),
     )
 
 

@@ -10,6 +10,7 @@ from edgetl.cli.app import create_app
 from edgetl.device import doctor
 from edgetl.device.doctor import inspect_environment, list_providers, try_provider, try_torch
 from edgetl.device.runtime import cuda_libraries
+from edgetl.device.runtime.node_counts import count_nodes
 
 
 @pytest.fixture
@@ -139,7 +140,7 @@ def test_crashing_probe_returns_the_error(monkeypatch: pytest.MonkeyPatch, tmp_p
 
 def test_command_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = inspect_environment()
-    monkeypatch.setattr(doctor, "inspect_environment", lambda: environment)
+    monkeypatch.setattr(doctor, "inspect_environment", lambda bundle: environment)
     table, as_json = (
         CliRunner().invoke(create_app("doctor"), ["doctor", *options], env={"COLUMNS": "100"})
         for options in ([], ["--json"])
@@ -151,3 +152,40 @@ def test_command_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> None
     assert content["cores"]["available"] >= 1
     assert "provider: works" in table.stdout
     assert "No problems found" in table.stdout
+
+
+@pytest.mark.usefixtures("installed")
+def test_doctor_shows_nodes_by_provider(
+    stock_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider", "QNNExecutionProvider"]
+    replies = {
+        "'cuda'": ({"CUDAExecutionProvider": 3, "CPUExecutionProvider": 1}, None),
+        "'qnn'": ({}, "QNNExecutionProvider did not take 2 of 3 compute nodes"),
+    }
+
+    def answer(script: str) -> tuple[object, str]:
+        return next(reply for name, reply in replies.items() if name in script), ""
+
+    monkeypatch.setattr(doctor, "list_providers", lambda: (providers, None))
+    monkeypatch.setattr(doctor, "_run_probe", answer)
+    environment = inspect_environment(bundle=stock_bundle)
+    assert {(item.provider, item.problem) for item in environment.placements} == {
+        ("CUDAExecutionProvider", None),
+        ("QNNExecutionProvider", "QNNExecutionProvider did not take 2 of 3 compute nodes"),
+    }
+    result = CliRunner().invoke(create_app(), ["doctor", str(stock_bundle)])
+    assert "fp32 on CUDA  4 nodes: CUDA 75.0%, CPU 25.0%" in result.output
+    assert "fp32 on QNN  QNNExecutionProvider did not take 2 of 3 compute nodes" in result.output
+
+
+@pytest.mark.usefixtures("installed")
+def test_doctor_says_if_all_nodes_run_on_the_cpu(stock_bundle: Path) -> None:
+    result = CliRunner().invoke(create_app(), ["doctor", str(stock_bundle)])
+    assert "All nodes run on the CPU: no other provider starts here." in result.output
+
+
+def test_count_nodes_reports_provider_that_is_not_installed(stock_bundle: Path) -> None:
+    counts, problem = count_nodes(stock_bundle / "fp32.onnx", "qnn", "fp32")
+    assert counts == {}
+    assert "has no QNNExecutionProvider" in (problem or "")

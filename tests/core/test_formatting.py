@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from edgetl.core.formatting import format_duration, format_milliseconds, pluralize
+from edgetl.core.formatting import (
+    format_duration,
+    format_milliseconds,
+    format_node_counts,
+    pluralize,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,3 +47,9 @@ def test_pluralize() -> None:
 )
 def test_format_duration(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+def test_node_counts_are_shares_with_most_nodes_first() -> None:
+    counts = {"CPUExecutionProvider": 1, "CUDAExecutionProvider": 3}
+    assert format_node_counts(counts) == "CUDA 75.0%, CPU 25.0%"
+    assert format_node_counts({"CPUExecutionProvider": 1.0}) == "CPU 100.0%"

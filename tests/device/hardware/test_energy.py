@@ -174,6 +174,18 @@ def test_gpu_energy_is_accurate_over_one_block(tmp_path: Path) -> None:
     assert monitor.energy_j["nvml:0"] == pytest.approx(watts * block_s, rel=0.05)
 
 
+def test_processor_time_is_summed_over_slices(tmp_path: Path) -> None:
+    monitor = BlockMonitor(EnergyMeter(build(tmp_path, {})[1], FakeGpus(0), FakeClock()))
+    for _ in range(2):
+        monitor.start()
+        end_ns = time.process_time_ns() + 20_000_000
+        while time.process_time_ns() < end_ns:
+            pass
+        monitor.stop()
+        time.sleep(0.05)
+    assert 40_000_000 <= monitor.cpu_ns < 80_000_000
+
+
 def test_gpu_protocol_uses_one_long_slice() -> None:
     protocol = BenchProtocol()
     gpu_protocol = protocol.for_gpu()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from edgetl.cli.app import app
+from edgetl.cli.app import create_app
 from edgetl.core.artifacts.recommendation import RecommendedOptions
 from edgetl.core.artifacts.saved_recommendation import (
     MeasuredDevice,
@@ -180,7 +180,9 @@ def test_predict_uses_recommended_session_mode(
 def test_predict_command_prints_recommendation(bundle: Path) -> None:
     _recommend(bundle)
     image = str(open_bundle(bundle).load_golden().files[0])
-    result = CliRunner().invoke(app, ["predict", str(bundle), image])
+    result = CliRunner().invoke(create_app(), ["predict", str(bundle), image])
     assert (result.exit_code, "Recommended by" in result.stderr) == (0, True)
-    result = CliRunner().invoke(app, ["predict", str(bundle), image, "--no-recommendation"])
+    result = CliRunner().invoke(
+        create_app(), ["predict", str(bundle), image, "--no-recommendation"]
+    )
     assert (result.exit_code, "Recommended by" in result.stderr) == (0, False)
