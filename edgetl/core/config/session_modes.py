@@ -1,4 +1,7 @@
-"""Session modes that the benchmark compares: named sets of ONNX Runtime's options."""
+"""Session modes that the benchmark compares: named sets of ONNX Runtime's options.
+
+Decision 021 lists the options that were measured and left out.
+"""
 
 from __future__ import annotations
 

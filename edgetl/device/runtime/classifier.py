@@ -341,7 +341,7 @@ def run_images(classifier: Classifier, images: Iterable[NDArray[np.uint8]]) -> G
 
 def open_verified_classifier(
     bundle: StrPath,
-    options: SessionOptions,
+    options: SessionOptions | None = None,
     explain: bool = False,
     notify: Callable[[str], None] | None = None,
 ) -> Classifier:
@@ -351,7 +351,7 @@ def open_verified_classifier(
 
     Args:
         bundle: the bundle, run directory or ONNX file.
-        options: the caller's choices.
+        options: the caller's choices; None leaves all to the bundle.
         explain: compute the activation maps that `Classifier.explain` needs.
         notify: called with the recommendation that was used, or why it was not; None logs it.
 
@@ -359,6 +359,7 @@ def open_verified_classifier(
         BundleError: see `open_classifier`; or the outputs do not match the reference.
         ProviderError: see `open_classifier`.
     """
+    options = options or SessionOptions()
     path = Path(bundle)
     if path.suffix == ".onnx":
         provider, threads, runtime = options.provider, options.threads, options.runtime

@@ -598,8 +598,8 @@ def test_recommendation_is_saved_in_bundle_and_used(
 
 def test_recommendation_needs_bundle_for_single_images(make_bundle: MakeBundle) -> None:
     bundle = make_bundle()
-    with pytest.raises(ConfigError, match="save_recommendation is for single images"):
+    with pytest.raises(ConfigError, match="save_recommendation=True is for single images"):
         BenchConfig(bundle, batches=(4,), save_recommendation=True)
     config = BenchConfig(bundle / "fp32.onnx", scopes=("model",), save_recommendation=True)
-    with pytest.raises(BenchError, match="save_recommendation needs a bundle"):
+    with pytest.raises(BenchError, match="save_recommendation=True needs a bundle"):
         bench(config)
