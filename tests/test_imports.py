@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 
 from edgetl.core import registry
+from edgetl.core.runtimes import RUNTIMES
 
 ROOT = Path(__file__).parents[1]
+OPTIONAL_RUNTIMES = sorted(runtime.module for runtime in RUNTIMES.values())
+"""Modules that the environment of the tests need not have."""
 
 
 def modules(package: str) -> list[str]:
@@ -56,6 +59,9 @@ def test_every_module_imports_in_a_fresh_process() -> None:
 for name in {modules("edgetl")!r}:
     try:
         __import__(name)
+    except ModuleNotFoundError as error:
+        if error.name.partition(".")[0] not in {OPTIONAL_RUNTIMES!r}:
+            print(name, type(error).__name__, error, flush=True)
     except BaseException as error:
         print(name, type(error).__name__, error, flush=True)
 """
