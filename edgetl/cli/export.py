@@ -124,8 +124,9 @@ def _print_bundle(bundle: Bundle) -> None:
         _print_variants(bundle)
     _print_coverage(bundle)
     _print_confidence(bundle)
-    size = sum(record.bytes for record in bundle.variants) / 1e6
-    files = ", ".join(record.file for record in bundle.variants)
+    records = {file.file: file for record in bundle.variants for file in record.files}
+    size = sum(record.bytes or 0 for record in records.values()) / 1e6
+    files = ", ".join(records)
     out.print(
         f"Bundle: {bundle.directory.path}  ({files}, {size:.1f} MB, {len(bundle.labels)} classes)",
         soft_wrap=True,
@@ -251,7 +252,7 @@ def _variant_cells(variant: VariantRecord, is_recommended: bool, tested: bool) -
     test_cells = [MISSING_VALUE if test is None else f"{test.top1:.1%}"] if tested else []
     return (
         f"{variant.name} [bold green]recommended[/]" if is_recommended else variant.name,
-        f"{variant.bytes / 1e6:.1f}",
+        f"{variant.total_bytes / 1e6:.1f}",
         MISSING_VALUE if variant.p50_ms is None else f"{variant.p50_ms:.2f}",
         _format_speedup(variant.latency),
         MISSING_VALUE if accuracy is None else f"{accuracy.top1:.1%}",
