@@ -385,7 +385,6 @@ class _BundleExport:
             load_images=lambda: task.images,
             max_accuracy_drop=self.config.max_accuracy_drop,
             folder=self.directory.path,
-            wheels=self.config.wheels,
             notify=self.notify,
         )
         return convert_to_formats(self.config.formats, conversion_task, builder)

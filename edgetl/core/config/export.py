@@ -172,13 +172,6 @@ class ExportConfig:
         basic=True,
         choices=tuple(FORMATS),
     )
-    wheels: OptionalPath = option(
-        None,
-        help="Folder of wheels to install converters from that need an environment of their own.",
-        metavar="DIR",
-        unset="the package index",
-        panel=CLIENTS,
-    )
 
     __repr__ = repr_config
 

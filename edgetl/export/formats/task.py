@@ -53,8 +53,6 @@ class ConversionTask:
     """Largest accepted loss of top-1 in percentage points."""
     folder: Path
     """Folder of the bundle, for the files."""
-    wheels: Path | None
-    """Folder of wheels to install converters from; None means the package index."""
     notify: ProgressCallback
 
     @cached_property

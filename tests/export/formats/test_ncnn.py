@@ -214,7 +214,6 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> ConversionTask:
         load_images=lambda: QuantizationImages(make_images(60, 0), make_images(30, 1)),
         max_accuracy_drop=1.0,
         folder=tmp_path_factory.mktemp("converted"),
-        wheels=None,
         notify=lambda step, done, total: None,
     )
 
