@@ -11,7 +11,7 @@ from edgetl.cli.console import out, print_json
 from edgetl.cli.exit_codes import ExitCode
 
 if TYPE_CHECKING:
-    from edgetl.device.doctor import Environment
+    from edgetl.device.doctor import Environment, RuntimeInfo
 
 
 def doctor(
@@ -55,6 +55,8 @@ def show_environment(environment: Environment) -> None:
     table.add_column(overflow="fold")
     for name, value in _environment_rows(environment):
         table.add_row(name, escape(value))
+    for runtime in environment.runtimes.values():
+        table.add_row(runtime.title, _describe_runtime(runtime))
     for package, version in environment.packages.items():
         table.add_row(package, "[dim]not installed[/]" if version is None else escape(version))
     out.print(table)
@@ -80,6 +82,16 @@ def show_placements(environment: Environment) -> None:
         nodes = pluralize(sum(item.nodes.values()), "node")
         text = item.problem or f"{nodes}: {format_node_counts(item.nodes)}"
         out.print(text, markup=False, soft_wrap=True)
+
+
+def _describe_runtime(runtime: RuntimeInfo) -> str:
+    from rich.markup import escape
+
+    if runtime.version is None:
+        return f"[dim]not installed: {escape(runtime.install)}[/]"
+    if runtime.problem is not None:
+        return escape(f"runtime {runtime.version}: cannot be imported, {runtime.problem}")
+    return f"runtime {escape(runtime.version)}: works"
 
 
 def _environment_rows(environment: Environment) -> list[tuple[str, str]]:

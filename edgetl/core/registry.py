@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from edgetl.core.errors import ConfigError, MissingPackageError
-from edgetl.core.runtimes import RUNTIMES, is_installed
+from edgetl.core.runtimes import RUNTIMES, installed_runtimes, is_installed
 
 BACKENDS = {
     "onnxruntime": "edgetl.device.bench.ort_backend:OnnxRuntimeBackend",
@@ -128,7 +128,16 @@ def convert_import_error(cause: ModuleNotFoundError) -> Exception:
     package = (cause.name or "").partition(".")[0]
     if package not in EXTRAS:
         return cause
-    return MissingPackageError(
-        f'{package} is not installed. Run `pip install "edgetl[{EXTRAS[package]}]"`; '
+    message = (
+        f"{package} is not installed. Run `{install_command(package)}`; "
         "`edgetl doctor` lists other missing packages."
     )
+    runtimes = installed_runtimes()
+    if runtimes and any(runtime.module == package for runtime in RUNTIMES.values()):
+        message += f" Installed runtimes: {', '.join(runtimes)}."
+    return MissingPackageError(message)
+
+
+def install_command(package: str) -> str:
+    """Return the command that installs a package of `EXTRAS`, by module name."""
+    return f'pip install "edgetl[{EXTRAS[package]}]"'

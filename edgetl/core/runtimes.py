@@ -7,6 +7,7 @@ A new runtime is a session class (see `edgetl.device.runtime.sessions.session`) 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import metadata
 from importlib.util import find_spec
 
 from edgetl.core.errors import ConfigError
@@ -73,7 +74,17 @@ def check_runtime(name: str | None) -> None:
 
 def is_installed(runtime: str) -> bool:
     """Return whether the package of a runtime is installed; nothing is imported."""
-    return find_spec(RUNTIMES[runtime].module) is not None
+    module = RUNTIMES[runtime].module
+    spec = find_spec(module)
+    if spec is None or spec.origin is not None:
+        return spec is not None
+    # A package without __init__.py, such as executorch, or any folder of this name, for example
+    # with models, in the working directory.
+    try:
+        metadata.distribution(module)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def installed_runtimes() -> list[str]:

@@ -18,7 +18,8 @@ import edgetl
 from edgetl import __version__
 from edgetl.core.files import SCHEMA
 from edgetl.core.paths import StrPath
-from edgetl.core.runtimes import ONNXRUNTIME
+from edgetl.core.registry import install_command
+from edgetl.core.runtimes import ONNXRUNTIME, RUNTIMES
 from edgetl.core.typed_json import JsonObject, parse_as, to_json
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.hardware.info import collect_device_info, installed_version
@@ -50,6 +51,12 @@ from pathlib import Path
 from edgetl.device.runtime.node_counts import count_nodes
 print(json.dumps(count_nodes(Path({model!r}), {provider!r}, {precision!r})))
 """
+_IMPORT_SCRIPT = """
+import sys
+sys.path.append({root!r})
+import {module}
+print("true")
+"""
 _CUDA_PROVIDER_NAMES = tuple(PROVIDERS[name] for name in CUDA_PROVIDERS)
 _TORCH_SCRIPT = """
 import json, torch, torchvision
@@ -71,8 +78,9 @@ def try_provider(name: str) -> str | None:
 
     onnxruntime lists every provider that it was built with, also those that cannot start.
     """
-    root = str(Path(edgetl.__file__).parents[1])
-    script = _START_SESSION_SCRIPT.format(name=name, root=root, cuda=name in _CUDA_PROVIDER_NAMES)
+    script = _START_SESSION_SCRIPT.format(
+        name=name, root=_import_root(), cuda=name in _CUDA_PROVIDER_NAMES
+    )
     provider, stderr = _run_probe(script)
     if provider == name:
         return None
@@ -103,7 +111,7 @@ def place_nodes(bundle: Bundle, provider: str) -> list[NodePlacement]:
         if variant.runtime != ONNXRUNTIME:
             continue
         script = _COUNT_NODES_SCRIPT.format(
-            root=str(Path(edgetl.__file__).parents[1]),
+            root=_import_root(),
             model=str(bundle.variant_paths(variant)[0].resolve()),
             provider=short_name,
             precision=variant.precision,
@@ -114,12 +122,24 @@ def place_nodes(bundle: Bundle, provider: str) -> list[NodePlacement]:
     return placements
 
 
+def try_runtime(name: str) -> str | None:
+    """Import what sessions of a runtime need. Return None if it works, else the reason."""
+    session = RUNTIMES[name].session
+    module = RUNTIMES[name].module if session is None else session.partition(":")[0]
+    imported, stderr = _run_probe(_IMPORT_SCRIPT.format(root=_import_root(), module=module))
+    return None if imported else _last_line(stderr)
+
+
 def try_torch() -> tuple[TorchInfo | None, str | None]:
     """Import torch and torchvision. Return (facts, None), or (None, the import error's reason)."""
     facts, stderr = _run_probe(_TORCH_SCRIPT)
     if facts is None:
         return None, _last_line(stderr)
     return parse_as(TorchInfo, facts, "torch"), None
+
+
+def _import_root() -> str:
+    return str(Path(edgetl.__file__).parents[1])
 
 
 def _run_probe(script: str) -> tuple[Any, str]:
@@ -210,6 +230,24 @@ class NodePlacement:
 
 
 @dataclass(frozen=True)
+class RuntimeInfo:
+    """Installed or missing runtime of `edgetl.core.runtimes.RUNTIMES`."""
+
+    title: str
+    version: str | None
+    """Version of its package; None if not installed."""
+    install: str
+    """Command that installs it."""
+    problem: str | None = None
+    """Reason why it cannot be imported."""
+
+    @property
+    def works(self) -> bool:
+        """Whether it is installed and can be imported."""
+        return self.version is not None and self.problem is None
+
+
+@dataclass(frozen=True)
 class Environment:
     """Software and hardware of this machine, with the problems found."""
 
@@ -225,6 +263,8 @@ class Environment:
     """Versions; None if not installed."""
     providers: Mapping[str, str | None]
     """onnxruntime's providers in its order of preference: None if it starts, else the reason."""
+    runtimes: Mapping[str, RuntimeInfo]
+    """Runtimes of edgetl by name."""
     torch: TorchInfo | None
     """None if torch is missing or cannot be imported."""
     findings: tuple[DoctorFinding, ...]
@@ -262,21 +302,21 @@ def inspect_environment(
         name: installed_version(name)
         for name in (*DEVICE_PACKAGES, *ONNXRUNTIME_PACKAGES, *TRAIN_PACKAGES)
     }
-    findings = [*_runtime_findings(versions), *_package_findings(versions)]
     facts = collect_device_info(proc, sys_root)
     providers: dict[str, str | None] = {}
+    problem: str | None = None
     if any(versions[name] for name in ONNXRUNTIME_PACKAGES):
         names, problem = list_providers()
         providers = {name: try_provider(name) for name in names}
-        cuda_problem = providers.get("CUDAExecutionProvider")
-        if cuda_problem and facts.gpus:
-            findings.append(_cuda_finding(facts.gpus[0], cuda_problem))
-        if problem:
-            findings.append(_onnxruntime_import_finding(problem))
+    runtimes = _inspect_runtimes(versions, problem)
     placements: list[NodePlacement] = []
     if opened_bundle is not None:
         for name, problem in providers.items():
             placements += [] if problem else place_nodes(opened_bundle, name)
+    findings = [*_runtime_findings(versions, runtimes), *_package_findings(versions)]
+    cuda_problem = providers.get("CUDAExecutionProvider")
+    if cuda_problem and facts.gpus:
+        findings.append(_cuda_finding(facts.gpus[0], cuda_problem))
     torch: TorchInfo | None = None
     if versions["torch"] and versions["torchvision"]:
         torch, problem = try_torch()
@@ -292,6 +332,7 @@ def inspect_environment(
         gpus=facts.gpus,
         packages=versions,
         providers=providers,
+        runtimes=runtimes,
         torch=torch,
         findings=tuple(sorted(findings, key=lambda finding: not finding.fatal)),
         placements=tuple(placements),
@@ -307,15 +348,6 @@ def _cuda_finding(gpu: str, problem: str) -> DoctorFinding:
     )
 
 
-def _onnxruntime_import_finding(problem: str) -> DoctorFinding:
-    return DoctorFinding(
-        what=f"onnxruntime cannot be imported: {problem}",
-        effect="predict, bench",
-        remedy='pip install --force-reinstall "edgetl[cpu]"',
-        fatal=True,
-    )
-
-
 def _torch_import_finding(problem: str) -> DoctorFinding:
     return DoctorFinding(
         what=f"torch and torchvision cannot be imported: {problem}",
@@ -325,7 +357,38 @@ def _torch_import_finding(problem: str) -> DoctorFinding:
     )
 
 
-def _runtime_findings(versions: Mapping[str, str | None]) -> list[DoctorFinding]:
+def _inspect_runtimes(
+    versions: Mapping[str, str | None], onnxruntime_problem: str | None
+) -> dict[str, RuntimeInfo]:
+    """Return the runtimes by name. Installed ones other than ONNX Runtime are imported."""
+    runtimes = {}
+    for name, runtime in RUNTIMES.items():
+        if name == ONNXRUNTIME:
+            version = next(filter(None, map(versions.get, ONNXRUNTIME_PACKAGES)), None)
+            problem = onnxruntime_problem
+        else:
+            # The package has the name of the module, apart from hyphens.
+            version = installed_version(runtime.module.replace("_", "-"))
+            problem = None if version is None else try_runtime(name)
+        command = install_command(runtime.module)
+        runtimes[name] = RuntimeInfo(runtime.title, version, command, problem)
+    return runtimes
+
+
+def _runtime_findings(
+    versions: Mapping[str, str | None], runtimes: Mapping[str, RuntimeInfo]
+) -> list[DoctorFinding]:
+    working = [f"{item.title} {item.version}" for item in runtimes.values() if item.works]
+    findings = [
+        DoctorFinding(
+            what=f"{item.title} {item.version} cannot be imported: {item.problem}",
+            effect=f"predict and bench with {item.title}",
+            remedy=item.install.replace("install", "install --force-reinstall"),
+            fatal=not working,
+        )
+        for item in runtimes.values()
+        if item.problem is not None
+    ]
     packages = [f"{name} {versions[name]}" for name in ONNXRUNTIME_PACKAGES if versions[name]]
     if len(packages) == 2:
         finding = DoctorFinding(
@@ -335,16 +398,19 @@ def _runtime_findings(versions: Mapping[str, str | None]) -> list[DoctorFinding]
             'pip install "edgetl[gpu]"   (or "edgetl[cpu]")',
             fatal=True,
         )
-        return [finding]
+        findings.append(finding)
     if not packages:
+        effect = "predict, bench, export"
+        if working:
+            effect = f"export, predict and bench with ONNX Runtime; not with {', '.join(working)}"
         finding = DoctorFinding(
             what="onnxruntime is not installed",
-            effect="predict, bench, export",
-            remedy='pip install "edgetl[cpu]"   (or "edgetl[gpu]")',
-            fatal=True,
+            effect=effect,
+            remedy=f'{runtimes[ONNXRUNTIME].install}   (or "edgetl[gpu]")',
+            fatal=not working,
         )
-        return [finding]
-    return []
+        findings.append(finding)
+    return findings
 
 
 def _package_findings(versions: Mapping[str, str | None]) -> list[DoctorFinding]:

@@ -7,8 +7,15 @@ import pytest
 from typer.testing import CliRunner
 
 from edgetl.cli.app import create_app
+from edgetl.core.runtimes import RUNTIMES
 from edgetl.device import doctor
-from edgetl.device.doctor import inspect_environment, list_providers, try_provider, try_torch
+from edgetl.device.doctor import (
+    inspect_environment,
+    list_providers,
+    try_provider,
+    try_runtime,
+    try_torch,
+)
 from edgetl.device.runtime import cuda_libraries
 from edgetl.device.runtime.node_counts import count_nodes
 
@@ -25,6 +32,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
     monkeypatch.setattr(doctor, "installed_version", versions.get)
     monkeypatch.setattr(doctor, "list_providers", lambda: (["CPUExecutionProvider"], None))
     monkeypatch.setattr(doctor, "try_provider", lambda name: None)
+    monkeypatch.setattr(doctor, "try_runtime", lambda name: None)
     monkeypatch.setattr(doctor, "try_torch", lambda: (doctor.TorchInfo((), None, 2), None))
     monkeypatch.setattr(
         doctor.metadata,
@@ -54,6 +62,39 @@ def test_missing_runtime_is_a_fatal_finding(installed: dict[str, str | None]) ->
     (finding,) = inspect_environment().findings
     assert finding.fatal
     assert 'pip install "edgetl[cpu]"' in finding.remedy
+
+
+def test_missing_onnxruntime_is_not_fatal_beside_openvino(
+    installed: dict[str, str | None],
+) -> None:
+    installed["onnxruntime"], installed["openvino"] = None, "2026.4.1"
+    environment = inspect_environment()
+    (finding,) = environment.findings
+    assert not finding.fatal
+    assert "not with OpenVINO 2026.4.1" in finding.effect
+    assert environment.runtimes["openvino"].works
+    assert not environment.runtimes["onnxruntime"].works
+
+
+def test_runtime_that_cannot_be_imported_is_reported(
+    installed: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed["openvino"] = "2026.4.1"
+    monkeypatch.setattr(doctor, "try_runtime", lambda name: "Illegal instruction")
+    (finding,) = inspect_environment().findings
+    assert not finding.fatal
+    assert finding.what == "OpenVINO 2026.4.1 cannot be imported: Illegal instruction"
+    assert finding.remedy == 'pip install --force-reinstall "edgetl[openvino]"'
+    installed["onnxruntime"] = None
+    assert len(inspect_environment().fatal_findings) == 2
+
+
+@pytest.mark.usefixtures("installed")
+def test_missing_runtimes_have_their_pip_command() -> None:
+    runtimes = inspect_environment().runtimes
+    assert list(runtimes) == list(RUNTIMES)
+    assert runtimes["openvino"].version is None
+    assert runtimes["openvino"].install == 'pip install "edgetl[openvino]"'
 
 
 def test_missing_torch_is_not_fatal(installed: dict[str, str | None]) -> None:
@@ -130,6 +171,13 @@ def test_probes_work_in_this_environment() -> None:
     assert try_provider("ImaginaryExecutionProvider")
 
 
+def test_crash_of_a_runtime_is_its_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert try_runtime("onnxruntime") is None
+    (tmp_path / "openvino.py").write_text("import os; os.abort()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "exit status -6" in (try_runtime("openvino") or "")
+
+
 def test_crashing_probe_returns_the_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: cannot open')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -150,6 +198,8 @@ def test_command_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> None
     assert (content["schema"], content["kind"], content["findings"]) == (1, "doctor", [])
     assert content["packages"]["numpy"] in table.stdout
     assert content["cores"]["available"] >= 1
+    assert content["runtimes"]["onnxruntime"]["title"] == "ONNX Runtime"
+    assert "ONNX Runtime" in table.stdout
     assert "provider: works" in table.stdout
     assert "No problems found" in table.stdout
 

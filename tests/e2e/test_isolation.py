@@ -15,6 +15,7 @@ from edgetl.cli.app import COMMANDS
 from edgetl.device.runtime.bundle import open_bundle
 from tests.conftest import ROOT
 from tests.helpers.confidence import add_confidence
+from tests.helpers.openvino_bundles import openvino_bundle
 
 HEAVY = (
     "numpy",
@@ -103,6 +104,61 @@ def test_command_works_without_training_packages(
     process = python(code, *(text.format(**folders) for text in arguments), "--json")
     assert process.returncode == 0, process.stderr
     assert len(json.loads(process.stdout)[key]) == count
+
+
+def without_packages(folder: Path, *names: str) -> dict[str, str]:
+    """Return an environment in which this Python and those that it starts lack packages."""
+    code = f"import sys\nsys.modules.update(dict.fromkeys({names!r}))\n"
+    (folder / "sitecustomize.py").write_text(code)
+    search_path = [str(folder), str(ROOT)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(search_path)}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("verify", "{bundle}"),
+        ("predict", "{bundle}", "{bundle}/golden", "--runtime", "openvino"),
+        ("bench", "{bundle}", "--runtime", "openvino", "--variant", "openvino-fp32"),
+        ("doctor",),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_command_needs_only_the_runtime_that_it_runs(
+    tmp_path_factory: pytest.TempPathFactory,
+    random_weights: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+) -> None:
+    pytest.importorskip("openvino")
+    bundle = openvino_bundle(tmp_path_factory, random_weights)
+    environment = without_packages(tmp_path, "torch", "torchvision", "onnx", "onnxruntime")
+    command = [text.format(bundle=bundle) for text in arguments]
+    if command[0] == "bench":
+        command += ["--rounds", "2", "--scope", "model", "-o", str(tmp_path / "result.json")]
+    process = subprocess.run(
+        [sys.executable, "-m", "edgetl", *command, "--json"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    assert json.loads(process.stdout)
+
+
+def test_missing_runtime_error_names_the_installed_ones(stock_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    process = subprocess.run(
+        [sys.executable, "-m", "edgetl", "predict", stock_bundle, stock_bundle / "golden"],
+        capture_output=True,
+        text=True,
+        env=without_packages(tmp_path, "onnxruntime"),
+        timeout=120,
+    )
+    assert process.returncode == 1
+    assert 'pip install "edgetl[cpu]"' in process.stderr
+    assert "Installed runtimes: openvino" in process.stderr
 
 
 def test_missing_package_error_names_the_pip_command(parts: Path) -> None:

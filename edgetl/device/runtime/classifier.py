@@ -18,6 +18,7 @@ from edgetl.core.errors import BundleError, DecodeError
 from edgetl.core.paths import StrPath
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.core.progress import LOGGER
+from edgetl.core.registry import check_installed
 from edgetl.core.runtimes import ONNXRUNTIME, RUNTIMES, check_runtime
 from edgetl.device.hardware.cpu import available_cores
 from edgetl.device.runtime.bundle import Bundle, open_bundle
@@ -288,6 +289,7 @@ def _open_onnx_file(
     default_metadata: ModelMetadata | None = None,
     session_mode: str = DEFAULT_MODE,
 ) -> Classifier:
+    check_installed(ONNXRUNTIME)
     # Only here: other runtimes do not need onnxruntime.
     from edgetl.device.runtime.session import create_session, read_metadata
     from edgetl.device.runtime.sessions.onnxruntime_session import OnnxRuntimeSession
