@@ -67,11 +67,17 @@ class _SessionRunner:
     def run_crops(
         self, images: CroppedImages
     ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-        """Return logits, and unknown scores [images] if the file computes them."""
+        """Return logits, and unknown scores [images] if the file computes them.
+
+        Raises:
+            ParityError: a score is not finite; half precision may overflow.
+        """
         names = [name for name in ("logits", "unknown_score") if name in self.session.output_names]
         outputs = [self.session.run(names, batch) for batch in images.batches(1)]
         columns = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
         logits, *scores = (column.astype(np.float64) for column in columns)
+        if scores and not np.isfinite(scores[0]).all():
+            raise ParityError("its unknown scores are not finite")
         return logits, scores[0].reshape(-1) if scores else None
 
     def _to_pixels(self, batch: NDArray[Any]) -> NDArray[Any]:
