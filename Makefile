@@ -36,7 +36,7 @@ test: $(STAMP)  ## the test suite, about 10 minutes on 2 cores; three workers, a
 test-slow: $(STAMP)  ## the tests that take minutes: exhaustive parameters, repeated kills, experiments, accuracy on real photos
 	$(BIN)/python -m pytest -m slow
 
-test-device: $(STAMP)  ## predict and bench in a fresh environments without torch; RUN=... checks a run of yours
+test-device: $(STAMP)  ## verify, predict and bench in fresh environments without torch, one runtime each; RUN=... checks a run or bundle of yours
 	$(BIN)/python -m tools.checks.device_install $(RUN)
 
 test-gpu-libraries: $(STAMP)  ## all libraries of the CUDA provider in fresh environments of `train` and `gpu`; 7 GB while it runs
@@ -45,7 +45,7 @@ test-gpu-libraries: $(STAMP)  ## all libraries of the CUDA provider in fresh env
 test-runtimes: $(STAMP)  ## fp32 and int8 in OpenVINO, OpenCV (each in a fresh environment) and Chromium; RUN=... checks a run of yours
 	$(BIN)/python -m tools.checks.other_runtimes $(RUN)
 
-test-arm64: $(STAMP)  ## verify, predict and a short bench on emulated aarch64; RUN=... checks a run of yours
+test-arm64: $(STAMP)  ## verify, predict and a short bench on emulated aarch64, one runtime after the other; RUN=... checks a run of yours
 	PYTHON=$(BIN)/python PATH="$(abspath $(BIN)):$$PATH" tools/checks/arm64/check.sh $(RUN)
 
 gpu-check: $(STAMP)  ## twelve checks on a machine with a GPU, under nine minutes; ARGS="-o DIR"

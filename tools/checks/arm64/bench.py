@@ -1,4 +1,4 @@
-"""Run a minimal bench under emulation: python bench.py BUNDLE."""
+"""Run a minimal bench under emulation: python bench.py BUNDLE RUNTIME."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def main() -> None:
             Path(sys.argv[1]),
             scopes=("model",),
             torch_modes=(),
+            runtimes=(sys.argv[2],),
             rounds=2,
             output=Path(folder, "result.json"),
         )

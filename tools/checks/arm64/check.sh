@@ -3,11 +3,14 @@
 #
 #     tools/checks/arm64/check.sh [--clean] [BUNDLE|RUN]
 #
-# Checks that the aarch64 wheels give the predictions of this machine. Times under emulation are
-# meaningless and labelled as emulated. Without an argument, a small model is trained and exported.
+# Checks that the aarch64 wheels give the predictions of this machine: onnxruntime's, and those of each
+# other runtime that the bundle has variants for, installed alone. Times under emulation are meaningless
+# and labelled as emulated. Without an argument, a small model is trained and exported, in the formats
+# of the runtimes that are installed here.
 # The root is built once, in $EDGETL_ARM64 (default: ~/.cache/edgetl/arm64); --clean rebuilds it.
 # $EDGETL_MIRROR sets the Debian mirror if apt has none, $EDGETL_SUITE its release (default: trixie).
 # $QEMU_CPU sets the processor; by default cortex-a72, and neoverse-n1 with dot products.
+# $EDGETL_RUNTIMES limits the check to some runtimes, for example "openvino litert".
 set -euo pipefail
 checkout=$(cd "$(dirname "$0")/../../.." && pwd)
 cache=${EDGETL_ARM64:-${XDG_CACHE_HOME:-$HOME/.cache}/edgetl/arm64}
@@ -65,20 +68,25 @@ build_root() {
     mv "$root.partial" "$root"
 }
 
-# pip runs on the host and downloads wheels for aarch64 and the Python version of the root.
+# Install edgetl with one extra into its own folder. pip runs on the host and downloads wheels for
+# aarch64 and the Python version of the root.
 install_edgetl() {
-    log "Installing edgetl[cpu] with aarch64 wheels"
-    local version wheels=()
+    local extra=$1 version wheels=() glibc
+    log "Installing edgetl[$extra] with aarch64 wheels"
     version=$(basename "$(find "$root/usr/bin" -name 'python3.*[0-9]' | head -n 1)")
-    for glibc in 2_28 2_27 2_17; do wheels+=(--platform "manylinux_${glibc}_aarch64"); done
+    for glibc in $(seq "$(root_glibc)" -1 17); do wheels+=(--platform "manylinux_2_${glibc}_aarch64"); done
     rm -rf "$cache/edgetl.partial"
     "$python" -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target "$cache/edgetl.partial" "${wheels[@]}" \
         --platform manylinux2014_aarch64 --python-version "${version#python}" --implementation cp --only-binary=:all: \
-        -c "$checkout/constraints.txt" "${checkout}[cpu]"
-    rm -rf "$root/opt/edgetl"
+        -c "$checkout/constraints.txt" "${checkout}[$extra]" || return 1
+    rm -rf "$root/opt/$extra"
     mkdir -p "$root/opt"
-    mv "$cache/edgetl.partial" "$root/opt/edgetl"
-    cp "$checkout/tools/checks/arm64/bench.py" "$root/opt/"
+    mv "$cache/edgetl.partial" "$root/opt/$extra"
+}
+
+# Print the minor version of the root's glibc, which limits the wheels.
+root_glibc() {
+    grep -ao 'stable release version 2\.[0-9]*' "$(find "$root/usr/lib" "$root/lib" -name libc.so.6 2>/dev/null | head -n 1)" | cut -d. -f2
 }
 
 # Print /proc/cpuinfo of the emulated core. onnxruntime reads it, and crashes on that of the host,
@@ -92,13 +100,13 @@ cpuinfo() {
     done
 }
 
-# Run Python in the root, in temporary namespaces, so that mounts and the handler do not leak.
+# Run Python in the root with the packages of an extra, in temporary namespaces, so that mounts and the handler do not leak.
 run_python() {
-    local core=$1
-    shift
+    local core=$1 extra=$2
+    shift 2
     cpuinfo "$core" >"$cache/cpuinfo"
     # shellcheck disable=SC2016  # expanded by the inner shell
-    REGISTER_HANDLER=$register_handler EMULATOR=$emulator ROOT=$root BUNDLE=$bundle CPUINFO=$cache/cpuinfo QEMU_CPU=$core PYTHONPATH=/opt/edgetl \
+    REGISTER_HANDLER=$register_handler EMULATOR=$emulator ROOT=$root BUNDLE=$bundle CPUINFO=$cache/cpuinfo QEMU_CPU=$core PYTHONPATH=/opt/$extra \
         EDGETL_EMULATED=${emulator:+1} PYTHONDONTWRITEBYTECODE=1 HOME=/tmp NO_COLOR=1 COLUMNS=140 unshare -rm bash -ec '
         if [ -n "$REGISTER_HANDLER" ]; then
             mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
@@ -114,8 +122,25 @@ run_python() {
         exec chroot "$ROOT" /usr/bin/python3 "$@"' bash "$@"
 }
 
+# Check one runtime on every core. `set -e` has no effect where the result of a function is tested.
+check_runtime() {
+    local runtime=$1 extra=$2 variant=$3 core
+    log "predict on this machine, fp32"
+    (cd "$checkout" && "$python" -m edgetl predict "$bundle" "$bundle"/golden/[0-9]* --csv -k 1 --variant fp32) >"$scratch/host.csv" || return 1
+    for core in ${QEMU_CPU:-$cores}; do
+        log "verify on aarch64, $runtime, $core"
+        run_python "$core" "$extra" -m edgetl verify /work || return 1
+        log "predict on aarch64, $variant, $core"
+        run_python "$core" "$extra" -c 'import glob, sys; from edgetl.cli.app import main
+sys.argv = ["edgetl", "predict", "/work", *sorted(glob.glob("/work/golden/[0-9]*")), "--csv", "-k", "1", "--variant", sys.argv[1]]; main()' \
+            "$variant" >"$scratch/aarch64.csv" || return 1
+        "$python" "$checkout/tools/checks/arm64/compare.py" "$scratch/host.csv" "$scratch/aarch64.csv" || return 1
+    done
+    log "bench on aarch64, $runtime, $core, a few runs"
+    run_python "$core" "$extra" /opt/bench.py /work "$runtime"
+}
+
 [ -e "$root/usr/bin/python3" ] || build_root
-install_edgetl
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 if [ $# -gt 0 ]; then
@@ -127,16 +152,17 @@ else
     (cd "$checkout" && "$python" -m tools.checks.device_install --export "$scratch" >/dev/null)
     bundle=$scratch/run/bundle
 fi
+mkdir -p "$root/opt"
+cp "$checkout/tools/checks/arm64/bench.py" "$root/opt/"
 
-log "predict on this machine"
-(cd "$checkout" && "$python" -m edgetl predict "$bundle" "$bundle"/golden/[0-9]* --csv -k 1) >"$scratch/host.csv"
-for core in ${QEMU_CPU:-$cores}; do
-    log "verify on aarch64, $core"
-    run_python "$core" -m edgetl verify /work
-    log "predict on aarch64, $core"
-    run_python "$core" -c 'import glob, sys; from edgetl.cli.app import main
-sys.argv = ["edgetl", "predict", "/work", *sorted(glob.glob("/work/golden/[0-9]*")), "--csv", "-k", "1"]; main()' >"$scratch/aarch64.csv"
-    "$python" "$checkout/tools/checks/arm64/compare.py" "$scratch/host.csv" "$scratch/aarch64.csv"
-done
-log "bench on aarch64, $core, a few runs"
-run_python "$core" /opt/bench.py /work
+failed=()
+(cd "$checkout" && "$python" -m tools.checks.bundle_runtimes "$bundle") >"$scratch/runtimes"
+while read -r runtime extra variant <&3; do
+    [[ " ${EDGETL_RUNTIMES:-$runtime} " == *" $runtime "* ]] || continue
+    if ! install_edgetl "$extra"; then
+        failed+=("$runtime: no aarch64 wheels")
+    elif ! check_runtime "$runtime" "$extra" "$variant"; then
+        failed+=("$runtime")
+    fi
+done 3<"$scratch/runtimes"
+[ ${#failed[@]} -eq 0 ] || fail "failed on aarch64: $(printf '%s; ' "${failed[@]}")"
