@@ -51,7 +51,13 @@ def small_run(folder: Path, variants: tuple[str, ...] = ("fp32",)) -> RunDirecto
     """Train a small model on generated images and export it in all formats possible here."""
     data = generate_inspection_dataset(folder / "data", train=20, val=10, size=96)
     config = FinetuneConfig(
-        data, folder / "run", "mobilenet_v2", "none", image_size=64, epochs=3, finetune_epochs=0
+        data,
+        folder / "run",
+        "mobilenet_v3_small",
+        "builtin",
+        image_size=64,
+        epochs=3,
+        finetune_epochs=0,
     )
     run = finetune(config)
     formats = tuple(name for name in FORMATS if is_installed(name))
@@ -188,7 +194,9 @@ def check_runtime(bundle: Bundle, runtime: BundleRuntime, python: Path, scratch:
     Raises:
         SystemExit: another package is installed, labels differ, or a row of the bench failed.
     """
-    check_absence(python, runtime.extra, "torch", "onnx", ONNXRUNTIME)
+    # ExecuTorch's package requires torch.
+    trainers = () if runtime.name == "executorch" else ("torch",)
+    check_absence(python, runtime.extra, *trainers, "onnx", ONNXRUNTIME)
     expected = golden_labels(bundle)
     folder = bundle.directory.path
 

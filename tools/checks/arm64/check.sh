@@ -155,14 +155,16 @@ fi
 mkdir -p "$root/opt"
 cp "$checkout/tools/checks/arm64/bench.py" "$root/opt/"
 
-failed=()
+failed=() checked=0
 (cd "$checkout" && "$python" -m tools.checks.bundle_runtimes "$bundle") >"$scratch/runtimes"
 while read -r runtime extra variant <&3; do
     [[ " ${EDGETL_RUNTIMES:-$runtime} " == *" $runtime "* ]] || continue
+    checked=1
     if ! install_edgetl "$extra"; then
         failed+=("$runtime: no aarch64 wheels")
     elif ! check_runtime "$runtime" "$extra" "$variant"; then
         failed+=("$runtime")
     fi
 done 3<"$scratch/runtimes"
+[ $checked = 1 ] || fail "the bundle has no variant for ${EDGETL_RUNTIMES:-any runtime}. Export it with --format."
 [ ${#failed[@]} -eq 0 ] || fail "failed on aarch64: $(printf '%s; ' "${failed[@]}")"
