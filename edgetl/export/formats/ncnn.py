@@ -70,7 +70,7 @@ def _convert(model: onnx.ModelProto, crop: int, weights: Path) -> list[NcnnLayer
         param = Path(folder) / "ncnn.param"
         # Without fp16=0 pnnx writes weights in half precision.
         arguments = [f"inputshape=[1,3,{crop},{crop}]f32", "fp16=0", f"ncnnparam={param}"]
-        _run_pnnx([str(source), *arguments, f"ncnnbin={weights}"], Path(folder))
+        _run_pnnx([str(source), *arguments, f"ncnnbin={weights.resolve()}"], Path(folder))
         if not param.is_file() or not weights.is_file():
             raise ExportError("pnnx wrote no model for ncnn. Use another version of pnnx.")
         layers = read_layers(param)

@@ -252,6 +252,22 @@ def test_converted_files_compute_the_outputs_of_onnx(
         assert np.abs(output - other).max() < tolerance
 
 
+def test_files_are_written_to_a_relative_folder(
+    task: ConversionTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgetl.export.formats.ncnn import convert_to_ncnn
+
+    (tmp_path / "bundle").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    convert_to_ncnn(replace(task, folder=Path("bundle"), wants_int8=False))
+
+    assert sorted(path.name for path in Path("bundle").iterdir()) == [
+        "ncnn-fp32.bin",
+        "ncnn-fp32.param",
+    ]
+
+
 def test_bfloat16_shares_the_files_of_float32(converted: dict[str, ConvertedFile]) -> None:
     assert converted["ncnn-bf16"].files == converted["ncnn-fp32"].files
     assert converted["ncnn-bf16"].precision == "bf16"
