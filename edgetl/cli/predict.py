@@ -43,7 +43,10 @@ def predict(
     ] = None,
     runtime: Annotated[
         str | None,
-        typer.Option(help="Runtime: onnxruntime, openvino, ...", show_default="the variant's own"),
+        typer.Option(
+            help="Runtime: onnxruntime, openvino, litert, ncnn or executorch.",
+            show_default="the variant's own",
+        ),
     ] = None,
     provider: Annotated[
         str | None,

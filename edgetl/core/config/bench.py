@@ -200,13 +200,6 @@ class BenchConfig:
         unset="a new file in RUN/bench or ./bench",
         basic=True,
     )
-    save_recommendation: bool = option(
-        False,
-        help="Save the recommended configuration in the bundle: `predict` and `open_classifier` use "
-        "it on this CPU.",
-        panel=COMPARISON,
-        basic=True,
-    )
     seed: int = option(
         0,
         help="Seed for the order within rounds.",
@@ -217,12 +210,19 @@ class BenchConfig:
     force: bool = option(False, help="Allow more threads than available cores.", panel=PROTOCOL)
     runtimes: tuple[str, ...] = option(
         (),
-        help="Runtimes to measure: onnxruntime, openvino, ..., or `all` installed ones. OpenVINO "
-        "also runs a bundle's ONNX files; other runtimes need files of `edgetl export --format`.",
+        help="Runtimes to measure: onnxruntime, openvino, litert, ncnn, executorch, or `all` "
+        "installed ones. OpenVINO also runs ONNX files; the others need `edgetl export --format`.",
         name="runtime",
         metavar="NAME",
         unset="those of the bundle's variants",
         panel=CASES,
+        basic=True,
+    )
+    save_recommendation: bool = option(
+        False,
+        help="Save the recommended configuration in the bundle: `predict` and `open_classifier` use "
+        "it on this CPU.",
+        panel=COMPARISON,
         basic=True,
     )
 
