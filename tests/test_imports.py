@@ -16,8 +16,8 @@ from edgetl.core import registry
 from edgetl.core.runtimes import RUNTIMES
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL_RUNTIMES = sorted(runtime.module for runtime in RUNTIMES.values())
-"""Modules that the environment of the tests need not have."""
+OPTIONAL_PACKAGES = sorted(["pnnx", *(runtime.module for runtime in RUNTIMES.values())])
+"""Runtimes and converters that the environment of the tests need not have."""
 
 
 def modules(package: str) -> list[str]:
@@ -60,7 +60,7 @@ for name in {modules("edgetl")!r}:
     try:
         __import__(name)
     except ModuleNotFoundError as error:
-        if error.name.partition(".")[0] not in {OPTIONAL_RUNTIMES!r}:
+        if error.name.partition(".")[0] not in {OPTIONAL_PACKAGES!r}:
             print(name, type(error).__name__, error, flush=True)
     except BaseException as error:
         print(name, type(error).__name__, error, flush=True)

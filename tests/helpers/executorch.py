@@ -65,7 +65,6 @@ def conversion_task(
         load_images=training_images,
         max_accuracy_drop=1.0,
         folder=folder,
-        wheels=None,
         notify=lambda step, done, total: None,
     )
 

@@ -65,7 +65,7 @@ def test_test_images_are_resized_to_the_fixed_size(bundle: Bundle, random_weight
     assert {Image.open(file).size for file in files} != {(SIZE[1], SIZE[0])}
     images = EvaluationImages(files, [model.labels[0]] * len(files), "test")
     test = AccuracyTest(images, model.model, model.labels, model.preprocessing, "image")
-    record = test.measure(bundle.directory.variant(NAME), SIZE)
+    record = test.measure_file(bundle.directory.variant(NAME), SIZE)
     assert record is not None
     assert (record.split, record.images, record.flips) == ("test", 8, 0)
 

@@ -21,6 +21,7 @@ from edgetl.device.bench.target import find_target
 from edgetl.device.runtime.bundle import Bundle
 from edgetl.device.runtime.classifier import open_classifier, open_verified_classifier
 from edgetl.device.runtime.preprocessing import resize_and_crop
+from edgetl.device.runtime.session_choice import SessionOptions
 from edgetl.device.verify import verify
 from edgetl.export.model_card import model_card
 from edgetl.export.npu import split
@@ -148,7 +149,7 @@ def test_changed_or_missing_part_is_refused(copy: Path) -> None:
         open_classifier(copy, "npu-int8")
     part.unlink()
     with pytest.raises(BundleError, match=r"postprocessing.onnx is missing"):
-        open_verified_classifier(copy, "npu-int8")
+        open_verified_classifier(copy, SessionOptions("npu-int8"))
     with pytest.raises(BundleError, match=r"needs .* in the same folder"):
         open_classifier(copy / "npu-int8.onnx")
     assert open_classifier(copy, "npu-fp32")
