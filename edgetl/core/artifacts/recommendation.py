@@ -66,9 +66,9 @@ def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
     """Recommend among the rows of the first scope that passed the gate, except PyTorch's.
 
     Rows that lost more than a point of accuracy at the export are left out if others remain.
-    If the data do not show a difference, fewer threads are preferred, then the smaller file, which
-    leaves more resources to other programs, then the default session, or a session mode in which
-    the same file is ready sooner. None if no such row was timed.
+    If the data do not show a difference, fewer threads are preferred, then ONNX Runtime, then the
+    smaller file, which leaves more resources to other programs, then the default session, or a
+    session mode in which the same file is ready sooner. None if no such row was timed.
     """
     timed = [
         row
@@ -91,10 +91,13 @@ def _is_accurate(row: BenchRow) -> bool:
 def _choose_config(rows: Sequence[BenchRow]) -> RecommendedConfig:
     fastest = min(rows, key=_compute_ns_per_image)
     equivalent = [row for row in rows if row is fastest or _is_not_slower(row, fastest)]
+    # Another runtime is worth its installation only if it is shown to be faster than ONNX Runtime.
+    candidates = [row for row in equivalent if row.runtime in (ONNXRUNTIME, fastest.runtime)]
     best = min(
-        equivalent,
+        candidates,
         key=lambda row: (
             row.threads,
+            row.runtime != ONNXRUNTIME,
             row.file_bytes,
             row.session.session_mode is not None,
             _compute_ns_per_image(row),

@@ -121,3 +121,18 @@ def test_recommends_another_runtime_with_its_precision() -> None:
     options = recommendation.latency.options
     assert (options.runtime, options.variant) == ("openvino", "openvino-bf16")
     assert options.precision == "bf16"
+
+
+def test_prefers_onnxruntime_unless_another_runtime_is_shown_to_be_faster() -> None:
+    plain = configuration(2.01, noise=-3.0, size=2000)
+    fastest = replace(configuration(2.0), runtime="openvino")
+    smallest = replace(configuration(2.02, noise=-3.0, size=10), runtime="executorch")
+
+    equal = recommend([plain, fastest, smallest])
+    without_plain = recommend([configuration(3.0), fastest, smallest])
+
+    assert equal is not None
+    assert equal.latency.row == plain.id
+    assert without_plain is not None
+    assert without_plain.latency.row == fastest.id
+    assert without_plain.latency.as_fast == (smallest.id,)
