@@ -123,7 +123,7 @@ def test_recommends_another_runtime_with_its_precision() -> None:
     assert options.precision == "bf16"
 
 
-def test_prefers_onnxruntime_unless_another_runtime_is_shown_to_be_faster() -> None:
+def test_prefers_onnxruntime_unless_another_is_faster() -> None:
     plain = configuration(2.01, noise=-3.0, size=2000)
     fastest = replace(configuration(2.0), runtime="openvino")
     smallest = replace(configuration(2.02, noise=-3.0, size=10), runtime="executorch")
