@@ -11,7 +11,7 @@ from edgetl.core.artifacts.session import OperatorProfile, SessionRecord
 from edgetl.core.errors import BenchError
 from edgetl.core.runtimes import RUNTIMES
 from edgetl.device.bench.backend import ModelSource, Stage
-from edgetl.device.runtime.preprocessing import preprocess
+from edgetl.device.runtime.preprocessing import preprocess, to_network_input
 from edgetl.device.runtime.profile import summarize_operators
 from edgetl.device.runtime.sessions.session import SessionSource, open_session
 
@@ -46,7 +46,9 @@ class SessionBackend:
 
     def infer(self, batch: Any) -> NDArray[np.float32]:
         """Return the logits for images, which are preprocessed first, or for tensors."""
-        logits: NDArray[np.float32] = self._run(("logits",), self._to_pixels(batch))[0]
+        logits: NDArray[np.float32] = self._run(
+            ("logits",), to_network_input(batch, self._preprocessing)
+        )[0]
         return logits
 
     def infer_confidence(
@@ -59,7 +61,7 @@ class SessionBackend:
         if "probabilities" not in self._session.output_names:
             return None
         names = [name for name in ("probabilities", "unknown_score") if self._has_output(name)]
-        probabilities, *scores = self._run(names, self._to_pixels(batch))
+        probabilities, *scores = self._run(names, to_network_input(batch, self._preprocessing))
         return probabilities, scores[0].reshape(-1) if scores else None
 
     def stages(self) -> list[Stage]:
@@ -96,7 +98,7 @@ class SessionBackend:
         Raises:
             BenchError: it reports none.
         """
-        nodes = self._session.profile(self._to_pixels(batch), runs)
+        nodes = self._session.profile(to_network_input(batch, self._preprocessing), runs)
         if not nodes:
             raise BenchError(
                 f"{RUNTIMES[self._source.runtime].title} reports no times of operators. "
@@ -108,8 +110,3 @@ class SessionBackend:
 
     def _has_output(self, name: str) -> bool:
         return name in self._session.output_names
-
-    def _to_pixels(self, batch: NDArray[Any]) -> NDArray[np.float32]:
-        if batch.dtype != np.uint8:
-            return batch
-        return np.concatenate([preprocess(image, self._preprocessing) for image in batch])

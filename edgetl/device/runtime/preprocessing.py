@@ -7,6 +7,8 @@ contain the same steps; export verifies that both produce the same pixels.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -89,6 +91,13 @@ def normalize(pixels: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArra
 def preprocess(image: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Resize, crop and normalize uint8 [height, width, 3] to float32 [1, 3, crop, crop]."""
     return normalize(resize_and_crop(image, preprocessing)[None], preprocessing)
+
+
+def to_network_input(batch: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Preprocess uint8 [batch, height, width, 3]; return a batch of tensors unchanged."""
+    if batch.dtype != np.uint8:
+        return batch
+    return np.concatenate([preprocess(image, preprocessing) for image in batch])
 
 
 def make_model_input(

@@ -19,6 +19,7 @@ from edgetl.device.runtime.sessions.openvino_session import OpenVinoSession
 from edgetl.device.runtime.sessions.session import SessionSource
 from edgetl.export.formats.nncf_quantization import is_nncf_installed, quantize_with_nncf
 from edgetl.export.formats.task import ConversionTask, ConvertedFile, OnnxNetwork
+from edgetl.export.quantize.scoring import measure_drop
 
 _RUNTIME = "openvino"
 _CAPABILITIES = {"BF16": "bf16", "FP16": "fp16"}
@@ -110,11 +111,8 @@ def _score_candidates(task: ConversionTask, files: tuple[Path, ...]) -> Iterator
 def _measure_drop(session: OpenVinoSession, task: ConversionTask) -> float:
     images = task.images.held_out
     logits = np.concatenate([session.run(["logits"], batch)[0] for batch in images.batches(1)])
-    expected, predicted = task.held_out_logits.argmax(1), logits.argmax(1)
-    if images.labels is None:
-        return 100.0 * float((predicted != expected).mean())
-    hits = (expected == images.labels).mean() - (predicted == images.labels).mean()
-    return 100.0 * float(hits)
+    _, drop = measure_drop(logits, task.held_out_logits, images)
+    return drop
 
 
 def _measure_latencies(

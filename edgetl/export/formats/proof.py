@@ -28,7 +28,7 @@ from edgetl.device.runtime.golden import (
     softmax_tolerance,
 )
 from edgetl.device.runtime.images import load_image
-from edgetl.device.runtime.preprocessing import preprocess
+from edgetl.device.runtime.preprocessing import preprocess, to_network_input
 from edgetl.device.runtime.sessions.session import RuntimeSession, SessionSource, open_session
 from edgetl.export.confidence.measurement import measure_confidence
 from edgetl.export.formats.task import ConvertedFile
@@ -61,7 +61,10 @@ class _SessionRunner:
     def run_batches(self, batches: Iterable[NDArray[Any]]) -> Logits:
         """Return logits for batches of images, or of tensors."""
         return np.concatenate(
-            [self.session.run(["logits"], self._to_pixels(batch))[0] for batch in batches]
+            [
+                self.session.run(["logits"], to_network_input(batch, self.builder.preprocessing))[0]
+                for batch in batches
+            ]
         )
 
     def run_crops(
@@ -79,11 +82,6 @@ class _SessionRunner:
         if scores and not np.isfinite(scores[0]).all():
             raise ParityError("its unknown scores are not finite")
         return logits, scores[0].reshape(-1) if scores else None
-
-    def _to_pixels(self, batch: NDArray[Any]) -> NDArray[Any]:
-        if batch.dtype != np.uint8:
-            return batch
-        return np.concatenate([preprocess(image, self.builder.preprocessing) for image in batch])
 
 
 def prove_converted(

@@ -39,15 +39,7 @@ class CandidateScorer:
         content = network.SerializeToString(deterministic=True)
         session = create_session(content)
         logits = _run_session(session, self._images)
-        predicted = logits.argmax(1)
-        expected = self._reference.argmax(1)
-        truth = self._images.labels
-        top1 = None
-        if truth is None:
-            drop = 100.0 * float((predicted != expected).mean())
-        else:
-            top1 = float((predicted == truth).mean())
-            drop = 100.0 * (float((expected == truth).mean()) - top1)
+        top1, drop = measure_drop(logits, self._reference, self._images)
         # The latency is cached, so that a second export makes the same choice and writes equal
         # files.
         key = {
@@ -60,6 +52,25 @@ class CandidateScorer:
         return QuantizationScore(
             top1, drop, sqnr_db(self._reference, logits), measurement["ms"], len(content)
         )
+
+
+def measure_drop(
+    logits: Logits, reference: Logits, images: CroppedImages
+) -> tuple[float | None, float]:
+    """Return top-1 accuracy, None without labels, and the points lost against the float network.
+
+    Without labels the loss is the share of images, in percent, whose label differs.
+
+    Args:
+        logits: of the candidate, [images, classes].
+        reference: of the float network, [images, classes].
+        images: the images of both.
+    """
+    predicted, expected, truth = logits.argmax(1), reference.argmax(1), images.labels
+    if truth is None:
+        return None, 100.0 * float((predicted != expected).mean())
+    top1 = float((predicted == truth).mean())
+    return top1, 100.0 * (float((expected == truth).mean()) - top1)
 
 
 def compute_logits(network: onnx.ModelProto, images: CroppedImages) -> Logits:
