@@ -1,13 +1,17 @@
-"""Compare p50 of `edgetl bench` with each runtime's own benchmark tool, in turns.
+"""Compare latencies of `edgetl bench` with each runtime's own benchmark tool, in turns.
 
-    python -m tools.benchmarks.runtime_tools BUNDLE [--threads N] [--pairs N] [--benchncnn PROGRAM]
+    python -m tools.benchmarks.runtime_tools BUNDLE [--variant NAME] [--threads N] [--pairs N]
+        [--benchncnn PROGRAM]
 
 BUNDLE must have been exported with `--input tensor`, so that both sides time the network alone. A
-pair is one short `edgetl bench` and one run of the tool; the ratio edgetl / tool is taken within a
-pair, and the median of the ratios is printed with their range. Needs a quiet machine.
+pair is one short `edgetl bench` and one run of the tool, which takes turns in going first. The
+ratio edgetl / tool is taken within a pair, for the typical latency and for the smallest, which other
+programs disturb least; printed are estimates and 95% intervals.
 
-Tools: `benchmark_app` (package openvino), `litert-benchmark` (package ai-edge-litert), `benchncnn`
-(built from ncnn's sources; the program takes a .param file).
+Tools: `benchmark_app` (package openvino) and `litert-benchmark` (package ai-edge-litert) print
+medians; `benchncnn` (built from ncnn's sources) prints means, which are compared with the mean of
+edgetl's latencies. It lacks some layers of the unknown score, which edgetl does not compute when
+only logits are asked for, and gets the network without them. It has no option for bfloat16.
 """
 
 from __future__ import annotations
@@ -18,12 +22,13 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 from edgetl.core.artifacts.bundle import VariantRecord
+from edgetl.core.statistics import paired_speedup
 from edgetl.device.runtime.bundle import Bundle, open_bundle
 
 _SECONDS, _LITERT_RUNS = 3, 400
@@ -31,35 +36,48 @@ _OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f
 
 
 @dataclass(frozen=True)
+class Latencies:
+    """Latencies in ms."""
+
+    typical: float
+    """Median, or mean if the tool prints no median."""
+    smallest: float
+
+
+@dataclass(frozen=True)
 class Tool:
     """A runtime's benchmark tool."""
 
     name: str
-    measure_ms: Callable[[Path, VariantRecord, int], float]
-    """Median latency in ms of a variant's file with a number of threads."""
+    measure: Callable[[Path, VariantRecord, int], Latencies]
+    """Measure a variant's file with a number of threads."""
+    typical: Callable[[Sequence[float]], float] = median
+    """The statistic that it prints."""
 
 
-def run_benchmark_app(file: Path, variant: VariantRecord, threads: int) -> float:
-    """Return the median of benchmark_app in its synchronous mode."""
+def run_benchmark_app(file: Path, variant: VariantRecord, threads: int) -> Latencies:
+    """Return the latencies of benchmark_app in its synchronous mode."""
     output = _run(
         Path(sys.executable).with_name("benchmark_app"), "-m", file, "-d", "CPU", "-api", "sync",
         "-hint", "none", "-nstreams", 1, "-nthreads", threads, "-t", _SECONDS,
         "-infer_precision", _OPENVINO_PRECISIONS[variant.precision], "-b", 1,
     )  # fmt: skip
-    return _parse(r"Median:\s+([\d.]+) ms", output)
+    return _parse(output, r"Median:\s+([\d.]+) ms", r"Min:\s+([\d.]+) ms")
 
 
-def run_litert_benchmark(file: Path, variant: VariantRecord, threads: int) -> float:
-    """Return the median of litert-benchmark."""
+def run_litert_benchmark(file: Path, variant: VariantRecord, threads: int) -> Latencies:
+    """Return the latencies of litert-benchmark."""
     output = _run(
         Path(sys.executable).with_name("litert-benchmark"), "--model", file,
         "--num_threads", threads, "--num_runs", _LITERT_RUNS, "--warmup_runs", 50,
     )  # fmt: skip
-    return _parse(r"Inference \(median\):\s+([\d.]+) ms", output)
+    return _parse(
+        output, r"Inference \(median\):\s+([\d.]+) ms", r"Inference \(min\):\s+([\d.]+) ms"
+    )
 
 
-def edgetl_p50_ms(bundle: Path, variant: VariantRecord, threads: int) -> float:
-    """Return p50 of a short `edgetl bench` of one variant in scope model."""
+def measure_edgetl(bundle: Path, variant: VariantRecord, threads: int, tool: Tool) -> Latencies:
+    """Return the latencies of a short `edgetl bench` in scope model, medians over its rounds."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "result.json"
         _run(
@@ -68,7 +86,8 @@ def edgetl_p50_ms(bundle: Path, variant: VariantRecord, threads: int) -> float:
             "-o", output,
         )  # fmt: skip
         [row] = json.loads(output.read_text())["rows"]
-    return float(row["p50_ms"])
+    rounds = [block["latencies_ns"] for block in row["rounds"]]
+    return Latencies(median(map(tool.typical, rounds)) / 1e6, median(map(min, rounds)) / 1e6)
 
 
 def _run(*command: object) -> str:
@@ -80,16 +99,18 @@ def _run(*command: object) -> str:
     return result.stdout + result.stderr
 
 
-def _parse(pattern: str, output: str) -> float:
-    match = re.search(pattern, output)
-    if match is None:
-        sys.exit(f"No median in the output: {output[-500:]}")
-    return float(match.group(1))
+def _parse(output: str, typical: str, smallest: str) -> Latencies:
+    matches = [re.search(pattern, output) for pattern in (typical, smallest)]
+    values = [float(match.group(1)) for match in matches if match is not None]
+    if len(values) != len(matches):
+        sys.exit(f"No latencies in the output: {output[-500:]}")
+    return Latencies(*values)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--variant", action="append")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--benchncnn", type=Path)
@@ -100,37 +121,86 @@ def main() -> None:
         "litert": Tool("litert-benchmark", run_litert_benchmark),
     }
     if arguments.benchncnn is not None:
-        tools["ncnn"] = Tool("benchncnn", _make_benchncnn(arguments.benchncnn, bundle))
+        tools["ncnn"] = Tool(
+            "benchncnn", make_benchncnn(arguments.benchncnn, bundle.preprocessing.crop), fmean
+        )
     for variant in bundle.variants:
         tool = tools.get(variant.runtime)
-        if tool is None:
+        is_selected = variant.name in (arguments.variant or [variant.name])
+        if tool is None or not is_selected or not _can_measure(tool, variant):
             continue
-        file = bundle.variant_path(variant)
         pairs = [
-            (
-                edgetl_p50_ms(arguments.bundle, variant, arguments.threads),
-                tool.measure_ms(file, variant, arguments.threads),
-            )
-            for _ in range(arguments.pairs)
+            _measure_pair(bundle, variant, arguments.threads, tool, edgetl_first=number % 2 == 0)
+            for number in range(arguments.pairs)
         ]
-        ratios = sorted(ours / theirs for ours, theirs in pairs)
+        typical = [(pair.typical, of_tool.typical) for pair, of_tool in pairs]
+        smallest = [(pair.smallest, of_tool.smallest) for pair, of_tool in pairs]
         print(
-            f"{variant.name}, {arguments.threads} threads: edgetl {median(p[0] for p in pairs):.2f} "
-            f"ms, {tool.name} {median(p[1] for p in pairs):.2f} ms, ratio {median(ratios):.3f} "
-            f"({ratios[0]:.3f} to {ratios[-1]:.3f})",
+            f"{variant.name}, {arguments.threads} threads, edgetl / {tool.name}: "
+            f"{tool.typical.__name__} {_describe(typical)}; min {_describe(smallest)}",
             flush=True,
         )
 
 
-def _make_benchncnn(program: Path, bundle: Bundle) -> Callable[[Path, VariantRecord, int], float]:
-    side = bundle.preprocessing.crop
+def _can_measure(tool: Tool, variant: VariantRecord) -> bool:
+    return (tool.name, variant.precision) != ("benchncnn", "bf16")
 
-    def run(file: Path, variant: VariantRecord, threads: int) -> float:
-        # Loops, threads, powersave, GPU, cooling down.
-        output = _run(program, 100, threads, 0, -1, 0, f"param={file}", f"shape=[{side},{side},3]")
-        return _parse(r"avg =\s+([\d.]+)", output)
+
+def _describe(pairs: Sequence[tuple[float, float]]) -> str:
+    edgetl_ms, tool_ms = (median(values) for values in zip(*pairs, strict=True))
+    ratio = paired_speedup([first / second for first, second in pairs])
+    return (
+        f"{edgetl_ms:.2f} / {tool_ms:.2f} ms, ratio {ratio.ratio:.3f} "
+        f"[{ratio.low:.3f}, {ratio.high:.3f}]"
+    )
+
+
+def _measure_pair(
+    bundle: Bundle, variant: VariantRecord, threads: int, tool: Tool, *, edgetl_first: bool
+) -> tuple[Latencies, Latencies]:
+    """Return the latencies of edgetl and of the tool."""
+
+    def run_edgetl() -> Latencies:
+        return measure_edgetl(bundle.directory.path, variant, threads, tool)
+
+    def run_tool() -> Latencies:
+        return tool.measure(bundle.variant_path(variant), variant, threads)
+
+    if edgetl_first:
+        return run_edgetl(), run_tool()
+    of_tool = run_tool()
+    return run_edgetl(), of_tool
+
+
+def make_benchncnn(program: Path, side: int) -> Callable[[Path, VariantRecord, int], Latencies]:
+    """Return a function that runs benchncnn on a .param file for images of `side` pixels."""
+
+    def run(file: Path, variant: VariantRecord, threads: int) -> Latencies:
+        with tempfile.TemporaryDirectory() as folder:
+            network = Path(folder) / file.name
+            network.write_text(remove_other_outputs(file.read_text()))
+            # Loops, threads, powersave, GPU, cooling down.
+            output = _run(
+                program, 200, threads, 0, -1, 0, f"param={network}", f"shape=[{side},{side},3]"
+            )
+        return _parse(output, r"avg =\s+([\d.]+)", r"min =\s+([\d.]+)")
 
     return run
+
+
+def remove_other_outputs(param: str) -> str:
+    """Return a network of ncnn without the layers behind the value `logits`."""
+    magic, counts, *layers = param.splitlines()
+    end = 1 + next(index for index, layer in enumerate(layers) if "logits" in _list_outputs(layer))
+    _, values = counts.split()
+    return "\n".join([magic, f"{end} {values}", *layers[:end], ""])
+
+
+def _list_outputs(layer: str) -> list[str]:
+    # Type, name, number of inputs, number of outputs, inputs, outputs, parameters.
+    fields = layer.split()
+    inputs, outputs = int(fields[2]), int(fields[3])
+    return fields[4 + inputs : 4 + inputs + outputs]
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from edgetl.core.artifacts.recommendation import Recommendation, recommend
 from edgetl.core.artifacts.session import OperatorProfile
 from edgetl.core.artifacts.sustained import SustainedResult
 from edgetl.core.config.bench import Limits
+from edgetl.core.config.export import MAX_ACCURACY_DROP
 from edgetl.core.files import SCHEMA
 from edgetl.core.statistics import paired_speedup, unpaired_speedup
 from edgetl.core.typed_json import (
@@ -53,6 +54,8 @@ class BenchedModel:
     """Architecture; the name of a single ONNX file."""
     run_id: str | None
     """None for a single ONNX file."""
+    max_accuracy_drop: float = field(default=MAX_ACCURACY_DROP, metadata=in_json(omit_default=True))
+    """Largest loss of top-1 accuracy, in percentage points, of a recommended variant."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ class BenchResult:
     @cached_property
     def recommendation(self) -> Recommendation | None:
         """The fastest configurations; None if nothing but PyTorch was timed."""
-        return recommend(self.rows)
+        return recommend(self.rows, self.model.max_accuracy_drop)
 
     def is_recommended(self, row: BenchRow) -> bool:
         """Return whether the row has the recommended configuration for latency."""

@@ -16,7 +16,7 @@ from edgetl.core.artifacts.confidence import (
 )
 from edgetl.core.artifacts.gate import GateResult
 from edgetl.core.artifacts.model_metadata import SplitFiles
-from edgetl.core.config.export import InputKind
+from edgetl.core.config.export import MAX_ACCURACY_DROP, InputKind
 from edgetl.core.errors import BundleError
 from edgetl.core.files import ReadPolicy, read_json_as, sha256_file, write_json
 from edgetl.core.formatting import pluralize
@@ -552,7 +552,7 @@ class BundleManifest:
         default_factory=dict, metadata=in_json(omit_default=True)
     )
     """Reasons why converted files were left out, by the name of the variant or format."""
-    max_accuracy_drop: float = field(default=1.0, metadata=in_json(omit_default=True))
+    max_accuracy_drop: float = field(default=MAX_ACCURACY_DROP, metadata=in_json(omit_default=True))
     """Largest accepted loss of top-1 accuracy against PyTorch, in percentage points."""
     kind: Literal["bundle"] = "bundle"
 

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from edgetl.core.artifacts.bench_rows import BenchRow, round_ratios
+from edgetl.core.config.export import MAX_ACCURACY_DROP
 from edgetl.core.runtimes import ONNXRUNTIME
 from edgetl.core.statistics import paired_speedup
 from edgetl.core.typed_json import in_json
 
-_MAX_DROP = 1.0
-"""Default limit of the export for the loss of top-1 accuracy, in percentage points."""
 MIN_START_SPEEDUP = 1.1
 """Least gain for which a session mode is recommended that only shortens the start."""
 _OPTIONAL = in_json(omit_default=True)
@@ -62,10 +61,13 @@ class Recommendation:
     """Configuration with the most images a second at any batch."""
 
 
-def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
+def recommend(
+    rows: Sequence[BenchRow], max_drop: float = MAX_ACCURACY_DROP
+) -> Recommendation | None:
     """Recommend among the rows of the first scope that passed the gate, except PyTorch's.
 
-    Rows that lost more than a point of accuracy at the export are left out if others remain.
+    Rows that lost more than `max_drop` points of accuracy at the export are left out if others
+    remain.
     If the data do not show a difference, fewer threads are preferred, then ONNX Runtime, then the
     smaller file, which leaves more resources to other programs, then the default session, or a
     session mode in which the same file is ready sooner. None if no such row was timed.
@@ -78,14 +80,11 @@ def recommend(rows: Sequence[BenchRow]) -> Recommendation | None:
     if not timed:
         return None
     eligible = [row for row in timed if row.scope == timed[0].scope]
-    eligible = [row for row in eligible if _is_accurate(row)] or eligible
+    accurate = [row for row in eligible if row.accuracy is None or row.accuracy.drop <= max_drop]
+    eligible = accurate or eligible
     smallest_batch = min(row.batch for row in eligible)
     smallest_batch_rows = [row for row in eligible if row.batch == smallest_batch]
     return Recommendation(_choose_config(smallest_batch_rows), _choose_config(eligible))
-
-
-def _is_accurate(row: BenchRow) -> bool:
-    return row.accuracy is None or row.accuracy.drop <= _MAX_DROP
 
 
 def _choose_config(rows: Sequence[BenchRow]) -> RecommendedConfig:

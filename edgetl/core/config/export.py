@@ -14,6 +14,8 @@ InputKind = Literal["image", "tensor"]
 GoldenKind = Literal["validation", "generated"]
 OptimizationGoal = Literal["latency", "size"]
 SearchMode = Literal["auto", "quick", "thorough"]
+MAX_ACCURACY_DROP = 1.0
+"""Default of the largest acceptable loss of top-1 accuracy, in percentage points."""
 FIXED_SIZE_RANGE = (16, 8192)
 """Smallest and largest side of a fixed input size, pixels."""
 GRAPH, PROOF, VARIANTS, CLIENTS = "Graph", "Proof", "Variants and limits", "Clients"
@@ -102,7 +104,7 @@ class ExportConfig:
     )
     """The networks have static shapes for one image, and no control flow."""
     max_accuracy_drop: float = option(
-        1.0,
+        MAX_ACCURACY_DROP,
         help="Largest acceptable top-1 drop of a variant against PyTorch, in percentage points.",
         panel=VARIANTS,
         basic=True,

@@ -100,7 +100,9 @@ def bench(
             passed_cases = []
         with runner.capture_stop():
             measured = runner.measure(passed_cases, config.rounds, config.seed, folder, report)
-            _profile_and_sustain(measured, config, extras, folder, report)
+            _profile_and_sustain(
+                measured, config, target.model.max_accuracy_drop, extras, folder, report
+            )
     rows = [runner.attach_rounds(row) for row in rows]
     energy = EnergyCounters(tuple(meter.source_names), tuple(meter.denied_source_names))
     result = BenchResult(
@@ -161,6 +163,7 @@ def _add_emulation_reason(noise: NoiseReport, device: DeviceInfo) -> NoiseReport
 def _profile_and_sustain(
     measured_cases: Sequence[GatedCase],
     config: BenchConfig,
+    max_drop: float,
     extras: _ExtraMeasurements,
     folder: Path,
     report: ProgressCallback,
@@ -172,7 +175,8 @@ def _profile_and_sustain(
             extras.profiles[gated_case.rows[0].id] = profile
     onnx_cases = [item for item in measured_cases if item.case.runtime != "pytorch"]
     if config.sustained_s and onnx_cases:
-        recommendation = recommend([row for case in onnx_cases for row in case.rows])
+        rows = [row for case in onnx_cases for row in case.rows]
+        recommendation = recommend(rows, max_drop)
         assert recommendation is not None
         row_id = recommendation.latency.row
         gated_case, row = next(

@@ -146,7 +146,7 @@ def find_target(config: BenchConfig, threads: Sequence[int]) -> BenchTarget:
     return BenchTarget(
         cases=(*torch_cases, *onnx_cases),
         bundle=bundle,
-        model=BenchedModel(bundle.model, bundle.run_id),
+        model=BenchedModel(bundle.model, bundle.run_id, bundle.manifest.max_accuracy_drop),
         results_folder=Path("bench") if run is None else run.bench,
         notes=tuple(notes),
     )

@@ -26,6 +26,32 @@ _PRECISION_NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", 
 _COMPUTE_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
 
 
+class _Request:
+    """A request for one batch size, with memory for its outputs.
+
+    `InferRequest.infer` takes 0.3 ms around an inference of 3 ms, because it wraps every input and
+    output. These calls take 0.07 ms.
+    """
+
+    def __init__(self, compiled: openvino.CompiledModel) -> None:
+        self.compiled = compiled
+        self._request = compiled.create_infer_request()
+        self._outputs: dict[str, NDArray[Any]] = {}
+        for index, output in enumerate(compiled.outputs):
+            memory = np.empty(tuple(output.shape), output.element_type.to_dtype())
+            self._request.set_output_tensor(index, openvino.Tensor(memory, shared_memory=True))
+            self._outputs[output.get_any_name()] = memory
+
+    def run(self, names: Sequence[str], batch: NDArray[Any]) -> list[NDArray[Any]]:
+        """Return copies of the outputs."""
+        # The tensor is a view of the batch, which lives until the inference ends.
+        tensor = openvino.Tensor(np.ascontiguousarray(batch), shared_memory=True)
+        self._request.set_input_tensor(0, tensor)
+        self._request.start_async()
+        self._request.wait()
+        return [self._outputs[name].copy() for name in names]
+
+
 class OpenVinoSession:
     """A model compiled for the CPU, once for each batch size."""
 
@@ -37,23 +63,20 @@ class OpenVinoSession:
         try:
             self._model = _read_network(self._core, source)
             self.output_names = tuple(output.get_any_name() for output in self._model.outputs)
-            self._requests: dict[int, openvino.InferRequest] = {}
+            self._requests: dict[int, _Request] = {}
             self._request_for(1)
         except Exception as cause:  # OpenVINO raises RuntimeError for everything
             raise load_error("openvino", openvino.__version__, source.files, cause) from cause
-        self._indices = {name: index for index, name in enumerate(self.output_names)}
 
     def run(self, names: Sequence[str], batch: NDArray[Any]) -> list[NDArray[Any]]:
         """Return copies of the outputs `names` for float32 [batch, 3, crop, crop]."""
         with self._lock:
             request = self._requests.get(len(batch)) or self._request_for(len(batch))
-            # Without sharing, OpenVINO's Python API copies the input; the request is synchronous.
-            request.infer([batch], share_inputs=True)
-            return [request.get_output_tensor(self._indices[name]).data.copy() for name in names]
+            return request.run(names, batch)
 
     def describe(self) -> SessionFacts:
         """Return what OpenVINO compiled: precision by layer from its executable graph."""
-        compiled = self._requests[min(self._requests)].get_compiled_model()
+        compiled = self._requests[min(self._requests)].compiled
         return SessionFacts(
             version=openvino.__version__.split("-")[0],
             threads=int(compiled.get_property("INFERENCE_NUM_THREADS")),
@@ -84,8 +107,8 @@ class OpenVinoSession:
             for (name, operator), us in sorted(medians.items(), key=lambda item: -item[1])
         ]
 
-    def _request_for(self, batch: int) -> openvino.InferRequest:
-        request = self._compile(batch).create_infer_request()
+    def _request_for(self, batch: int) -> _Request:
+        request = _Request(self._compile(batch))
         self._requests[batch] = request
         return request
 
