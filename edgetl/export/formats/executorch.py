@@ -10,10 +10,12 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from edgetl.core.errors import ExportError, MissingPackageError
 from edgetl.core.progress import LOGGER
@@ -21,6 +23,10 @@ from edgetl.export.formats.task import ConversionTask, ConvertedFile
 from edgetl.export.quantize.images import CroppedImages
 
 _CALIBRATION_IMAGES = 100
+_ANNOTATION = "quantization_annotation"
+"""Key of a node's annotation in PT2E."""
+_CLAMPS = (torch.ops.aten.hardtanh.default, torch.ops.aten.hardtanh_.default)
+"""ReLU6 in an exported network."""
 _INT8_METHOD = (
     "PT2E static quantization for XNNPACK: weights by channel, activations by tensor, ranges from "
     "histograms of {images} training images"
@@ -80,20 +86,47 @@ def _export(module: nn.Module, side: int) -> ExportedProgram:
 def _quantize(module: nn.Module, images: CroppedImages, side: int) -> nn.Module:
     """Return the network with quantized weights and activations, calibrated on the images."""
     with _convert_errors("quantized"):
-        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
-            XNNPACKQuantizer,
-            get_symmetric_quantization_config,
-        )
         from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
-        quantizer = XNNPACKQuantizer()
-        quantizer.set_global(get_symmetric_quantization_config(is_per_channel=True))
-        prepared = prepare_pt2e(_export(module, side).module(), quantizer)
+        prepared = prepare_pt2e(_export(module, side).module(), _make_quantizer())
         with torch.no_grad():
             for batch in images.batches(1):
                 prepared(torch.from_numpy(batch))
         quantized: nn.Module = convert_pt2e(prepared)
         return quantized
+
+
+def _make_quantizer() -> Any:
+    """Return ExecuTorch's quantizer for XNNPACK, with the ranges of layers taken behind a clamp.
+
+    It takes the range of a layer in front of ReLU6, where values of 70 occur, and uses it behind as
+    well. XNNPACK computes layer and clamp as one operator, so the values between them need no range.
+    With EfficientNet-Lite0 on 220 photos of flowers, logits are 0.22 instead of 0.90 off on average.
+    """
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+        XNNPACKQuantizer,
+        get_symmetric_quantization_config,
+    )
+    from torchao.quantization.pt2e.quantizer import QuantizationAnnotation
+
+    class Quantizer(XNNPACKQuantizer):  # type: ignore[misc]
+        def annotate(self, model: GraphModule) -> GraphModule:
+            annotated: GraphModule = super().annotate(model)
+            for node in annotated.graph.nodes:
+                if node.target not in _CLAMPS or len(node.args[0].users) > 1:
+                    continue
+                layer = node.args[0].meta.get(_ANNOTATION)
+                if layer is None or layer.output_qspec is None:
+                    continue
+                node.meta[_ANNOTATION] = QuantizationAnnotation(
+                    output_qspec=layer.output_qspec, _annotated=True
+                )
+                layer.output_qspec = None
+            return annotated
+
+    quantizer = Quantizer()
+    quantizer.set_global(get_symmetric_quantization_config(is_per_channel=True))
+    return quantizer
 
 
 def _write_program(program: ExportedProgram, paths: Sequence[Path]) -> tuple[Path, ...]:
