@@ -47,7 +47,7 @@ def test_runtimes_are_listed_by_threads_and_latency() -> None:
         ]  # fmt: skip
     (recommended,) = [cells for cells in rows if "*" in cells]
     result = runtimes_result()
-    row = result.get_row("openvino-int8-model-cpu-b1-t2")
+    row = result.get_row("openvino-openvino-int8-model-cpu-b1-t2")
     comparison = compare_with_plain(result, row)
     assert comparison is not None
     speedup = comparison.speedup
@@ -82,7 +82,7 @@ def test_recommendation_is_a_sentence_with_a_command() -> None:
     result = replace(runtimes_result(), target="runs/my pets")
     lines = rendered_lines(result)
     index = next(index for index, line in enumerate(lines) if line.startswith("Fastest"))
-    row = result.get_row("openvino-int8-model-cpu-b1-t2")
+    row = result.get_row("openvino-openvino-int8-model-cpu-b1-t2")
     comparison = compare_with_plain(result, row)
     assert comparison is not None
     speedup = comparison.speedup

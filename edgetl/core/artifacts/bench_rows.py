@@ -243,8 +243,9 @@ class BenchRow(RoundStatistics):
     def id(self) -> str:
         """Identifier, unique within a result."""
         rate = "" if self.rate is None else f"-r{self.rate:g}"
-        name = self.name.replace(" ", "-")
-        return f"{name}-{self.scope}-{self.provider}-b{self.batch}-t{self.threads}{rate}"
+        # OpenVINO may run both its own file, openvino-int8, and the ONNX file of int8.
+        runtime = f"{self.runtime}-{self.variant}-{self.scope}-{self.provider}"
+        return f"{runtime}-b{self.batch}-t{self.threads}{rate}"
 
     @property
     def name(self) -> str:

@@ -17,12 +17,13 @@ UNKNOWN_THRESHOLD = 1.0
 """Images whose output `unknown_score` is above it are unknown; the graph scales the score so."""
 UNKNOWN_LABEL = "unknown"
 """Label of an unknown image; a class may have the same name."""
-UnknownMethod = Literal["knn", "knn+energy", "energy", "max_logit"]
-"""Score of an image from the penultimate features or the logits.
+UnknownMethod = Literal["knn", "knn+energy", "knn+energy+intermediate", "energy", "max_logit"]
+"""Score of an image from features or logits.
 
 `knn` is the mean distance to the nearest training images (Sun et al., 2022), `energy` the negative
 log-sum-exp of the logits (Liu et al., 2020), `max_logit` the negative largest logit (Hendrycks et
-al., 2022), and `knn+energy` a weighted sum.
+al., 2022), and `knn+energy` a weighted sum; `+intermediate` adds the distance of features from
+within the network to the mean of the training images (Lee et al., 2018), above that of most images.
 """
 
 

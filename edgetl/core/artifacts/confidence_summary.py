@@ -18,6 +18,8 @@ from edgetl.core.formatting import format_percent, pluralize
 METHOD_NAMES: dict[UnknownMethod, str] = {
     "knn": "distance to the nearest training images",
     "knn+energy": "distance to the nearest training images and energy of the logits",
+    "knn+energy+intermediate": "distance to the nearest training images, energy of the logits and "
+    "distance of intermediate features",
     "energy": "energy of the logits",
     "max_logit": "largest logit",
 }

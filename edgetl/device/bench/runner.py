@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import edgetl
-from edgetl.core.artifacts.bench import EAGER_VARIANT, BenchResult
+from edgetl.core.artifacts.bench import EAGER_VARIANT, BenchedModel, BenchResult
 from edgetl.core.artifacts.bench_json import write_result
 from edgetl.core.artifacts.bench_rows import BenchRow
 from edgetl.core.artifacts.comparison import EarlierPair, Pair
@@ -100,9 +100,7 @@ def bench(
             passed_cases = []
         with runner.capture_stop():
             measured = runner.measure(passed_cases, config.rounds, config.seed, folder, report)
-            _profile_and_sustain(
-                measured, config, target.model.max_accuracy_drop, extras, folder, report
-            )
+            _profile_and_sustain(measured, config, target.model, extras, folder, report)
     rows = [runner.attach_rounds(row) for row in rows]
     energy = EnergyCounters(tuple(meter.source_names), tuple(meter.denied_source_names))
     result = BenchResult(
@@ -163,7 +161,7 @@ def _add_emulation_reason(noise: NoiseReport, device: DeviceInfo) -> NoiseReport
 def _profile_and_sustain(
     measured_cases: Sequence[GatedCase],
     config: BenchConfig,
-    max_drop: float,
+    model: BenchedModel,
     extras: _ExtraMeasurements,
     folder: Path,
     report: ProgressCallback,
@@ -176,7 +174,7 @@ def _profile_and_sustain(
     onnx_cases = [item for item in measured_cases if item.case.runtime != "pytorch"]
     if config.sustained_s and onnx_cases:
         rows = [row for case in onnx_cases for row in case.rows]
-        recommendation = recommend(rows, max_drop)
+        recommendation = recommend(rows, model.max_accuracy_drop)
         assert recommendation is not None
         row_id = recommendation.latency.row
         gated_case, row = next(

@@ -24,6 +24,14 @@ class Confidence:
         """Divisor of the logits in the softmax."""
         return 1.0 if self.calibration is None else self.calibration.temperature
 
+    def without_intermediate(self) -> Confidence:
+        """Return a reference for a network that does not output intermediate features."""
+        if self.unknown_model is None or self.unknown is None:
+            return self
+        model = self.unknown_model.without_intermediate()
+        detector = replace(self.unknown.detector, method=model.score.method)
+        return replace(self, unknown_model=model, unknown=replace(self.unknown, detector=detector))
+
     def add_to_metadata(self, metadata: ModelMetadata) -> ModelMetadata:
         """Return the metadata with what readers of the ONNX file need."""
         return replace(

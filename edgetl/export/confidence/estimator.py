@@ -29,7 +29,12 @@ from edgetl.export.confidence.unknown import (
     choose_model,
 )
 from edgetl.export.golden import draw_images
-from edgetl.export.graph.confidence import FEATURES, append_features
+from edgetl.export.graph.features import (
+    FEATURES,
+    INTERMEDIATE_FEATURES,
+    append_features,
+    append_intermediate_features,
+)
 from edgetl.export.graph.preprocessing import PIXELS
 from edgetl.export.graph.torch_export import LOGITS
 from edgetl.export.quantize.images import CroppedImages, load_cropped_images, stratified_order
@@ -113,11 +118,7 @@ class ConfidenceEstimator:
         parts = [compute_activations(network, part) for part in (images, mirrored)]
         assert images.labels is not None
         return LabeledActivations(
-            Activations(
-                np.concatenate([part.features for part in parts]),
-                np.concatenate([part.logits for part in parts]),
-            ),
-            np.concatenate([images.labels, images.labels]),
+            Activations.concatenate(parts), np.concatenate([images.labels, images.labels])
         )
 
     @cached_property
@@ -161,10 +162,16 @@ def compute_activations(network: onnx.ModelProto, images: CroppedImages) -> Acti
     model.CopyFrom(network)
     names = [LOGITS]
     if append_features(model):
-        model.graph.output.append(onnx.ValueInfoProto(name=FEATURES))
         names.append(FEATURES)
+    if append_intermediate_features(model):
+        names.append(INTERMEDIATE_FEATURES)
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names[1:])
     session = create_session(model.SerializeToString(), spinning=False)
     outputs = [session.run(names, {PIXELS: batch}) for batch in images.batches()]
     columns = zip(*outputs, strict=True)
-    logits, *features = (np.concatenate(parts).astype(np.float64) for parts in columns)
-    return Activations(features[0] if features else np.empty((len(logits), 0)), logits)
+    values = {
+        name: np.concatenate(parts).astype(np.float64)
+        for name, parts in zip(names, columns, strict=True)
+    }
+    features = values.get(FEATURES, np.empty((len(values[LOGITS]), 0)))
+    return Activations(features, values[LOGITS], values.get(INTERMEDIATE_FEATURES))

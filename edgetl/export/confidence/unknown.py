@@ -1,4 +1,4 @@
-"""Scores for images of no class, computed from penultimate features and logits."""
+"""Scores for images of no class, computed from features and logits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _DIMENSIONS = (16, 128)
 """Fewest and most dimensions of the bank."""
 _SIZE_SHARE = 0.07
 """Size of bank and projection as a share of an int8 network, which has a byte per parameter."""
-_SHRINKAGE = 3.0
+_SHRINKAGE, _INTERMEDIATE_SHRINKAGE = 3.0, 1.0
 """Multiple of the mean variance that is added to the variance of each direction.
 
 With 500 images in 1280 dimensions, the small variances are too small by far.
@@ -42,6 +42,8 @@ ENERGY_TEMPERATURE = 3.0
 """Divisor of the logits in the energy: all large logits count, not only the largest."""
 _ENERGY_WEIGHT = 0.75
 """Weight of the energy in units of its spread over known images; that of the distance is 1."""
+_INTERMEDIATE_WEIGHT = 0.5
+"""Weight of the excess of the intermediate distance, in units of its spread over known images."""
 _MAX_LEFT_OUT_CLASSES = 5
 """Number of classes left out in turn, the largest ones."""
 
@@ -54,34 +56,43 @@ class Activations:
     """Input of the last layer, [images, features]; no columns if the network has none."""
     logits: Floats
     """[images, classes]."""
+    intermediate: Floats | None = None
+    """Features from within the network, [images, channels]; None if it has no such value."""
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Activations]) -> Activations:
+        """Return the images of all parts, which come from one network."""
+        intermediate = [part.intermediate for part in parts if part.intermediate is not None]
+        return cls(
+            np.concatenate([part.features for part in parts]),
+            np.concatenate([part.logits for part in parts]),
+            np.concatenate(intermediate) if intermediate else None,
+        )
 
     def select(self, rows: NDArray[np.bool_]) -> Activations:
         """Return the images where `rows` [images] is true."""
-        return Activations(self.features[rows], self.logits[rows])
+        intermediate = None if self.intermediate is None else self.intermediate[rows]
+        return Activations(self.features[rows], self.logits[rows], intermediate)
 
     def without_class(self, index: int) -> Activations:
         """Return the same images with the logit of a class removed."""
-        return Activations(self.features, np.delete(self.logits, index, 1))
+        return replace(self, logits=np.delete(self.logits, index, 1))
 
 
 @dataclass(frozen=True)
-class FeatureBank:
-    """Training images in a whitened space, for distances of features to their nearest neighbors.
+class FeatureSpace:
+    """Whitened space of features, in which distances are measured.
 
     Features are divided by their norm (Sun et al., 2022), centered and whitened with the shrunk
     covariance C + s I, of which the first principal components are exact. In the remaining
-    directions, whose variance is small, C is left out, as is the bank: their part of the distance is
-    that to the mean, as in Wang et al. (2022). Projection and bank are rounded to int8.
+    directions, whose variance is small, C is left out: their part of a distance is that to the
+    mean, as in Wang et al. (2022). The projection is rounded to int8.
     """
 
     projection: NDArray[np.int8]
     """[features, dimensions + 1]; the last column is the mean."""
     projection_scale: NDArray[np.float32]
     """Step of each column of the projection."""
-    bank: NDArray[np.int8]
-    """Whitened training images, without offset, [dimensions, images]."""
-    bank_scale: NDArray[np.float32]
-    """Step of each row of the bank."""
     residual_weights: NDArray[np.float32]
     """Part of each squared coordinate that is not in the residual, [dimensions]."""
     residual_scale: float
@@ -90,6 +101,58 @@ class FeatureBank:
     """Squared norm of the mean."""
     offset: NDArray[np.float32]
     """Coordinates of the mean, [dimensions]."""
+
+    @classmethod
+    def fit(cls, features: Floats, shrinkage: float, dimensions: int) -> FeatureSpace:
+        """Fit the space to training images.
+
+        Args:
+            features: [images, features], two or more images.
+            shrinkage: s as a multiple of the mean variance.
+            dimensions: most principal components.
+        """
+        unit = _normalize(features)
+        mean = unit.mean(0)
+        variances, axes = _principal_components(unit - mean)
+        added = max(1e-12, shrinkage * float(variances.sum()) / unit.shape[1])
+        variances, axes = variances[:dimensions], axes[:dimensions]
+        projection = (axes / np.sqrt(variances + added)[:, None]).T
+        codes, scale = _quantize_columns(np.column_stack([projection, mean]))
+        # What the graph computes with; the offset follows from it.
+        rounded = (codes * scale)[:, :-1].astype(np.float64)
+        return cls(
+            projection=codes,
+            projection_scale=scale,
+            residual_weights=((variances + added) / added).astype(np.float32),
+            residual_scale=1 / added,
+            mean_square=float(mean @ mean),
+            offset=(mean @ rounded).astype(np.float32),
+        )
+
+    def project(self, features: Floats) -> tuple[Floats, Floats]:
+        """Return centered coordinates [images, dimensions] and squared residuals [images]."""
+        projected = features @ (self.projection * self.projection_scale).astype(np.float64)
+        projected /= np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+        coordinates = projected[:, :-1] - self.offset
+        squared_norm = 1 - 2 * projected[:, -1] + self.mean_square
+        residual = squared_norm * self.residual_scale - (coordinates**2) @ self.residual_weights
+        return coordinates, residual
+
+    def distances(self, features: Floats) -> Floats:
+        """Return the squared distance to the mean (Lee et al., 2018), [images]."""
+        coordinates, residual = self.project(features)
+        return np.asarray((coordinates**2).sum(1) + residual)
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """Training images in a space of features, for distances to their nearest neighbors."""
+
+    space: FeatureSpace
+    bank: NDArray[np.int8]
+    """Coordinates of training images, [dimensions, images]."""
+    bank_scale: NDArray[np.float32]
+    """Step of each row of the bank."""
     neighbors: int
 
     @classmethod
@@ -100,45 +163,53 @@ class FeatureBank:
             features: [images, features], two or more images.
             parameters: number of parameters of the network, which limits the size of the bank.
         """
-        unit = _normalize(features)
-        mean = unit.mean(0)
-        centered = unit - mean
-        variances, axes = _principal_components(centered)
-        shrinkage = max(1e-12, _SHRINKAGE * float(variances.sum()) / unit.shape[1])
-        columns = unit.shape[1] + min(len(unit), _MAX_BANK_SIZE)
+        columns = features.shape[1] + min(len(features), _MAX_BANK_SIZE)
         affordable = int(np.clip(_SIZE_SHARE * parameters / columns, *_DIMENSIONS))
-        variances, axes = variances[:affordable], axes[:affordable]
-        projection = (axes / np.sqrt(variances + shrinkage)[:, None]).T
-        codes, scale = _quantize_columns(np.column_stack([projection, mean]))
-        # What the graph computes with; the offset follows from it.
-        rounded = (codes * scale)[:, :-1].astype(np.float64)
-        coordinates = unit @ rounded
-        selected = coordinates[_spread(len(coordinates), _MAX_BANK_SIZE)]
-        offset = mean @ rounded
-        bank_codes, bank_scale = _quantize_columns(selected - offset)
-        return cls(
-            projection=codes,
-            projection_scale=scale,
-            bank=np.ascontiguousarray(bank_codes.T),
-            bank_scale=bank_scale,
-            residual_weights=((variances + shrinkage) / shrinkage).astype(np.float32),
-            residual_scale=1 / shrinkage,
-            mean_square=float(mean @ mean),
-            offset=offset.astype(np.float32),
-            neighbors=min(NEIGHBORS, len(selected)),
-        )
+        space = FeatureSpace.fit(features, _SHRINKAGE, affordable)
+        selected = features[_spread(len(features), _MAX_BANK_SIZE)]
+        coordinates, _ = space.project(selected)
+        codes, scale = _quantize_columns(coordinates)
+        return cls(space, np.ascontiguousarray(codes.T), scale, min(NEIGHBORS, len(selected)))
 
     def distances(self, features: Floats) -> Floats:
         """Return the mean squared distance to the nearest neighbors, [images]."""
-        projected = features @ (self.projection * self.projection_scale).astype(np.float64)
-        projected /= np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
-        coordinates = projected[:, :-1] - self.offset
-        squared_norm = 1 - 2 * projected[:, -1] + self.mean_square
-        residual = squared_norm * self.residual_scale - (coordinates**2) @ self.residual_weights
+        coordinates, residual = self.space.project(features)
         bank = (self.bank * self.bank_scale[:, None]).astype(np.float64)
         squares = (coordinates**2).sum(1)[:, None] + (bank**2).sum(0) - 2 * coordinates @ bank
         nearest = np.partition(squares, self.neighbors - 1, axis=1)[:, : self.neighbors]
         return np.asarray(nearest.mean(1) + residual)
+
+
+@dataclass(frozen=True)
+class IntermediateExcess:
+    """Distance of intermediate features from those of training images, above a limit.
+
+    Layers within the network still tell apart what the last ones, trained for the classes, do not.
+    Only the excess counts, since for images similar to the classes the last layers know more.
+    """
+
+    space: FeatureSpace
+    limit: float
+    """Squared distance that most images of known classes do not exceed."""
+    weight: float
+
+    @classmethod
+    def fit(cls, train: Floats, validation: Floats, unit: float) -> IntermediateExcess:
+        """Fit it to training images, with the limit of validation images.
+
+        Args:
+            train: intermediate features, [images, channels], two or more images.
+            validation: the same of validation images.
+            unit: spread of the other parts of the score over validation images.
+        """
+        space = FeatureSpace.fit(train, _INTERMEDIATE_SHRINKAGE, _DIMENSIONS[1])
+        distances = space.distances(validation)
+        limit = float(np.quantile(distances, KNOWN_SHARE))
+        return cls(space, limit, _INTERMEDIATE_WEIGHT * unit / _upper_spread(distances))
+
+    def compute(self, features: Floats) -> Floats:
+        """Return the weighted excess, [images]."""
+        return self.weight * np.maximum(0, self.space.distances(features) - self.limit)
 
 
 @dataclass(frozen=True)
@@ -152,6 +223,7 @@ class UnknownScore:
     energy_weight: float = 0.0
     max_logit_weight: float = 0.0
     constant: float = 0.0
+    intermediate: IntermediateExcess | None = None
 
     def compute(self, activations: Activations) -> Floats:
         """Return the scores, [images]."""
@@ -162,6 +234,9 @@ class UnknownScore:
             scores += self.energy_weight * compute_energy(activations.logits)
         if self.max_logit_weight:
             scores -= self.max_logit_weight * activations.logits.max(1)
+        if self.intermediate is not None:
+            assert activations.intermediate is not None
+            scores += self.intermediate.compute(activations.intermediate)
         return scores
 
     def scale_to(self, validation: Activations) -> UnknownScore:
@@ -176,13 +251,23 @@ class UnknownScore:
         threshold = (scores[rank - 1] + following) / 2
         center = float(np.median(scores))
         factor = 1 / max(1e-9, float(threshold) - center)
+        intermediate = self.intermediate
+        if intermediate is not None:
+            intermediate = replace(intermediate, weight=intermediate.weight * factor)
         return replace(
             self,
             distance_weight=self.distance_weight * factor,
             energy_weight=self.energy_weight * factor,
             max_logit_weight=self.max_logit_weight * factor,
             constant=(self.constant - center) * factor,
+            intermediate=intermediate,
         )
+
+    def without_intermediate(self) -> UnknownScore:
+        """Return the score without intermediate features, to be scaled again."""
+        if self.intermediate is None:
+            return self
+        return replace(self, method="knn+energy", intermediate=None)
 
 
 def fit_scores(
@@ -212,11 +297,13 @@ def _fit_distances(
 ) -> dict[UnknownMethod, UnknownScore]:
     bank = FeatureBank.fit(train.features, parameters)
     spread = _upper_spread(compute_energy(validation.logits))
-    weight = _ENERGY_WEIGHT * _upper_spread(bank.distances(validation.features)) / spread
-    return {
-        "knn+energy": UnknownScore("knn+energy", bank, distance_weight=1.0, energy_weight=weight),
-        "knn": UnknownScore("knn", bank, distance_weight=1.0),
-    }
+    unit = _upper_spread(bank.distances(validation.features))
+    weight = _ENERGY_WEIGHT * unit / spread
+    total = UnknownScore("knn+energy", bank, distance_weight=1.0, energy_weight=weight)
+    if train.intermediate is not None and validation.intermediate is not None:
+        intermediate = IntermediateExcess.fit(train.intermediate, validation.intermediate, unit)
+        total = replace(total, method="knn+energy+intermediate", intermediate=intermediate)
+    return {total.method: total, "knn": UnknownScore("knn", bank, distance_weight=1.0)}
 
 
 @dataclass(frozen=True)
@@ -263,6 +350,11 @@ class UnknownModel:
             for index, score in self.left_out.items()
         }
         return UnknownModel(self.score.scale_to(validation.activations), left_out)
+
+    def without_intermediate(self) -> UnknownModel:
+        """Return the model without intermediate features, to be scaled again."""
+        left_out = {index: score.without_intermediate() for index, score in self.left_out.items()}
+        return UnknownModel(self.score.without_intermediate(), left_out)
 
     def measure(
         self, validation: LabeledActivations, unknown: Mapping[str, Activations]

@@ -11,11 +11,8 @@ from edgetl.core.artifacts.model_metadata import ModelMetadata
 from edgetl.core.config.export import InputKind
 from edgetl.core.preprocessing import Preprocessing
 from edgetl.export.confidence.confidence import Confidence
-from edgetl.export.graph.confidence import (
-    append_features,
-    append_probabilities,
-    append_unknown_score,
-)
+from edgetl.export.graph.confidence import append_probabilities, append_unknown_score
+from edgetl.export.graph.features import append_features, append_intermediate_features
 from edgetl.export.graph.fixed_size import fixed_size_graph
 from edgetl.export.graph.preprocessing import CROPPED_IMAGE, PIXELS, preprocessing_graph
 from edgetl.export.graph.torch_export import LOGITS
@@ -76,6 +73,8 @@ def assemble(
         score = confidence.unknown_model.score
         if score.bank is not None:
             append_features(model)
+        if score.intermediate is not None:
+            append_intermediate_features(model)
         append_unknown_score(model, score)
     model.graph.name = "edgetl"
     model.producer_name, model.producer_version = "edgetl", metadata.version

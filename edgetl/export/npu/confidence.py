@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 
 from edgetl.export.confidence.confidence import Confidence
 from edgetl.export.graph.assemble import PROBABILITIES
-from edgetl.export.graph.confidence import FEATURES, append_probabilities, append_unknown_score
+from edgetl.export.graph.confidence import append_probabilities, append_unknown_score
+from edgetl.export.graph.features import FEATURES
 from edgetl.export.graph.torch_export import LOGITS
 from edgetl.export.npu.network import UNKNOWN_INPUTS
 

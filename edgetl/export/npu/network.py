@@ -20,7 +20,7 @@ from onnxruntime.quantization import QDQQuantizer, QuantType, TensorData, Tensor
 
 from edgetl.core.errors import ExportError
 from edgetl.core.preprocessing import Preprocessing
-from edgetl.export.graph.confidence import find_last_layer_input
+from edgetl.export.graph.features import find_last_layer_input
 from edgetl.export.graph.preprocessing import CROPPED_IMAGE, PIXELS
 from edgetl.export.quantize.cleanup import clean_up_graph, wrap_quantizer_errors
 

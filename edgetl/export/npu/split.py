@@ -82,7 +82,7 @@ class SplitWriter:
         builder = self.builder
         # Means over height and width become pools, which more providers have.
         network = rewrite_operators(self.task.network, sorted(DECOMPOSED_OPERATORS))
-        confidence = builder.fp32_confidence
+        confidence = self._estimate_confidence(network)
         opset, ir_version = _versions(network)
         before = preprocessing_graph(builder.preprocessing, opset, ir_version)
         file, split = self._write_files(FP32, _assemble(before, network, confidence), confidence)
@@ -111,7 +111,7 @@ class SplitWriter:
         builder = self.builder
         quantized = quantize_for_npu(self.task, builder.preprocessing)
         with_pixels = with_float_input(quantized.network, builder.preprocessing)
-        confidence = builder.estimator.estimate(with_pixels, builder.fp32_confidence)
+        confidence = self._estimate_confidence(with_pixels)
         opset, ir_version = _versions(quantized.network)
         before = cropping_graph(builder.preprocessing, opset, ir_version)
         parts = _assemble(before, quantized.network, confidence)
@@ -124,6 +124,11 @@ class SplitWriter:
         assert isinstance(quantized.search, SearchRecord)
         report = replace(variant.report, method=quantized.method, search=quantized.search)
         return replace(variant, parity=parity, report=report)
+
+    def _estimate_confidence(self, network: onnx.ModelProto) -> Confidence:
+        # A value within the network as another output would keep NPUs from fusing layers.
+        reference = self.builder.fp32_confidence.without_intermediate()
+        return self.builder.estimator.estimate(network, reference)
 
     def _write_files(
         self, name: str, parts: _SplitParts, confidence: Confidence

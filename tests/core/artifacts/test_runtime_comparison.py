@@ -37,7 +37,7 @@ def test_rows_are_compared_with_plain_rows_of_their_threads() -> None:
             assert is_plain(baseline)
             assert baseline.threads == row.threads
             assert comparison.speedup == result.compare_rows(baseline, row).speedup
-    fastest = compare_with_plain(result, result.get_row("openvino-int8-model-cpu-b1-t1"))
+    fastest = compare_with_plain(result, result.get_row("openvino-openvino-int8-model-cpu-b1-t1"))
     assert fastest is not None
     assert fastest.verdict == "faster"
     assert fastest.speedup.ratio == pytest.approx(2.5, rel=0.03)

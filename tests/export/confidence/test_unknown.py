@@ -1,5 +1,7 @@
 """Scores of unknown images: choice, scale and the graph that computes them."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -13,15 +15,11 @@ from edgetl.export.confidence.unknown import (
     choose_model,
     fit_scores,
 )
-from edgetl.export.graph.confidence import (
-    FEATURES,
-    UNKNOWN_SCORE,
-    append_features,
-    append_unknown_score,
-)
+from edgetl.export.graph.confidence import UNKNOWN_SCORE, append_unknown_score
+from edgetl.export.graph.features import FEATURES, INTERMEDIATE_FEATURES, append_features
 
 CLASSES, WIDTH, PARAMETERS = 4, 40, 2_000_000
-METHODS = ("knn", "knn+energy", "energy", "max_logit")
+METHODS = ("knn", "knn+energy+intermediate", "energy", "max_logit")
 
 
 def _activations(count: int, seed: int, shift: float = 0.0, classes: int = CLASSES):
@@ -31,7 +29,11 @@ def _activations(count: int, seed: int, shift: float = 0.0, classes: int = CLASS
     labels = generator.integers(0, classes, count)
     features = centers[labels] + shift * centers[-1] * 3
     features = np.maximum(features + generator.normal(0, 0.5, (count, WIDTH)), 0)
-    return LabeledActivations(Activations(features, features @ centers[:classes].T), labels)
+    logits = features @ centers[:classes].T
+    # Values in front of the last layers: the features and noise that these suppress.
+    noise = generator.normal(5, 1, (count, WIDTH // 2))
+    intermediate = np.concatenate([features + 1, noise], 1)
+    return LabeledActivations(Activations(features, logits, intermediate), labels)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +140,7 @@ def test_bank_size_is_a_share_of_the_network():
     features = np.random.default_rng(0).random((900, 600))
     for parameters in (400_000, 2_000_000):
         bank = FeatureBank.fit(features, parameters)
-        assert bank.projection.nbytes + bank.bank.nbytes <= 0.075 * parameters
+        assert bank.space.projection.nbytes + bank.bank.nbytes <= 0.075 * parameters
 
 
 def _network(nodes, constants, feature_shape):
@@ -158,29 +160,60 @@ def _linear_network():
     return _network(nodes, {"weight": weight.astype(np.float32)}, [WIDTH])
 
 
+@pytest.mark.parametrize("shift", [0.0, 1.0])
 @pytest.mark.parametrize("method", METHODS)
-def test_graph_computes_the_score(scores, method):
+def test_graph_computes_the_score(scores, method, shift):
     model = _linear_network()
     assert append_features(model)
+    shape = ["batch", WIDTH + WIDTH // 2]
+    model.graph.input.append(
+        helper.make_tensor_value_info(INTERMEDIATE_FEATURES, TensorProto.FLOAT, shape)
+    )
     append_unknown_score(model, scores[method])
     onnx.checker.check_model(model, full_check=True)
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    images = _activations(50, 5).activations
+    images = _activations(50, 5, shift).activations
     # A dead network, whose features are all zero, must not give NaN.
-    features = np.vstack([images.features, np.zeros((1, WIDTH))]).astype(np.float32)
-    logits, values = session.run(["logits", UNKNOWN_SCORE], {"pixels": features})
+    features, intermediate = (
+        np.vstack([values, np.zeros((1, values.shape[1]))]).astype(np.float32)
+        for values in (images.features, images.intermediate)
+    )
+    inputs = {"pixels": features, INTERMEDIATE_FEATURES: intermediate}
+    logits, values = session.run(["logits", UNKNOWN_SCORE], inputs)
     assert values.shape == (51,)
-    expected = scores[method].compute(Activations(features.astype(float), logits.astype(float)))
-    np.testing.assert_allclose(values, expected, rtol=1e-3, atol=2e-3)
-    single = session.run([UNKNOWN_SCORE], {"pixels": features[3:4]})[0]
+    activations = Activations(*(part.astype(float) for part in (features, logits, intermediate)))
+    np.testing.assert_allclose(values, scores[method].compute(activations), rtol=1e-3, atol=3e-3)
+    inputs = {name: value[3:4] for name, value in inputs.items()}
+    single = session.run([UNKNOWN_SCORE], inputs)[0]
     np.testing.assert_allclose(single, values[3:4], atol=1e-3)
+
+
+def test_intermediate_features_count_only_beyond_known_images(scores):
+    score = scores["knn+energy+intermediate"]
+    validation, far = _activations(120, 1), _activations(50, 6, shift=1.0)
+    excess = score.intermediate.compute(validation.activations.intermediate)
+    assert (excess > 0).mean() == pytest.approx(0.05, abs=0.01)
+    assert (score.intermediate.compute(far.activations.intermediate) > 0).all()
+
+
+def test_score_without_intermediate_features_is_scaled_again(scores):
+    validation = _activations(120, 1).activations
+    score = scores["knn+energy+intermediate"].without_intermediate().scale_to(validation)
+    assert score.method == "knn+energy"
+    alone = replace(validation, intermediate=None)
+    assert (score.compute(alone) > 1).sum() == 5
+    assert score.compute(alone) == pytest.approx(
+        fit_scores(replace(_activations(200, 0).activations, intermediate=None), alone, PARAMETERS)[
+            "knn+energy"
+        ].compute(alone)
+    )
 
 
 def test_graph_has_only_what_other_runtimes_compute(scores):
     """OpenVINO computes products of int8 constants wrongly; OpenCV 4 and 5 refuse other nodes."""
     model = _linear_network()
     append_features(model)
-    append_unknown_score(model, scores["knn+energy"])
+    append_unknown_score(model, scores["knn+energy+intermediate"])
     constants = {value.name for value in model.graph.initializer}
     for node in model.graph.node:
         if constants.issuperset(node.input):

@@ -431,7 +431,7 @@ def test_table_shows_accuracy_and_verdicts_against_plain_rows(runtimes_page: str
     text = Page(section_html(runtimes_page, "table")).text
     assert text.count("against onnxruntime fp32 ") == 1
     assert "images/s against" in text, "no column of speed-ups over another baseline"
-    openvino = runtimes_result().get_row("openvino-int8-model-cpu-b1-t2")
+    openvino = runtimes_result().get_row("openvino-openvino-int8-model-cpu-b1-t2")
     comparison = compare_with_plain(runtimes_result(), openvino)
     assert comparison is not None
     ratio = comparison.speedup
@@ -516,7 +516,7 @@ def test_markdown_has_the_figures_of_the_page() -> None:
     assert len(rows) == sum(len(result.rows) for result in results)
     assert {len(row) for row in rows} == {len(headings)}
     cells = [dict(zip(headings, row, strict=True)) for row in rows]
-    row = results[0].get_row("openvino-bf16-model-cpu-b1-t1")
+    row = results[0].get_row("openvino-openvino-bf16-model-cpu-b1-t1")
     (bf16,) = [
         entry
         for entry in cells

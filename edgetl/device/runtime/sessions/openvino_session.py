@@ -26,7 +26,7 @@ _PRECISION_NAMES = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", 
 _COMPUTE_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
 
 
-class _Request:
+class _BoundRequest:
     """A request for one batch size, with memory for its outputs.
 
     `InferRequest.infer` takes 0.3 ms around an inference of 3 ms, because it wraps every input and
@@ -63,7 +63,7 @@ class OpenVinoSession:
         try:
             self._model = _read_network(self._core, source)
             self.output_names = tuple(output.get_any_name() for output in self._model.outputs)
-            self._requests: dict[int, _Request] = {}
+            self._requests: dict[int, _BoundRequest] = {}
             self._request_for(1)
         except Exception as cause:  # OpenVINO raises RuntimeError for everything
             raise load_error("openvino", openvino.__version__, source.files, cause) from cause
@@ -107,8 +107,8 @@ class OpenVinoSession:
             for (name, operator), us in sorted(medians.items(), key=lambda item: -item[1])
         ]
 
-    def _request_for(self, batch: int) -> _Request:
-        request = _Request(self._compile(batch))
+    def _request_for(self, batch: int) -> _BoundRequest:
+        request = _BoundRequest(self._compile(batch))
         self._requests[batch] = request
         return request
 
