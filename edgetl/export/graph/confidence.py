@@ -38,7 +38,8 @@ def append_unknown_score(model: onnx.ModelProto, score: UnknownScore) -> None:
     if score.bank is not None:
         parts.append(graph.append_distance(score.bank, score.distance_weight))
     if score.intermediate is not None:
-        parts.append(graph.append_excess(score.intermediate))
+        builder = _ScoreGraph(model.graph, f"{INTERMEDIATE_FEATURES}_")
+        parts.append(builder.append_excess(score.intermediate))
     if score.energy_weight:
         parts.append(graph.append_energy(score.energy_weight))
     if score.max_logit_weight:
@@ -52,9 +53,9 @@ def append_unknown_score(model: onnx.ModelProto, score: UnknownScore) -> None:
 class _ScoreGraph:
     """Builder of the nodes of a score; values are [batch, 1] unless stated otherwise."""
 
-    def __init__(self, graph: onnx.GraphProto) -> None:
+    def __init__(self, graph: onnx.GraphProto, prefix: str = _PREFIX) -> None:
         self._graph = graph
-        self._prefix = _PREFIX
+        self._prefix = prefix
         self.axes = self.constant("axes", np.array([1], np.int64))
 
     def constant(self, name: str, value: Sequence[object] | NDArray[np.generic]) -> str:
@@ -92,26 +93,28 @@ class _ScoreGraph:
         scaled = self._scale(coordinates, "bank", weight * code_steps.ravel())
         matrix = self._int8_matrix("bank", codes)
         bias = self.constant("bank_bias", weight * (squares + scale * (1 + space.mean_square)))
-        products = self.append("Gemm", [scaled, matrix, bias], _PREFIX + "products")
+        products = self.append("Gemm", [scaled, matrix, bias], self._prefix + "products")
         count = self.constant("neighbors", np.array([bank.neighbors], np.int64))
         nodes = helper.make_node(
             "TopK",
             [products, count],
-            [_PREFIX + "nearest", _PREFIX + "nearest_indices"],
+            [self._prefix + "nearest", self._prefix + "nearest_indices"],
             axis=1,
             largest=0,
             sorted=1,  # OpenCV has no other
         )
         append_nodes(self._graph, [nodes])
         mean = self.append(
-            "ReduceMean", [_PREFIX + "nearest", self.axes], _PREFIX + "nearest_mean", keepdims=1
+            "ReduceMean",
+            [self._prefix + "nearest", self.axes],
+            self._prefix + "nearest_mean",
+            keepdims=1,
         )
         residual = self._squares(coordinates, space, weight)
-        return self.append("Add", [mean, residual], _PREFIX + "distance")
+        return self.append("Add", [mean, residual], self._prefix + "distance")
 
     def append_excess(self, part: IntermediateExcess) -> str:
         """Append the excess of the intermediate distance, see `IntermediateExcess.compute`."""
-        self._prefix = f"{INTERMEDIATE_FEATURES}_"
         space, scale = part.space, part.space.residual_scale
         coordinates = self._coordinates(INTERMEDIATE_FEATURES, space)
         # The last coordinate is the product with the mean.
@@ -122,9 +125,7 @@ class _ScoreGraph:
         terms = self.append("Gemm", [coordinates, matrix, bias], f"{self._prefix}terms")
         squares = self._squares(coordinates, space, part.weight)
         total = self.append("Add", [terms, squares], f"{self._prefix}total")
-        excess = self.append("Relu", [total], f"{self._prefix}excess")
-        self._prefix = _PREFIX
-        return excess
+        return self.append("Relu", [total], f"{self._prefix}excess")
 
     def _coordinates(self, features: str, space: FeatureSpace) -> str:
         """Append the coordinates of features, without offset, [batch, dimensions + 1]."""
@@ -149,12 +150,12 @@ class _ScoreGraph:
     def append_energy(self, weight: float) -> str:
         """Append the weighted energy of the logits, see `compute_energy`."""
         factor = self.constant("energy_scale", [1 / ENERGY_TEMPERATURE])
-        scaled = self.append("Mul", [LOGITS, factor], _PREFIX + "scaled_logits")
+        scaled = self.append("Mul", [LOGITS, factor], self._prefix + "scaled_logits")
         return self.append_reduced_logits(scaled, "ReduceLogSumExp", -weight * ENERGY_TEMPERATURE)
 
     def append_reduced_logits(self, logits: str, operator: str, weight: float) -> str:
         """Append a weighted reduction of the value `logits`, [batch, classes]."""
-        name = _PREFIX + operator.lower()
+        name = self._prefix + operator.lower()
         reduced = self.append(operator, [logits, self.axes], name, keepdims=1)
         factor = self.constant(f"{operator.lower()}_weight", [[weight]])
         return self.append("Mul", [reduced, factor], f"{name}_weighted")
@@ -163,7 +164,7 @@ class _ScoreGraph:
         """Append the sum of values."""
         total = values[0]
         for number, value in enumerate(values[1:], 1):
-            total = self.append("Add", [total, value], f"{_PREFIX}sum_{number}")
+            total = self.append("Add", [total, value], f"{self._prefix}sum_{number}")
         return total
 
     def _int8_matrix(self, name: str, codes: NDArray[np.int8]) -> str:
