@@ -100,10 +100,13 @@ def _find_intermediate_value(graph: onnx.GraphProto) -> str | None:
 
 
 def _list_nodes_between(graph: onnx.GraphProto, start: str, end: str) -> Iterator[NodeProto]:
-    """Yield the nodes that depend on the value `start` and that `end` depends on, in order."""
+    """Yield the nodes that depend on the value `start` and that `end` depends on, in order.
+
+    Dependence on shapes alone, as of a reshape with the size of the batch, is left out.
+    """
     dependent = {start}
     for node in graph.node:
-        if dependent.intersection(node.input):
+        if node.op_type != "Shape" and dependent.intersection(node.input):
             dependent.update(node.output)
     needed = {end}
     selected = []

@@ -87,6 +87,20 @@ def test_intermediate_features_are_those_of_a_late_block(
     np.testing.assert_allclose(features, value.mean((2, 3)), rtol=1e-5)
 
 
+def test_shapes_are_no_connection(pixels: np.ndarray) -> None:
+    model = _residual_network(8)
+    flatten = next(node for node in model.graph.node if node.op_type == "Flatten")
+    # The shape of the input is computed first, and used last.
+    flatten.CopyFrom(_node("Reshape", ["pooled", "sizes"], "flat"))
+    shape = helper.make_node("Shape", ["pixels"], ["sizes"], start=0, end=2)
+    nodes = [shape, *model.graph.node]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    assert append_intermediate_features(model)
+    features, value = _run(model, [INTERMEDIATE_FEATURES, "block6"], pixels)
+    np.testing.assert_allclose(features, value.mean((2, 3)), rtol=1e-5)
+
+
 class _Pixels(CalibrationDataReader):
     def __init__(self, pixels: np.ndarray) -> None:
         self._batches = iter([{"pixels": pixels}])
