@@ -20,8 +20,8 @@ from edgetl.export.confidence.unknown import (
 from edgetl.export.graph.features import FEATURES, INTERMEDIATE_FEATURES, append_nodes
 from edgetl.export.graph.torch_export import LOGITS
 
-UNKNOWN_SCORE = "unknown_score"
-_PREFIX = "unknown_"
+_PREFIX, _SCORE = "unknown_", "score"
+UNKNOWN_SCORE = _PREFIX + _SCORE
 _SMALLEST_NORM = 1e-12
 
 
@@ -45,7 +45,7 @@ def append_unknown_score(model: onnx.ModelProto, score: UnknownScore) -> None:
     if score.max_logit_weight:
         parts.append(graph.append_reduced_logits(LOGITS, "ReduceMax", -score.max_logit_weight))
     total = graph.sum([*parts, graph.constant("constant", [[score.constant]])])
-    graph.append("Squeeze", [total, graph.axes], UNKNOWN_SCORE)
+    graph.append("Squeeze", [total, graph.axes], _SCORE)
     output = helper.make_tensor_value_info(UNKNOWN_SCORE, TensorProto.FLOAT, ["batch"])
     model.graph.output.append(output)
 
@@ -67,12 +67,13 @@ class _ScoreGraph:
         return self._prefix + name
 
     def append(self, operator: str, inputs: Sequence[str], output: str, **attributes: int) -> str:
-        """Append a node with one output; return the output's name."""
+        """Append a node with one output; return the output's name, which starts with the prefix."""
+        name = self._prefix + output
         append_nodes(
             self._graph,
-            [helper.make_node(operator, inputs, [output], **dict[str, Any](attributes))],
+            [helper.make_node(operator, inputs, [name], **dict[str, Any](attributes))],
         )
-        return output
+        return name
 
     def append_distance(self, bank: FeatureBank, weight: float) -> str:
         """Append the distance to the nearest neighbors, see `FeatureBank.distances`.
@@ -93,7 +94,7 @@ class _ScoreGraph:
         scaled = self._scale(coordinates, "bank", weight * code_steps.ravel())
         matrix = self._int8_matrix("bank", codes)
         bias = self.constant("bank_bias", weight * (squares + scale * (1 + space.mean_square)))
-        products = self.append("Gemm", [scaled, matrix, bias], self._prefix + "products")
+        products = self.append("Gemm", [scaled, matrix, bias], "products")
         count = self.constant("neighbors", np.array([bank.neighbors], np.int64))
         nodes = helper.make_node(
             "TopK",
@@ -107,11 +108,11 @@ class _ScoreGraph:
         mean = self.append(
             "ReduceMean",
             [self._prefix + "nearest", self.axes],
-            self._prefix + "nearest_mean",
+            "nearest_mean",
             keepdims=1,
         )
         residual = self._squares(coordinates, space, weight)
-        return self.append("Add", [mean, residual], self._prefix + "distance")
+        return self.append("Add", [mean, residual], "distance")
 
     def append_excess(self, part: IntermediateExcess) -> str:
         """Append the excess of the intermediate distance, see `IntermediateExcess.compute`."""
@@ -122,40 +123,40 @@ class _ScoreGraph:
         linear[-1] = -2 * scale * part.weight
         matrix = self.constant("linear", linear)
         bias = self.constant("bias", [part.weight * (scale * (1 + space.mean_square) - part.limit)])
-        terms = self.append("Gemm", [coordinates, matrix, bias], f"{self._prefix}terms")
+        terms = self.append("Gemm", [coordinates, matrix, bias], "terms")
         squares = self._squares(coordinates, space, part.weight)
-        total = self.append("Add", [terms, squares], f"{self._prefix}total")
-        return self.append("Relu", [total], f"{self._prefix}excess")
+        total = self.append("Add", [terms, squares], "total")
+        return self.append("Relu", [total], "excess")
 
     def _coordinates(self, features: str, space: FeatureSpace) -> str:
         """Append the coordinates of features, without offset, [batch, dimensions + 1]."""
-        norm = self.append("ReduceL2", [features, self.axes], f"{self._prefix}norm", keepdims=1)
+        norm = self.append("ReduceL2", [features, self.axes], "norm", keepdims=1)
         smallest = self.constant("smallest_norm", [_SMALLEST_NORM])
-        norm = self.append("Max", [norm, smallest], f"{self._prefix}positive_norm")
+        norm = self.append("Max", [norm, smallest], "positive_norm")
         matrix = self._int8_matrix("projection", space.projection)
-        product = self.append("MatMul", [features, matrix], f"{self._prefix}codes_product")
+        product = self.append("MatMul", [features, matrix], "codes_product")
         product = self._scale(product, "projection", space.projection_scale)
-        return self.append("Div", [product, norm], f"{self._prefix}coordinates")
+        return self.append("Div", [product, norm], "coordinates")
 
     def _squares(self, coordinates: str, space: FeatureSpace, weight: float) -> str:
         """Append the part of a distance that is a weighted sum of squared coordinates."""
         offsets = self.constant("offset", np.append(space.offset.astype(np.float64), 0.0))
-        centered = self.append("Sub", [coordinates, offsets], f"{self._prefix}centered")
-        square = self.append("Mul", [centered, centered], f"{self._prefix}square")
+        centered = self.append("Sub", [coordinates, offsets], "centered")
+        square = self.append("Mul", [centered, centered], "square")
         # The 1 is the squared norm of the coordinates, a part of each distance.
         weights = np.append(weight * (1 - space.residual_weights.astype(np.float64)), 0.0)
         square_weights = self.constant("square_weights", weights[:, None])
-        return self.append("MatMul", [square, square_weights], f"{self._prefix}residual")
+        return self.append("MatMul", [square, square_weights], "residual")
 
     def append_energy(self, weight: float) -> str:
         """Append the weighted energy of the logits, see `compute_energy`."""
         factor = self.constant("energy_scale", [1 / ENERGY_TEMPERATURE])
-        scaled = self.append("Mul", [LOGITS, factor], self._prefix + "scaled_logits")
+        scaled = self.append("Mul", [LOGITS, factor], "scaled_logits")
         return self.append_reduced_logits(scaled, "ReduceLogSumExp", -weight * ENERGY_TEMPERATURE)
 
     def append_reduced_logits(self, logits: str, operator: str, weight: float) -> str:
         """Append a weighted reduction of the value `logits`, [batch, classes]."""
-        name = self._prefix + operator.lower()
+        name = operator.lower()
         reduced = self.append(operator, [logits, self.axes], name, keepdims=1)
         factor = self.constant(f"{operator.lower()}_weight", [[weight]])
         return self.append("Mul", [reduced, factor], f"{name}_weighted")
@@ -164,7 +165,7 @@ class _ScoreGraph:
         """Append the sum of values."""
         total = values[0]
         for number, value in enumerate(values[1:], 1):
-            total = self.append("Add", [total, value], f"{self._prefix}sum_{number}")
+            total = self.append("Add", [total, value], f"sum_{number}")
         return total
 
     def _int8_matrix(self, name: str, codes: NDArray[np.int8]) -> str:
@@ -174,12 +175,12 @@ class _ScoreGraph:
         layer, and ignores steps by row. OpenCV 4 cannot multiply it at all.
         """
         stored = self.constant(f"{name}_int8", codes)
-        return self.append("Cast", [stored], f"{self._prefix}{name}", to=TensorProto.FLOAT)
+        return self.append("Cast", [stored], name, to=TensorProto.FLOAT)
 
     def _scale(self, value: str, name: str, steps: NDArray[np.floating]) -> str:
         """Append the product of a value [batch, n] and steps [n]."""
         factor = self.constant(f"{name}_steps", np.asarray(steps))
-        return self.append("Mul", [value, factor], f"{self._prefix}{name}_scaled")
+        return self.append("Mul", [value, factor], f"{name}_scaled")
 
 
 def append_probabilities(model: onnx.ModelProto, temperature: float, name: str) -> None:

@@ -47,19 +47,8 @@ def append_features(model: onnx.ModelProto) -> bool:
     layer = _find_last_layer(model.graph)
     if layer is None:
         return False
-    value = layer.input[0]
-    producer = _find_producer(model.graph, value)
-    if producer is not None and producer.op_type == "DynamicQuantizeLinear":
-        value = producer.input[0]
-    nodes = []
-    if _PRODUCTS[layer.op_type] == 4:
-        nodes.append(helper.make_node("GlobalAveragePool", [value], ["unknown_pooled"]))
-        value = "unknown_pooled"
-    nodes += [
-        helper.make_node("Flatten", [value], ["unknown_flat"], axis=1),
-        helper.make_node("Cast", ["unknown_flat"], [FEATURES], to=TensorProto.FLOAT),
-    ]
-    append_nodes(model.graph, nodes)
+    value = _find_float_value(model.graph, layer.input[0])
+    _append_vector(model.graph, value, FEATURES, axes=_PRODUCTS[layer.op_type])
     return True
 
 
@@ -75,7 +64,7 @@ def append_intermediate_features(model: onnx.ModelProto) -> bool:
     value = _find_intermediate_value(model.graph)
     if value is None:
         return False
-    _append_pooled(model.graph, value, INTERMEDIATE_FEATURES)
+    _append_vector(model.graph, value, INTERMEDIATE_FEATURES, axes=4)
     return True
 
 
@@ -91,12 +80,12 @@ def _find_intermediate_value(graph: onnx.GraphProto) -> str | None:
     for node in nodes:
         if node.op_type not in _CONVOLUTIONS:
             continue
-        sources = list(_trace_rounding(node.input[0], producers))
-        depth = max((depths.get(source, 0) for source in sources), default=0) / total
+        sources = _trace_rounding(node.input[0], producers)
+        depth = max(depths.get(source, 0) for source in sources) / total
         error = abs(depth - _INTERMEDIATE_DEPTH)
         if _MIN_DEPTH <= depth < 1 and error < best_error:
-            best, best_error = _float_value(sources, producers), error
-    return best
+            best, best_error = node.input[0], error
+    return None if best is None else _find_float_value(graph, best)
 
 
 def _list_nodes_between(graph: onnx.GraphProto, start: str, end: str) -> Iterator[NodeProto]:
@@ -144,27 +133,26 @@ def _trace_rounding(value: str, producers: Mapping[str, NodeProto]) -> Iterator[
         node = producers.get(node.input[0])
 
 
-def _float_value(sources: Sequence[str], producers: Mapping[str, NodeProto]) -> str:
-    """Return the first of the sources that is no integer."""
-    integers = ("QuantizeLinear", "DynamicQuantizeLinear")
-    for source in sources:
-        producer = producers.get(source)
-        if producer is None or producer.op_type not in integers:
-            return source
-    return sources[-1]
+def _find_float_value(graph: onnx.GraphProto, value: str) -> str:
+    """Return what a layer's input was quantized from in the graph, or the input."""
+    producer = _find_producer(graph, value)
+    if producer is not None and producer.op_type == "DynamicQuantizeLinear":
+        return str(producer.input[0])
+    return value
 
 
-def _append_pooled(graph: onnx.GraphProto, value: str, name: str) -> None:
-    """Append the mean over positions of a value [batch, channels, height, width]."""
+def _append_vector(graph: onnx.GraphProto, value: str, name: str, *, axes: int) -> None:
+    """Append a value as a vector for each image, averaged over positions if it has four axes."""
     pooled, flat = f"{name}_pooled", f"{name}_flat"
-    append_nodes(
-        graph,
-        [
-            helper.make_node("GlobalAveragePool", [value], [pooled]),
-            helper.make_node("Flatten", [pooled], [flat], axis=1),
-            helper.make_node("Cast", [flat], [name], to=TensorProto.FLOAT),
-        ],
-    )
+    nodes = []
+    if axes == 4:
+        nodes.append(helper.make_node("GlobalAveragePool", [value], [pooled]))
+        value = pooled
+    nodes += [
+        helper.make_node("Flatten", [value], [flat], axis=1),
+        helper.make_node("Cast", [flat], [name], to=TensorProto.FLOAT),
+    ]
+    append_nodes(graph, nodes)
 
 
 def find_last_layer_input(model: onnx.ModelProto) -> str | None:

@@ -10,6 +10,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, quantize_dynamic, quantize_static
 from onnxruntime.quantization.calibrate import CalibrationDataReader
 
+from edgetl.export.graph.assemble import with_outputs
 from edgetl.export.graph.features import INTERMEDIATE_FEATURES, append_intermediate_features
 
 CHANNELS, SIDE = 4, 6
@@ -59,17 +60,10 @@ def _model(nodes: Sequence[NodeProto], constants: dict[str, np.ndarray]) -> onnx
 
 
 def _run(model: onnx.ModelProto, names: Sequence[str], pixels: np.ndarray) -> list[np.ndarray]:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(model)
-    declared = {output.name for output in copy.graph.output}
-    copy.graph.output.extend(
-        onnx.ValueInfoProto(name=name) for name in names if name not in declared
-    )
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(copy.SerializeToString(), options).run(
-        list(names), {"pixels": pixels}
-    )
+    content = with_outputs(model, list(names)).SerializeToString()
+    return onnxruntime.InferenceSession(content, options).run(list(names), {"pixels": pixels})
 
 
 @pytest.fixture
