@@ -15,6 +15,7 @@ from edgetl.cli.console import err, is_stdout_open, out, print_json
 from edgetl.core.artifacts.confidence import describe_unknown
 from edgetl.core.files import SCHEMA
 from edgetl.core.formatting import pluralize
+from edgetl.core.runtimes import RUNTIMES
 from edgetl.core.untrusted_text import escape_control_characters, escape_csv_cell
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def predict(
     runtime: Annotated[
         str | None,
         typer.Option(
-            help="Runtime: onnxruntime, openvino, litert, ncnn or executorch.",
+            help=f"Runtime: {', '.join(RUNTIMES)}.",
             show_default="the variant's own",
         ),
     ] = None,

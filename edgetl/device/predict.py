@@ -97,7 +97,8 @@ def predict(
             levels of the export; None omits the sets.
         explain: also explain the best label of each image. It takes more time, and the model must
             have been exported with `explain`.
-        runtime: onnxruntime, openvino, litert, ncnn or executorch; None uses the one that the variant was written for.
+        runtime: a name in `edgetl.core.runtimes.RUNTIMES`; None uses the one that the variant was
+            written for.
         use_recommendation: without variant, provider, threads and runtime, use those that
             `edgetl bench --save-recommendation` saved in the bundle, if they apply here.
         notify: called with the recommendation that was used, or why it was not; None logs it.

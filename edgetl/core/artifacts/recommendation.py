@@ -67,10 +67,9 @@ def recommend(
     """Recommend among the rows of the first scope that passed the gate, except PyTorch's.
 
     Rows that lost more than `max_drop` points of accuracy at the export are left out if others
-    remain.
-    If the data do not show a difference, fewer threads are preferred, then ONNX Runtime, then the
-    smaller file, which leaves more resources to other programs, then the default session, or a
-    session mode in which the same file is ready sooner. None if no such row was timed.
+    remain. If the data do not show a difference, fewer threads are preferred, then ONNX Runtime,
+    then the smaller file, which leaves more resources to other programs, then the default session,
+    or a session mode in which the same file is ready sooner. None if no such row was timed.
     """
     timed = [
         row

@@ -20,6 +20,7 @@ from edgetl.core.config.session_modes import (
     providers_with_mode,
 )
 from edgetl.core.paths import OptionalPath, RequiredPath
+from edgetl.core.runtimes import RUNTIMES
 
 BenchScope = Literal["model", "image", "file"]
 TorchModeName = Literal["eager", "bf16", "fp16", "compile", "cuda-graph", "fp16-cuda-graph"]
@@ -210,7 +211,7 @@ class BenchConfig:
     force: bool = option(False, help="Allow more threads than available cores.", panel=PROTOCOL)
     runtimes: tuple[str, ...] = option(
         (),
-        help="Runtimes to measure: onnxruntime, openvino, litert, ncnn, executorch, or `all` "
+        help=f"Runtimes to measure: {', '.join(RUNTIMES)}, or `all` "
         "installed ones. OpenVINO also runs ONNX files; the others need `edgetl export --format`.",
         name="runtime",
         metavar="NAME",

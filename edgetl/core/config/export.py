@@ -165,9 +165,8 @@ class ExportConfig:
 
     formats: tuple[str, ...] = option(
         (),
-        help="Also convert the model for other runtimes and prove each file: openvino, litert, "
-        "ncnn, executorch. int8 is "
-        "converted if it is among --variants.",
+        help="Also convert the model for other runtimes and prove each file: "
+        f"{', '.join(FORMATS)}. int8 is converted if it is among --variants.",
         name="format",
         metavar="NAME",
         unset="none",
