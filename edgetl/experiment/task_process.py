@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from edgetl.core.errors import RunError, error_from_json
+from edgetl.core.exit_status import describe_exit_status
 from edgetl.core.typed_json import parse_as, to_json
 from edgetl.device.bench.worker_process import make_worker_environment
 from edgetl.device.hardware.cpu import available_cores
@@ -100,6 +101,5 @@ def _make_environment(task: WorkerTask) -> dict[str, str]:
 def _describe_death(returncode: int, log: Path) -> str:
     text = log.read_text(encoding="utf-8", errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
-    cause = " (often: out of memory)" if returncode == -9 else ""
-    summary = f"The process ended with status {returncode}{cause}. Its full output is in {log}."
+    summary = f"The process {describe_exit_status(returncode)}. Its full output is in {log}."
     return "\n".join([summary, *lines[-_LOG_TAIL_LINES:]])

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,21 @@ def test_file_size_limit_is_reported(bundle: Path, tmp_path: Path) -> None:
     assert process.returncode == 1
     assert b"Traceback" not in process.stderr
     assert b"ulimit -f" in process.stderr
+
+
+def test_illegal_instruction_is_reported() -> None:
+    code = (
+        "import signal\nfrom edgetl.cli import app\n"
+        "app.create_app = lambda command: signal.raise_signal(signal.SIGILL)\napp.main()"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.returncode == -signal.SIGILL
+    assert b"Illegal instruction" in process.stderr
+    assert b"in main" in process.stderr, "the stack is missing"
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 def test_error_of_dead_process_contains_its_log(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "run.log"
     with pytest.raises(
-        RunError, match=r"(?s)ended with status 1\. Its full output is in .*the task is empty"
+        RunError, match=r"(?s)exited with status 1\. Its full output is in .*the task is empty"
     ):
         run_task(WorkerTask(), log, print, tmp_path)
     assert "Traceback" in log.read_text()

@@ -18,6 +18,7 @@ from typing import NoReturn, TypeVar
 
 import edgetl
 from edgetl.core.errors import BenchError, error_from_json
+from edgetl.core.exit_status import describe_exit_status, is_illegal_instruction
 from edgetl.core.typed_json import parse_as
 from edgetl.device.bench.job import WorkerJob
 from edgetl.device.hardware.procfs import PROC, read_text
@@ -342,19 +343,16 @@ def _format_duration(seconds: float) -> str:
 
 
 def _crash_message(job: WorkerJob, status: int, stderr: str) -> str:
-    cause = f"exited with status {status}"
-    if status < 0:
-        number = -status
-        known_numbers = {item.value for item in signal.Signals}
-        name = signal.Signals(number).name if number in known_numbers else str(number)
-        cause = f"was killed by {name}"
-        if name == "SIGKILL":
-            cause += " (often: out of memory)"
     tail = [line for line in stderr.splitlines() if line.strip()][-STDERR_TAIL_LINES:]
-    lines = [
-        f"The {job.task} process of {job.runtime} {cause}.",
-        *(tail or ["It printed nothing to stderr."]),
+    advice = (
         "If memory is short, close other programs or use a smaller model. "
-        "Otherwise please report the lines above.",
+        "Otherwise please report the lines above."
+    )
+    if is_illegal_instruction(status):
+        advice = f"Use another variant, another runtime or another version of {job.runtime}."
+    lines = [
+        f"The {job.task} process of {job.runtime} {describe_exit_status(status)}.",
+        *(tail or ["It printed nothing to stderr."]),
+        advice,
     ]
     return "\n".join(lines)

@@ -76,6 +76,27 @@ def test_endless_gate_is_killed(
         run_job(replace(deadlocked_job, task="gate"), tmp_path, GateReply)
 
 
+@pytest.mark.parametrize(
+    ("number", "cause", "advice"),
+    [
+        (signal.SIGKILL, "often: out of memory", "If memory is short"),
+        (signal.SIGILL, "illegal instruction, usually one that this CPU lacks", "Use another"),
+    ],
+)
+def test_message_of_killed_worker_has_cause_and_advice(
+    job: WorkerJob, tmp_path: Path, number: signal.Signals, cause: str, advice: str
+) -> None:
+    with Worker(job, tmp_path) as worker:
+        worker.wait_until_ready()
+        os.kill(worker._process.pid, number)
+        with pytest.raises(BenchError) as raised:
+            worker.request("warm-up model")
+    first, *_, last = str(raised.value).splitlines()
+    assert first == f"The measure process of onnxruntime was killed by {number.name} ({cause})."
+    assert last.startswith(advice)
+    assert ("memory" in str(raised.value)) == (number == signal.SIGKILL)
+
+
 def test_hung_configuration_does_not_stop_others(
     make_bundle: Callable[..., Path],
     brief: BenchProtocol,
