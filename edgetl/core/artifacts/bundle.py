@@ -166,6 +166,11 @@ class QuantizationScheme:
     """Use 7-bit weights: without VNNI, sums of two 8-bit products saturate in 16 bits."""
 
     @property
+    def weight_bits(self) -> int:
+        """Bits of the weights: 8, or 7 with the reduced range."""
+        return 7 if self.reduce_range else 8
+
+    @property
     def name(self) -> str:
         """Readable name, such as `U8S8 per channel, minmax`."""
         types = "U8S8" if self.activations == "uint8" else "S8S8"

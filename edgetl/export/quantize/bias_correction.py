@@ -50,8 +50,8 @@ def correct_biases(
 
 
 def _weight_error(layer: Layer, scheme: QuantizationScheme) -> NDArray[np.float32]:
-    bits = 7 if scheme.reduce_range else 8
-    return fake_quantize_weight(layer.weight, scheme.per_channel, bits) - layer.weight
+    rounded = fake_quantize_weight(layer.weight, scheme.per_channel, scheme.weight_bits)
+    return rounded - layer.weight
 
 
 def _expected_output_error(

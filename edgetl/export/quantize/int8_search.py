@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
+from typing import Literal
 
 import onnx
 
@@ -18,6 +20,8 @@ from edgetl.device.hardware.info import has_int8_dot_product
 from edgetl.export.quantize.bias_correction import correct_biases, layers_by_error
 from edgetl.export.quantize.calibration import CALIBRATION_METHODS, Calibration
 from edgetl.export.quantize.equalization import equalize
+from edgetl.export.quantize.gptq import WeightRounder
+from edgetl.export.quantize.images import CroppedImages
 from edgetl.export.quantize.layers import find_layers
 from edgetl.export.quantize.qdq import quantize
 from edgetl.export.quantize.rewrites import DECOMPOSED_OPERATORS, rewrite_operators
@@ -32,6 +36,8 @@ _MAX_LISTED_LAYERS = 5
 """Number of worst layers listed in the report."""
 _MAX_RESTORED_SHARE = 0.5
 """Largest share of the layers to restore to float."""
+_Refinement = Literal["bias correction", "GPTQ"]
+"""Change of the weights and biases that costs nothing at run time."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,37 @@ class Int8Candidate:
     def score(self) -> QuantizationScore:
         """Score on the held-out images."""
         return self.record.score
+
+
+@dataclass(frozen=True)
+class _CalibratedNetwork:
+    """A float network with what quantization needs from the calibration images."""
+
+    model: onnx.ModelProto
+    images: CroppedImages
+    """Calibration images."""
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """Activation statistics."""
+        return Calibration(self.model, self.images)
+
+    @cached_property
+    def _rounder(self) -> WeightRounder:
+        return WeightRounder(self.model, self.images)
+
+    def refine(
+        self,
+        refinement: _Refinement | None,
+        scheme: QuantizationScheme,
+        excluded: tuple[str, ...],
+    ) -> onnx.ModelProto:
+        """Return the float network to quantize; layers in `excluded` are unchanged."""
+        if refinement == "bias correction":
+            return correct_biases(self.model, self.calibration, scheme, excluded)
+        if refinement == "GPTQ":
+            return self._rounder.round(scheme, excluded)
+        return self.model
 
 
 def quantize_static_int8(task: QuantizationTask) -> QuantizedModel:
@@ -80,11 +117,10 @@ class _Int8Search:
 
     def run(self) -> QuantizedModel:
         task = self.task
-        self._network = rewrite_operators(task.network)
-        self._uses_bias_correction = False
+        self._network = _CalibratedNetwork(rewrite_operators(task.network), task.images.calibration)
+        self._refinement: _Refinement | None = None
         self._scorer = CandidateScorer(task.network, task.images.held_out)
         task.notify("Observing activations for int8", 0, 0)
-        self._calibration = Calibration(self._network, task.images.calibration)
         vnni = has_int8_dot_product()
         self._float_score = self._scorer.score(task.network)
         if task.search != "thorough":
@@ -106,8 +142,8 @@ class _Int8Search:
         return QuantizedModel(best.network, "int8", best.record.summary, search)
 
     def _try_schemes(self, schemes: Iterable[QuantizationScheme]) -> Int8Candidate:
-        """Try schemes that were not tried yet; return the best of all, with corrected biases."""
-        self._uses_bias_correction = False
+        """Try schemes that were not tried yet; return the best of all, with refined weights."""
+        self._refinement = None
         tried = {candidate.record.scheme for candidate in self.candidates}
         remaining = [scheme for scheme in schemes if scheme not in tried]
         for number, scheme in enumerate(remaining):
@@ -115,7 +151,7 @@ class _Int8Search:
             if not self._is_hopeless(scheme):
                 self._try_scheme(scheme)
         unrepaired = [candidate for candidate in self.candidates if not candidate.record.repairs]
-        return self._correct_bias(self._select_best(unrepaired))
+        return self._refine(self._select_best(unrepaired))
 
     def _try_scheme(
         self,
@@ -123,10 +159,9 @@ class _Int8Search:
         repairs: tuple[str, ...] = (),
         restored: tuple[str, ...] = (),
     ) -> Int8Candidate:
-        network = self._network
-        if self._uses_bias_correction:
-            network = correct_biases(network, self._calibration, scheme, restored)
-        quantized = quantize(network, self._calibration.ranges(scheme.method), scheme, restored)
+        network = self._network.refine(self._refinement, scheme, restored)
+        ranges = self._network.calibration.ranges(scheme.method)
+        quantized = quantize(network, ranges, scheme, restored)
         score = self._scorer.score(quantized)
         candidate = Int8Candidate(quantized, CandidateRecord(scheme, score, repairs, restored))
         self.candidates.append(candidate)
@@ -165,22 +200,28 @@ class _Int8Search:
         fast = [candidate for candidate in fitting if candidate.score.ms <= limit_ms]
         return max(fast, key=lambda candidate: candidate.score.sqnr_db)
 
-    def _correct_bias(self, best: Int8Candidate) -> Int8Candidate:
-        # Bias correction is free at run time, so it is tried even if the accuracy already fits.
-        self.task.notify("Correcting biases of int8", 0, 0)
-        self._uses_bias_correction = True
+    def _refine(self, best: Int8Candidate) -> Int8Candidate:
+        # Refinements are free at run time, so they are tried even if the accuracy already fits.
+        self.task.notify("Refining the weights of int8", 0, 0)
         scheme = best.record.scheme
-        corrected = next(
-            (
-                item
-                for item in self.candidates
-                if item.record.repairs and item.record.scheme == scheme
-            ),
-            None,
-        )
-        corrected = corrected or self._try_scheme(scheme, ("bias correction",))
-        self._uses_bias_correction = _is_better(corrected, best)
-        return corrected if self._uses_bias_correction else best
+        tried = {
+            candidate.record.repairs: candidate
+            for candidate in self.candidates
+            if candidate.record.scheme == scheme
+        }
+        chosen: _Refinement | None = None
+        for refinement in self._refinements():
+            self._refinement = refinement
+            candidate = tried.get((refinement,)) or self._try_scheme(scheme, (refinement,))
+            if _is_better(candidate, best):
+                best, chosen = candidate, refinement
+        self._refinement = chosen
+        return best
+
+    def _refinements(self) -> Iterator[_Refinement]:
+        yield "bias correction"
+        if self.task.search != "quick":
+            yield "GPTQ"
 
     def _repair(self, best: Int8Candidate) -> Int8Candidate:
         repairs = (
@@ -192,39 +233,39 @@ class _Int8Search:
             repaired = repair()
             if repaired is None:
                 continue
-            previous = self._network, self._calibration
-            self._network, self._calibration = repaired
+            previous = self._network
+            self._network = repaired
             candidate = self._try_scheme(best.record.scheme, (*best.record.repairs, name))
             if _is_better(candidate, best):
                 best = candidate
             else:
-                self._network, self._calibration = previous
+                self._network = previous
             if self._is_within_limit(best):
                 return best
         return self._restore_layers(best)
 
-    def _without_rewrites(self) -> tuple[onnx.ModelProto, Calibration] | None:
+    def _without_rewrites(self) -> _CalibratedNetwork | None:
         # Rewritten operators are faster, but each of their steps rounds the values again.
         operators = {node.op_type for node in self.task.network.graph.node}
         if not operators & DECOMPOSED_OPERATORS:
             return None
-        return self.task.network, Calibration(self.task.network, self.task.images.calibration)
+        return _CalibratedNetwork(self.task.network, self._network.images)
 
-    def _with_equalization(self) -> tuple[onnx.ModelProto, Calibration] | None:
-        equalized = equalize(self._network)
+    def _with_equalization(self) -> _CalibratedNetwork | None:
+        equalized = equalize(self._network.model)
         if equalized is None:
             return None
-        return equalized, Calibration(equalized, self.task.images.calibration)
+        return _CalibratedNetwork(equalized, self._network.images)
 
     def _restore_layers(self, best: Int8Candidate) -> Int8Candidate:
         scheme = best.record.scheme
         self.worst_layers = layers_by_error(
-            self._network,
-            self._calibration.ranges(scheme.method),
+            self._network.model,
+            self._network.calibration.ranges(scheme.method),
             scheme,
-            self.task.images.calibration,
+            self._network.images,
         )
-        limit = int(len(list(find_layers(self._network))) * _MAX_RESTORED_SHARE)
+        limit = int(len(list(find_layers(self._network.model))) * _MAX_RESTORED_SHARE)
         count = 1
         while count <= limit:
             self.task.notify("Restoring layers to float", count, limit)

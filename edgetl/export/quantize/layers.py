@@ -58,17 +58,39 @@ def with_constants(
     return copy
 
 
+def weight_limit(bits: int) -> int:
+    """Return the largest integer of rounded weights.
+
+    Args:
+        bits: 8, or 7 for onnxruntime's reduced range, whose step is 1/64 of the largest weight.
+    """
+    return 127 if bits == 8 else 64
+
+
+def weight_scales(
+    weight: NDArray[np.float32], per_channel: bool, bits: int = 8
+) -> NDArray[np.float32]:
+    """Return the steps of signed symmetric weights, with as many axes as `weight`.
+
+    Args:
+        weight: the first axis is the output channel.
+        per_channel: use a scale for each output channel instead of one for all.
+        bits: see `weight_limit`.
+    """
+    axes = tuple(range(1, weight.ndim)) if per_channel else None
+    peak = np.maximum(np.abs(weight).max(axis=axes, keepdims=True), 1e-12)
+    return np.asarray(peak / weight_limit(bits), np.float32)
+
+
 def fake_quantize_weight(
     weight: NDArray[np.float32], per_channel: bool, bits: int = 8
 ) -> NDArray[np.float32]:
     """Round weights to signed symmetric integers and convert them back to float.
 
     Args:
-        weight: the first axis is the output channel.
-        per_channel: use a scale for each output channel instead of one for all.
-        bits: 8, or 7 for onnxruntime's reduced range, whose step is 1/64 of the largest weight.
+        weight: see `weight_scales`.
+        per_channel: see `weight_scales`.
+        bits: see `weight_limit`.
     """
-    axes = tuple(range(1, weight.ndim)) if per_channel else None
-    peak = np.maximum(np.abs(weight).max(axis=axes, keepdims=True), 1e-12)
-    scale = peak / (127 if bits == 8 else 64)
+    scale = weight_scales(weight, per_channel, bits)
     return np.asarray(np.round(weight / scale) * scale, np.float32)

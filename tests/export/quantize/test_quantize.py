@@ -368,12 +368,13 @@ def test_search_applies_repairs_in_order_until_limit_is_met(
     monkeypatch.setattr(search, "CandidateScorer", HarshScorer)
     quantized = quantize_static_int8(replace(task, max_accuracy_drop=limit))
     repaired = quantized.search.candidates[12:]
-    assert [candidate.repairs[-1] for candidate in repaired[:3]] == [
+    assert [candidate.repairs[-1] for candidate in repaired[:4]] == [
         "bias correction",
+        "GPTQ",
         "activations in float",
         "cross-layer equalisation",
     ]
-    restored = [len(candidate.restored_layers) for candidate in repaired[3:]]
+    restored = [len(candidate.restored_layers) for candidate in repaired[4:]]
     assert quantized.search.worst_layers[: restored[-1]] == repaired[-1].restored_layers
     assert restored == {45.0: [1], 41.0: [1, 2], 1.0: [1, 2, 3]}[limit], (
         "at most half of the six layers"
@@ -420,16 +421,22 @@ def test_search_goes_on_when_quick_result_is_not_useful(
     assert ("activations in float" in repairs) is goes_to_repairs
 
 
-def test_bias_correction_kept_when_sqnr_improves(task: QuantizationTask) -> None:
+def test_best_refinement_is_kept(task: QuantizationTask) -> None:
     record = quantize_static_int8(replace(task, max_accuracy_drop=100.0)).search
-    plain, corrected = record.candidates[:12], record.candidates[12]
-    assert corrected.repairs == ("bias correction",)
-    scores = [item.score for item in plain if item.scheme == corrected.scheme]
-    best = max(scores, key=lambda score: score.sqnr_db)
-    score = corrected.score
-    is_better = (score.drop, -score.sqnr_db) < (best.drop, -best.sqnr_db)
-    assert (record.chosen is corrected) is is_better
-    assert len(record.candidates) == 13, "no other repair is needed"
+    plain, refined = record.candidates[:12], record.candidates[12:]
+    assert [candidate.repairs for candidate in refined] == [
+        ("bias correction",),
+        ("GPTQ",),
+    ], "no other repair is needed"
+    scheme = record.chosen.scheme
+    same_scheme = [item for item in plain if item.scheme == scheme]
+    best = min((*same_scheme, *refined), key=lambda item: (item.score.drop, -item.score.sqnr_db))
+    assert record.chosen == best
+
+
+def test_quick_search_leaves_out_gptq(task: QuantizationTask) -> None:
+    record = quantize_static_int8(replace(task, search="quick")).search
+    assert "GPTQ" not in {repair for candidate in record.candidates for repair in candidate.repairs}
 
 
 def test_unsupported_operators_stay_in_float() -> None:
