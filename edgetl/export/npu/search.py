@@ -18,13 +18,13 @@ from edgetl.device.hardware.info import has_int8_dot_product
 from edgetl.export.npu.network import quantize_network, with_float_input
 from edgetl.export.quantize.bias_correction import correct_biases
 from edgetl.export.quantize.calibration import CALIBRATION_METHODS, Calibration
+from edgetl.export.quantize.gptq import WeightRounder
 from edgetl.export.quantize.rewrites import DECOMPOSED_OPERATORS, rewrite_operators
 from edgetl.export.quantize.scoring import CandidateScorer
 from edgetl.export.quantize.task import QuantizationTask, QuantizedModel
 
 _QUICK_METHODS: tuple[CalibrationMethodName, ...] = ("percentile", "minmax")
 KEPT_OPERATORS = "hard activations as single operators"
-_BIAS_CORRECTION = "bias correction"
 
 
 def quantize_for_npu(task: QuantizationTask, preprocessing: Preprocessing) -> QuantizedModel:
@@ -78,20 +78,32 @@ class _NpuSearch:
         task.notify("Observing activations for NPUs", 0, 0)
         network = rewrite_operators(task.network, kept_operators)
         calibration = Calibration(network, task.images.calibration)
-        by_tensor = {
-            node.name for node in network.graph.node if node.op_type != "Conv"
-        }  # correct_biases expects scales by channel
-        form = (KEPT_OPERATORS,) if kept_operators else ()
+        form: tuple[str, ...] = (KEPT_OPERATORS,) if kept_operators else ()
+        models = {
+            (*form, *refinement): model
+            for refinement, model in self._refined_models(network, calibration)
+        }
         for method in self._methods():
             task.notify(f"Quantizing for NPUs, {method}", 0, 0)
-            scheme = QuantizationScheme(method, per_channel=True, activations="uint8")
-            corrected = correct_biases(network, calibration, scheme, by_tensor)
             ranges = calibration.ranges(method)
-            for model, repairs in ((network, form), (corrected, (*form, _BIAS_CORRECTION))):
+            for repairs, model in models.items():
                 quantized = quantize_network(model, ranges, self.preprocessing)
                 score = self._scorer.score(with_float_input(quantized, self.preprocessing))
                 self.networks.append(quantized)
-                self.records.append(CandidateRecord(scheme, score, repairs))
+                self.records.append(CandidateRecord(_scheme(method), score, repairs))
+
+    def _refined_models(
+        self, network: onnx.ModelProto, calibration: Calibration
+    ) -> Iterator[tuple[tuple[str, ...], onnx.ModelProto]]:
+        """Yield the network and its refinements, each with the names of what was done."""
+        # Weights do not depend on the calibration method. Only convolutions have scales by channel.
+        scheme = _scheme("minmax")
+        by_tensor = {node.name for node in network.graph.node if node.op_type != "Conv"}
+        yield (), network
+        yield ("bias correction",), correct_biases(network, calibration, scheme, by_tensor)
+        if self.task.search != "quick":
+            rounder = WeightRounder(network, self.task.images.calibration)
+            yield ("GPTQ",), rounder.round(scheme, by_tensor)
 
     def _methods(self) -> Iterator[CalibrationMethodName]:
         yield from CALIBRATION_METHODS if self.task.search == "thorough" else _QUICK_METHODS
@@ -106,3 +118,7 @@ class _NpuSearch:
 
     def _is_within_limit(self, index: int) -> bool:
         return self.records[index].score.drop <= self.task.max_accuracy_drop
+
+
+def _scheme(method: CalibrationMethodName) -> QuantizationScheme:
+    return QuantizationScheme(method, per_channel=True, activations="uint8")

@@ -277,10 +277,10 @@ def test_search_keeps_hard_activations_only_if_needed(limit: float, forms: int) 
     result = search.quantize_for_npu(task, IMAGENET)
     assert result.search is not None
     candidates = result.search.candidates  # type: ignore[union-attr]
-    assert len(candidates) == 4 * forms
+    assert len(candidates) == 6 * forms
     assert {candidate.scheme.per_channel for candidate in candidates} == {True}
     native = [item for item in candidates if search.KEPT_OPERATORS in item.repairs]
-    assert len(native) == 4 * (forms - 1)
+    assert len(native) == 6 * (forms - 1)
     best = max(candidates, key=lambda item: item.score.sqnr_db)
     if forms == 1:
         assert result.search.chosen == best  # type: ignore[union-attr]
