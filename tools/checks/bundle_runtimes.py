@@ -1,18 +1,12 @@
-"""List the runtimes that a bundle has variants for: python -m tools.checks.bundle_runtimes BUNDLE.
-
-Each line has the runtime, the extra of edgetl that installs it, and its float32 variant.
-"""
+"""Runtimes that a bundle has variants for, with their extras."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from edgetl.core.artifacts.bundle import BundleRecord
 from edgetl.core.registry import EXTRAS
 from edgetl.core.runtimes import RUNTIMES
-from edgetl.device.runtime.bundle import open_bundle
 
 
 @dataclass(frozen=True)
@@ -37,8 +31,3 @@ def list_bundle_runtimes(bundle: BundleRecord) -> list[BundleRuntime]:
         for name, runtime in RUNTIMES.items()
         if name in fp32_variants
     ]
-
-
-if __name__ == "__main__":
-    for runtime in list_bundle_runtimes(open_bundle(Path(sys.argv[1]))):
-        print(runtime.name, runtime.extra, runtime.fp32_variant)

@@ -3,18 +3,21 @@
 #
 #     tools/checks/arm64/check.sh [--clean] [BUNDLE|RUN]
 #
-# Checks that the aarch64 wheels give the predictions of this machine: onnxruntime's, and those of each
-# other runtime that the bundle has variants for, installed alone. Times under emulation are meaningless
-# and labelled as emulated. Without an argument, a small model is trained and exported, in the formats
-# of the runtimes that are installed here.
+# Checks that the aarch64 wheels give the labels of the golden images: onnxruntime's, and those of each
+# other runtime that the bundle has variants for, installed alone. A variant that is refused or crashes
+# does not stop the others; a table ends the output, and the check fails if a variant in REQUIRED of
+# results.py does not work. Times under emulation are meaningless and labelled as emulated. Without an
+# argument, a small model is trained and exported, in the formats of the runtimes that are installed here.
+# The results stay in $EDGETL_ARM64/results; after an interruption, results.py prints those so far.
 # The root is built once, in $EDGETL_ARM64 (default: ~/.cache/edgetl/arm64); --clean rebuilds it.
 # $EDGETL_MIRROR sets the Debian mirror if apt has none, $EDGETL_SUITE its release (default: trixie).
-# $QEMU_CPU sets the processor; by default cortex-a72, and neoverse-n1 with dot products.
+# $QEMU_CPU sets the processors; by default cortex-a72, and neoverse-n1 with dot products.
 # $EDGETL_RUNTIMES limits the check to some runtimes, for example "openvino litert".
 set -euo pipefail
 checkout=$(cd "$(dirname "$0")/../../.." && pwd)
 cache=${EDGETL_ARM64:-${XDG_CACHE_HOME:-$HOME/.cache}/edgetl/arm64}
 root=$cache/root
+results=$cache/results
 python=${PYTHON:-python3}
 packages=(python3 libgomp1 libstdc++6)
 cores="cortex-a72 neoverse-n1"
@@ -122,22 +125,42 @@ run_python() {
         exec chroot "$ROOT" /usr/bin/python3 "$@"' bash "$@"
 }
 
-# Check one runtime on every core. `set -e` has no effect where the result of a function is tested.
+# Print why the packages of an extra are not that runtime alone. The root has no other packages.
+find_foreign_packages() {
+    local runtime=$1 extra=$2 package
+    for package in torch onnx onnxruntime; do
+        case $runtime,$package in executorch,torch | onnxruntime,onnxruntime) continue ;; esac
+        [ ! -e "$root/opt/$extra/$package" ] || echo "edgetl[$extra] installs $package"
+    done
+}
+
+# Run a command in the root and write its output and exit status to FILE and FILE's .status.
+record() {
+    local file=$1 status=0
+    shift
+    run_python "$@" >"$file" || status=$?
+    echo "$status" >"${file%.*}.status"
+    return "$status"
+}
+
+# Run one runtime on every core. A variant that fails does not stop the others.
 check_runtime() {
-    local runtime=$1 extra=$2 variant=$3 core
-    log "predict on this machine, fp32"
-    (cd "$checkout" && "$python" -m edgetl predict "$bundle" "$bundle"/golden/[0-9]* --csv -k 1 --variant fp32) >"$scratch/host.csv" || return 1
+    local runtime=$1 extra=$2 core variant folder
+    shift 2
     for core in ${QEMU_CPU:-$cores}; do
+        folder=$results/$runtime/$core
+        mkdir -p "$folder"
         log "verify on aarch64, $runtime, $core"
-        run_python "$core" "$extra" -m edgetl verify /work || return 1
-        log "predict on aarch64, $variant, $core"
-        run_python "$core" "$extra" -c 'import glob, sys; from edgetl.cli.app import main
-sys.argv = ["edgetl", "predict", "/work", *sorted(glob.glob("/work/golden/[0-9]*")), "--csv", "-k", "1", "--variant", sys.argv[1]]; main()' \
-            "$variant" >"$scratch/aarch64.csv" || return 1
-        "$python" "$checkout/tools/checks/arm64/compare.py" "$scratch/host.csv" "$scratch/aarch64.csv" || return 1
+        record "$folder/verify.json" "$core" "$extra" -m edgetl verify /work --json || true
+        for variant in "$@"; do
+            log "predict on aarch64, $variant, $core"
+            record "$folder/$variant.csv" "$core" "$extra" -c 'import glob, sys; from edgetl.cli.app import main
+sys.argv = ["edgetl", "predict", "/work", *sorted(glob.glob("/work/golden/[0-9]*")), "--csv", "-k", "1", *sys.argv[1:]]; main()' \
+                --runtime "$runtime" --variant "$variant" || true
+        done
     done
     log "bench on aarch64, $runtime, $core, a few runs"
-    run_python "$core" "$extra" /opt/bench.py /work "$runtime"
+    run_python "$core" "$extra" /opt/bench.py /work "$runtime" || failed+=("bench of $runtime")
 }
 
 [ -e "$root/usr/bin/python3" ] || build_root
@@ -155,16 +178,23 @@ fi
 mkdir -p "$root/opt"
 cp "$checkout/tools/checks/arm64/bench.py" "$root/opt/"
 
+rm -rf "$results"
 failed=() checked=0
-(cd "$checkout" && "$python" -m tools.checks.bundle_runtimes "$bundle") >"$scratch/runtimes"
-while read -r runtime extra variant <&3; do
+(cd "$checkout" && "$python" -m tools.checks.arm64.results "$bundle") >"$scratch/runtimes"
+while read -r runtime extra variants <&3; do
     [[ " ${EDGETL_RUNTIMES:-$runtime} " == *" $runtime "* ]] || continue
     checked=1
+    mkdir -p "$results/$runtime"
     if ! install_edgetl "$extra"; then
-        failed+=("$runtime: no aarch64 wheels")
-    elif ! check_runtime "$runtime" "$extra" "$variant"; then
-        failed+=("$runtime")
+        echo "not installed: no aarch64 wheels" >"$results/$runtime/error"
+        continue
     fi
+    foreign=$(find_foreign_packages "$runtime" "$extra")
+    [ -z "$foreign" ] || failed+=("$foreign")
+    # shellcheck disable=SC2086  # names of variants
+    check_runtime "$runtime" "$extra" $variants
 done 3<"$scratch/runtimes"
 [ $checked = 1 ] || fail "the bundle has no variant for ${EDGETL_RUNTIMES:-any runtime}. Export it with --format."
+log "Results"
+(cd "$checkout" && "$python" -m tools.checks.arm64.results "$bundle" "$results") || failed+=("a required variant")
 [ ${#failed[@]} -eq 0 ] || fail "failed on aarch64: $(printf '%s; ' "${failed[@]}")"
