@@ -86,6 +86,7 @@ class WeightRounder:
             layer
             for layer in find_layers(network)
             if layer.bias is not None
+            and layer.weight.ndim in (2, 4)
             and layer.weight[0].size <= _MAX_INPUTS
             and all(uses[name] == 1 for name in layer.node.input[1:])
         ]
@@ -118,6 +119,9 @@ class WeightRounder:
     def round(self, scheme: QuantizationScheme, excluded: Collection[str] = ()) -> onnx.ModelProto:
         """Return a copy whose weights are on the steps of the scheme, with corrected biases.
 
+        Layers without a bias, with more than 2048 weights per output channel, with shared weights or
+        with inputs whose covariance cannot be inverted are unchanged.
+
         Args:
             scheme: determines the steps.
             excluded: names of layers that stay in float.
@@ -130,12 +134,16 @@ class WeightRounder:
             moments = self._moments[layer.name]
             shape = (layer.groups, -1, layer.weight[0].size)
             scales = weight_scales(layer.weight, scheme.per_channel, scheme.weight_bits)
-            rounded = _round_with_compensation(
-                layer.weight.reshape(shape).astype(np.float64),
-                np.broadcast_to(scales, layer.weight.shape).reshape(shape)[:, :, 0],
-                moments.covariances,
-                weight_limit(scheme.weight_bits),
-            )
+            try:
+                rounded = _round_with_compensation(
+                    layer.weight.reshape(shape).astype(np.float64),
+                    np.broadcast_to(scales, layer.weight.shape).reshape(shape)[:, :, 0],
+                    moments.covariances,
+                    weight_limit(scheme.weight_bits),
+                )
+            except np.linalg.LinAlgError:
+                # Inputs with a mean far above their deviation can make the covariance indefinite.
+                continue
             weight = rounded.reshape(layer.weight.shape).astype(np.float32)
             error = (weight - layer.weight).reshape(shape)
             mean_error = np.einsum("goi,gi->go", error, moments.means).reshape(-1)
@@ -191,6 +199,9 @@ def _round_with_compensation(
         scales: step of each channel, [groups, channels].
         covariances: of the inputs, [groups, inputs, inputs].
         limit: largest integer.
+
+    Raises:
+        LinAlgError: the covariances are not positive definite.
     """
     inputs = weights.shape[2]
     variances = np.einsum("gii->gi", covariances)
@@ -201,6 +212,8 @@ def _round_with_compensation(
     damped = np.take_along_axis(damped, order[:, :, None], 1)
     damped = np.take_along_axis(damped, order[:, None, :], 2)
     factors = np.linalg.cholesky(np.linalg.inv(damped)).transpose(0, 2, 1)
+    if not np.isfinite(factors).all():  # NumPy raises no error for NaN
+        raise np.linalg.LinAlgError("the covariances are not finite")
     remaining = np.take_along_axis(weights, order[:, None, :], 2)
     is_peak = np.abs(remaining) >= limit * scales[:, :, None] * (1 - 1e-6)
     rounded = np.empty_like(remaining)

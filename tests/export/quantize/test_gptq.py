@@ -165,3 +165,16 @@ def test_constant_inputs_do_not_fail() -> None:
     scales = np.abs(weights).max(2) / 127
     rounded = gptq._round_with_compensation(weights, scales, np.zeros((1, 9, 9)), 127)
     assert np.abs(rounded - weights).max() <= scales.max() / 2 + 1e-9
+
+
+@pytest.mark.parametrize("entry", [-1e6, np.nan])
+def test_layer_with_invalid_covariance_is_unchanged(
+    network: onnx.ModelProto, images: CroppedImages, entry: float
+) -> None:
+    rounder = WeightRounder(network, images)
+    damaged = next(find_layers(network))
+    rounder._moments[damaged.name].products[0, 0, 0] = entry
+    rounded = _layers(rounder.round(SCHEMES[0]))
+    for name, layer in _layers(network).items():
+        is_unchanged = np.array_equal(rounded[name].weight, layer.weight)
+        assert is_unchanged is (name == damaged.name), name
