@@ -29,6 +29,8 @@ class Runtime:
     """Whether it also runs the ONNX variants of a bundle."""
     suffixes: tuple[str, ...] = ()
     """Suffixes of the files of a variant, the one to open first."""
+    channels_last: bool = False
+    """Whether the network's input is stored as [batch, S, S, 3]."""
 
 
 RUNTIMES = {
@@ -45,6 +47,7 @@ RUNTIMES = {
         "ai_edge_litert",
         "edgetl.device.runtime.sessions.litert_session:LiteRtSession",
         suffixes=(".tflite",),
+        channels_last=True,
     ),
     "executorch": Runtime(
         "ExecuTorch",

@@ -172,6 +172,10 @@ class PyTorchBackend:
         """Resize and crop with Pillow; normalization is faster in torch."""
         return np.array(resize_and_crop(image, self._preprocessing)[None])
 
+    def prepare_batch(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Return the batch unchanged."""
+        return batch
+
     def make_inputs(self, count: int) -> list[NDArray[Any]]:
         """Return random images of the size after the resize."""
         shape = (self._batch_size, self._preprocessing.resize, self._preprocessing.resize, 3)

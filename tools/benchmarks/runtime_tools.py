@@ -3,36 +3,47 @@
     python -m tools.benchmarks.runtime_tools BUNDLE [--variant NAME] [--threads N] [--pairs N]
         [--benchncnn PROGRAM]
 
-BUNDLE must have been exported with `--input tensor`, so that both sides time the network alone. A
-pair is one short `edgetl bench` and one run of the tool, which takes turns in going first. The
-ratio edgetl / tool is taken within a pair, for the typical latency and for the smallest, which other
-programs disturb least; printed are estimates and 95% intervals.
+BUNDLE must have been exported with `--input tensor`, so that both sides time the network alone.
+Linux only. A pair is one `edgetl bench` and as many runs of the tool as fit into its time. Both are
+started together and take turns of a quarter of a second, in which the other side is stopped
+(SIGSTOP), so that a change of the machine's speed affects both. A turn interrupts one inference of
+some thirty, which hardly moves a median. Printed are medians over the pairs and the ratio
+edgetl / tool with its 95% interval, for typical latencies and for the smallest, which other
+programs disturb least.
 
 Tools: `benchmark_app` (package openvino) and `litert-benchmark` (package ai-edge-litert) print
-medians; `benchncnn` (built from ncnn's sources) prints means, which are compared with the mean of
-edgetl's latencies. It lacks some layers of the unknown score, which edgetl does not compute when
-only logits are asked for, and gets the network without them. It has no option for bfloat16.
+medians. `benchncnn` (built from ncnn's sources) prints means, so its runs are short and not
+interrupted. It lacks some layers of the unknown score, which edgetl does not compute when only
+logits are asked for, and gets the network without them. It has no option for bfloat16.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
+from typing import IO
 
 from edgetl.core.artifacts.bundle import VariantRecord
 from edgetl.core.statistics import paired_speedup
 from edgetl.device.runtime.bundle import Bundle, open_bundle
 
-_SECONDS, _LITERT_RUNS = 3, 400
+_TURN_SECONDS = 0.25
+_ROUNDS = 8
+_OPENVINO_SECONDS, _LITERT_RUNS, _NCNN_RUNS = 10, 1000, 16
 _OPENVINO_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+
+Command = list[str]
 
 
 @dataclass(frozen=True)
@@ -49,62 +60,154 @@ class Tool:
     """A runtime's benchmark tool."""
 
     name: str
-    measure: Callable[[Path, VariantRecord, int], Latencies]
-    """Measure a variant's file with a number of threads."""
-    typical: Callable[[Sequence[float]], float] = median
-    """The statistic that it prints."""
+    command: Callable[[Path, VariantRecord, int], Command]
+    """Command that measures a variant's file with a number of threads."""
+    typical: str
+    """Pattern of the typical latency in the output, ms."""
+    smallest: str
+    """Pattern of the smallest latency in the output, ms."""
+    is_interrupted: bool = True
+    """Whether a turn may end in the middle of a run."""
+
+    def read(self, output: str) -> Latencies:
+        """Return the latencies in the tool's output."""
+        matches = [re.search(pattern, output) for pattern in (self.typical, self.smallest)]
+        values = [float(match.group(1)) for match in matches if match is not None]
+        if len(values) != len(matches):
+            sys.exit(f"No latencies in the output of {self.name}: {output[-500:]}")
+        return Latencies(*values)
 
 
-def run_benchmark_app(file: Path, variant: VariantRecord, threads: int) -> Latencies:
-    """Return the latencies of benchmark_app in its synchronous mode."""
-    output = _run(
+def benchmark_app_command(file: Path, variant: VariantRecord, threads: int) -> Command:
+    """Return the command of benchmark_app in its synchronous mode, with float32 input."""
+    return _to_command(
         Path(sys.executable).with_name("benchmark_app"), "-m", file, "-d", "CPU", "-api", "sync",
-        "-hint", "none", "-nstreams", 1, "-nthreads", threads, "-t", _SECONDS,
-        "-infer_precision", _OPENVINO_PRECISIONS[variant.precision], "-b", 1,
+        "-hint", "none", "-nstreams", 1, "-nthreads", threads, "-t", _OPENVINO_SECONDS,
+        "-infer_precision", _OPENVINO_PRECISIONS[variant.precision], "-b", 1, "-ip", "f32",
     )  # fmt: skip
-    return _parse(output, r"Median:\s+([\d.]+) ms", r"Min:\s+([\d.]+) ms")
 
 
-def run_litert_benchmark(file: Path, variant: VariantRecord, threads: int) -> Latencies:
-    """Return the latencies of litert-benchmark."""
-    output = _run(
+def litert_benchmark_command(file: Path, variant: VariantRecord, threads: int) -> Command:
+    """Return the command of litert-benchmark."""
+    return _to_command(
         Path(sys.executable).with_name("litert-benchmark"), "--model", file,
         "--num_threads", threads, "--num_runs", _LITERT_RUNS, "--warmup_runs", 50,
     )  # fmt: skip
-    return _parse(
-        output, r"Inference \(median\):\s+([\d.]+) ms", r"Inference \(min\):\s+([\d.]+) ms"
-    )
 
 
-def measure_edgetl(bundle: Path, variant: VariantRecord, threads: int, tool: Tool) -> Latencies:
-    """Return the latencies of a short `edgetl bench` in scope model, medians over its rounds."""
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "result.json"
-        _run(
-            sys.executable, "-m", "edgetl", "bench", bundle, "--variant", variant.name,
-            "--scope", "model", "--threads", threads, "--rounds", 2, "--pytorch", "none",
-            "-o", output,
-        )  # fmt: skip
-        [row] = json.loads(output.read_text())["rows"]
+def edgetl_command(bundle: Path, variant: VariantRecord, threads: int, result: Path) -> Command:
+    """Return the command of `edgetl bench` in scope model."""
+    return _to_command(
+        sys.executable, "-m", "edgetl", "bench", bundle, "--variant", variant.name, "--scope",
+        "model", "--threads", threads, "--rounds", _ROUNDS, "--pytorch", "none", "-o", result,
+    )  # fmt: skip
+
+
+def _to_command(*parts: object) -> Command:
+    return [str(part) for part in parts]
+
+
+class SuspendedProcess:
+    """A command that runs only during its turns."""
+
+    def __init__(self, command: Command, output: IO[str]) -> None:
+        self._command = command
+        self._output = output
+        self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        self._signal(signal.SIGSTOP)
+
+    def run_turn(self, seconds: float) -> bool:
+        """Run for a while, or to the end; return whether the command has ended.
+
+        Exits if it failed.
+        """
+        self._signal(signal.SIGCONT)
+        try:
+            code = self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            # Twice: a process may start another one before it stops.
+            self._signal(signal.SIGSTOP)
+            self._signal(signal.SIGSTOP)
+            return False
+        if code:
+            self._output.seek(0)
+            sys.exit(f"{self._command[0]} failed: {self._output.read()[-500:]}")
+        return True
+
+    def kill(self) -> None:
+        """End the command early."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        for pid in list_process_tree(self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+
+def list_process_tree(pid: int) -> list[int]:
+    """Return the IDs of a process and of all its descendants."""
+    pids = [pid]
+    # A process may end at any time.
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            for child in (thread / "children").read_text().split():
+                pids += list_process_tree(int(child))
+    return pids
+
+
+def run_in_turns(command: Command, tool_command: Command, *, is_interrupted: bool) -> list[str]:
+    """Run a command once and a tool again and again until the command has ended.
+
+    Returns the outputs of the tool's complete runs. Without `is_interrupted` a turn of the tool is a
+    complete run.
+    """
+    outputs: list[str] = []
+    tool_seconds = _TURN_SECONDS if is_interrupted else 3600.0
+    with tempfile.TemporaryFile("w+") as output:
+        process = SuspendedProcess(command, output)
+        while True:
+            with tempfile.TemporaryFile("w+") as tool_output:
+                tool = SuspendedProcess(tool_command, tool_output)
+                while not tool.run_turn(tool_seconds):
+                    if process.run_turn(_TURN_SECONDS):
+                        tool.kill()
+                        return outputs
+                tool_output.seek(0)
+                outputs.append(tool_output.read())
+            if process.run_turn(_TURN_SECONDS):
+                return outputs
+
+
+def read_result(path: Path) -> Latencies:
+    """Return the latencies of a result of one configuration, medians over its rounds."""
+    [row] = json.loads(path.read_text())["rows"]
     rounds = [block["latencies_ns"] for block in row["rounds"]]
-    return Latencies(median(map(tool.typical, rounds)) / 1e6, median(map(min, rounds)) / 1e6)
+    return Latencies(median(map(median, rounds)) / 1e6, median(map(min, rounds)) / 1e6)
 
 
-def _run(*command: object) -> str:
-    result = subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, check=False
-    )
-    if result.returncode:
-        sys.exit(f"{command[0]} failed: {result.stderr[-500:]}")
-    return result.stdout + result.stderr
-
-
-def _parse(output: str, typical: str, smallest: str) -> Latencies:
-    matches = [re.search(pattern, output) for pattern in (typical, smallest)]
-    values = [float(match.group(1)) for match in matches if match is not None]
-    if len(values) != len(matches):
-        sys.exit(f"No latencies in the output: {output[-500:]}")
-    return Latencies(*values)
+def list_tools(benchncnn: Path | None, side: int, folder: Path) -> dict[str, Tool]:
+    """Return the tools by runtime; networks of `side` pixels for benchncnn go into `folder`."""
+    tools = {
+        "openvino": Tool(
+            "benchmark_app", benchmark_app_command, r"Median:\s+([\d.]+) ms", r"Min:\s+([\d.]+) ms"
+        ),
+        "litert": Tool(
+            "litert-benchmark",
+            litert_benchmark_command,
+            r"Inference \(median\):\s+([\d.]+) ms",
+            r"Inference \(min\):\s+([\d.]+) ms",
+        ),
+    }
+    if benchncnn is not None:
+        tools["ncnn"] = Tool(
+            "benchncnn",
+            make_benchncnn(benchncnn, side, folder),
+            r"avg =\s+([\d.]+)",
+            r"min =\s+([\d.]+)",
+            is_interrupted=False,
+        )
+    return tools
 
 
 def main() -> None:
@@ -116,30 +219,24 @@ def main() -> None:
     parser.add_argument("--benchncnn", type=Path)
     arguments = parser.parse_args()
     bundle = open_bundle(arguments.bundle)
-    tools = {
-        "openvino": Tool("benchmark_app", run_benchmark_app),
-        "litert": Tool("litert-benchmark", run_litert_benchmark),
-    }
-    if arguments.benchncnn is not None:
-        tools["ncnn"] = Tool(
-            "benchncnn", make_benchncnn(arguments.benchncnn, bundle.preprocessing.crop), fmean
-        )
-    for variant in bundle.variants:
-        tool = tools.get(variant.runtime)
-        is_selected = variant.name in (arguments.variant or [variant.name])
-        if tool is None or not is_selected or not _can_measure(tool, variant):
-            continue
-        pairs = [
-            _measure_pair(bundle, variant, arguments.threads, tool, edgetl_first=number % 2 == 0)
-            for number in range(arguments.pairs)
-        ]
-        typical = [(pair.typical, of_tool.typical) for pair, of_tool in pairs]
-        smallest = [(pair.smallest, of_tool.smallest) for pair, of_tool in pairs]
-        print(
-            f"{variant.name}, {arguments.threads} threads, edgetl / {tool.name}: "
-            f"{tool.typical.__name__} {_describe(typical)}; min {_describe(smallest)}",
-            flush=True,
-        )
+    with tempfile.TemporaryDirectory() as folder:
+        tools = list_tools(arguments.benchncnn, bundle.preprocessing.crop, Path(folder))
+        for variant in bundle.variants:
+            tool = tools.get(variant.runtime)
+            is_selected = variant.name in (arguments.variant or [variant.name])
+            if tool is not None and is_selected and _can_measure(tool, variant):
+                _compare(bundle, variant, arguments.threads, tool, arguments.pairs)
+
+
+def _compare(bundle: Bundle, variant: VariantRecord, threads: int, tool: Tool, count: int) -> None:
+    pairs = [_measure_pair(bundle, variant, threads, tool) for _ in range(count)]
+    typical = [(pair.typical, of_tool.typical) for pair, of_tool in pairs]
+    smallest = [(pair.smallest, of_tool.smallest) for pair, of_tool in pairs]
+    print(
+        f"{variant.name}, {threads} threads, edgetl / {tool.name}: "
+        f"typical {_describe(typical)}; smallest {_describe(smallest)}",
+        flush=True,
+    )
 
 
 def _can_measure(tool: Tool, variant: VariantRecord) -> bool:
@@ -156,36 +253,40 @@ def _describe(pairs: Sequence[tuple[float, float]]) -> str:
 
 
 def _measure_pair(
-    bundle: Bundle, variant: VariantRecord, threads: int, tool: Tool, *, edgetl_first: bool
+    bundle: Bundle, variant: VariantRecord, threads: int, tool: Tool
 ) -> tuple[Latencies, Latencies]:
-    """Return the latencies of edgetl and of the tool."""
+    """Return the latencies of edgetl and of the tool, medians over its runs."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        outputs = run_in_turns(
+            edgetl_command(bundle.directory.path, variant, threads, result),
+            tool.command(bundle.variant_path(variant), variant, threads),
+            is_interrupted=tool.is_interrupted,
+        )
+        edgetl = read_result(result)
+    runs = [tool.read(output) for output in outputs]
+    return edgetl, Latencies(
+        median(run.typical for run in runs), median(run.smallest for run in runs)
+    )
 
-    def run_edgetl() -> Latencies:
-        return measure_edgetl(bundle.directory.path, variant, threads, tool)
 
-    def run_tool() -> Latencies:
-        return tool.measure(bundle.variant_path(variant), variant, threads)
+def make_benchncnn(
+    program: Path, side: int, folder: Path
+) -> Callable[[Path, VariantRecord, int], Command]:
+    """Return a function for the command of benchncnn on a .param file for images of `side` pixels.
 
-    if edgetl_first:
-        return run_edgetl(), run_tool()
-    of_tool = run_tool()
-    return run_edgetl(), of_tool
+    The network without its other outputs is written into `folder`.
+    """
 
+    def make_command(file: Path, variant: VariantRecord, threads: int) -> Command:
+        network = folder / file.name
+        network.write_text(remove_other_outputs(file.read_text()))
+        # Loops, threads, powersave, GPU, cooling down.
+        return _to_command(
+            program, _NCNN_RUNS, threads, 0, -1, 0, f"param={network}", f"shape=[{side},{side},3]"
+        )
 
-def make_benchncnn(program: Path, side: int) -> Callable[[Path, VariantRecord, int], Latencies]:
-    """Return a function that runs benchncnn on a .param file for images of `side` pixels."""
-
-    def run(file: Path, variant: VariantRecord, threads: int) -> Latencies:
-        with tempfile.TemporaryDirectory() as folder:
-            network = Path(folder) / file.name
-            network.write_text(remove_other_outputs(file.read_text()))
-            # Loops, threads, powersave, GPU, cooling down.
-            output = _run(
-                program, 200, threads, 0, -1, 0, f"param={network}", f"shape=[{side},{side},3]"
-            )
-        return _parse(output, r"avg =\s+([\d.]+)", r"min =\s+([\d.]+)")
-
-    return run
+    return make_command
 
 
 def remove_other_outputs(param: str) -> str:

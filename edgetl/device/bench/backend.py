@@ -96,6 +96,9 @@ class Backend(Protocol):
     def preprocess_image(self, image: NDArray[np.uint8]) -> NDArray[Any]:
         """Convert a decoded image [height, width, 3] to the input of `infer`."""
 
+    def prepare_batch(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Return images or tensors of the scope `model` in the runtime's order in memory."""
+
     def make_inputs(self, count: int) -> list[Any]:
         """Return batches from the input file or random ones, for models without golden images."""
 

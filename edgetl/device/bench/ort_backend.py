@@ -164,6 +164,10 @@ class OnnxRuntimeBackend:
         assert self._preprocessing is not None
         return preprocess(image, self._preprocessing)
 
+    def prepare_batch(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Return the batch unchanged."""
+        return batch
+
     def make_inputs(self, count: int) -> list[Any]:
         """Return the batch of the input file, or random batches of the model's types and shapes.
 

@@ -11,7 +11,7 @@ from edgetl.core.artifacts.session import OperatorProfile, SessionRecord
 from edgetl.core.errors import BenchError
 from edgetl.core.runtimes import RUNTIMES
 from edgetl.device.bench.backend import ModelSource, Stage
-from edgetl.device.runtime.preprocessing import preprocess, to_network_input
+from edgetl.device.runtime.preprocessing import preprocess, to_channels_last, to_network_input
 from edgetl.device.runtime.profile import summarize_operators
 from edgetl.device.runtime.sessions.session import SessionSource, open_session
 
@@ -43,12 +43,11 @@ class SessionBackend:
             ),
         )
         self._run = self._session.run
+        self._channels_last = RUNTIMES[source.runtime].channels_last
 
     def infer(self, batch: Any) -> NDArray[np.float32]:
         """Return the logits for images, which are preprocessed first, or for tensors."""
-        logits: NDArray[np.float32] = self._run(
-            ("logits",), to_network_input(batch, self._preprocessing)
-        )[0]
+        logits: NDArray[np.float32] = self._run(("logits",), self._to_network_input(batch))[0]
         return logits
 
     def infer_confidence(
@@ -61,7 +60,7 @@ class SessionBackend:
         if "probabilities" not in self._session.output_names:
             return None
         names = [name for name in ("probabilities", "unknown_score") if self._has_output(name)]
-        probabilities, *scores = self._run(names, to_network_input(batch, self._preprocessing))
+        probabilities, *scores = self._run(names, self._to_network_input(batch))
         return probabilities, scores[0].reshape(-1) if scores else None
 
     def stages(self) -> list[Stage]:
@@ -70,12 +69,20 @@ class SessionBackend:
 
     def preprocess_image(self, image: NDArray[np.uint8]) -> NDArray[Any]:
         """Return the preprocessed tensor [1, 3, S, S]."""
-        return preprocess(image, self._preprocessing)
+        return preprocess(image, self._preprocessing, self._channels_last)
+
+    def prepare_batch(self, batch: NDArray[Any]) -> NDArray[Any]:
+        """Return tensors in the runtime's order, and images unchanged."""
+        is_tensor = batch.dtype != np.uint8
+        return to_channels_last(batch) if is_tensor and self._channels_last else batch
 
     def make_inputs(self, count: int) -> list[Any]:
         """Return random batches of tensors."""
         shape = (self._source.batch, 3, self._preprocessing.crop, self._preprocessing.crop)
-        return [np.random.default_rng(seed).random(shape, np.float32) for seed in range(count)]
+        return [
+            self.prepare_batch(np.random.default_rng(seed).random(shape, np.float32))
+            for seed in range(count)
+        ]
 
     def autotune(self, batch: Any) -> dict[str, str]:
         """Return no settings: the options are the runtime's defaults."""
@@ -98,7 +105,7 @@ class SessionBackend:
         Raises:
             BenchError: it reports none.
         """
-        nodes = self._session.profile(to_network_input(batch, self._preprocessing), runs)
+        nodes = self._session.profile(self._to_network_input(batch), runs)
         if not nodes:
             raise BenchError(
                 f"{RUNTIMES[self._source.runtime].title} reports no times of operators. "
@@ -107,6 +114,9 @@ class SessionBackend:
         return OperatorProfile(
             runs=runs, operators=summarize_operators(nodes), nodes=tuple(nodes), clock="host"
         )
+
+    def _to_network_input(self, batch: NDArray[Any]) -> NDArray[np.float32]:
+        return to_network_input(batch, self._preprocessing, self._channels_last)
 
     def _has_output(self, name: str) -> bool:
         return name in self._session.output_names

@@ -234,10 +234,11 @@ def _load_model_inputs(backend: Backend, job: WorkerJob) -> list[Any]:
     images = np.load(job.model_inputs, allow_pickle=False)
     batch = job.source.batch
     # Batch i begins with image i, so the first row of a batch is the same for every batch size.
-    return [
+    batches = [
         np.concatenate([images[(start + offset) % len(images)] for offset in range(batch)])
         for start in range(len(images))
     ]
+    return [backend.prepare_batch(batch) for batch in batches]
 
 
 def _input_origin(job: WorkerJob) -> str:

@@ -63,6 +63,8 @@ class Classifier:
     """Fixed input image size (height, width); None for any size or preprocessed tensors."""
     temperature: float = 1.0
     """Divisor of the logits in the softmax, for files that compute only logits."""
+    channels_last: bool = False
+    """Order in memory of preprocessed tensors."""
 
     def __repr__(self) -> str:
         return f"Classifier({len(self.labels)} labels, input={self.input!r})"
@@ -76,7 +78,7 @@ class Classifier:
             DecodeError: the image does not have the model's fixed size.
         """
         if self.input != "image":
-            return preprocess(image, self.preprocessing)
+            return preprocess(image, self.preprocessing, self.channels_last)
         if self.fixed_size is not None and image.shape[:2] != self.fixed_size:
             height, width = self.fixed_size
             raise DecodeError(
@@ -277,6 +279,7 @@ def _open_with_runtime(
         variant.detector,
         variant.prediction_sets,
         temperature=variant.temperature,
+        channels_last=RUNTIMES[runtime].channels_last,
     )
 
 

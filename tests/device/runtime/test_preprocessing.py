@@ -12,7 +12,12 @@ from torchvision import transforms as T
 
 from edgetl.core.errors import ConfigError
 from edgetl.core.preprocessing import Interpolation, Preprocessing
-from edgetl.device.runtime.preprocessing import preprocess
+from edgetl.device.runtime.preprocessing import (
+    normalize,
+    preprocess,
+    to_channels_last,
+    to_network_input,
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -56,6 +61,26 @@ def test_preprocess_returns_contiguous_float_batch() -> None:
     assert tensor.dtype == np.float32
     assert tensor.flags.c_contiguous
     assert torch.from_numpy(tensor).is_contiguous()
+
+
+def test_channels_last_has_the_same_values_in_another_order() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 17, 17, 3), np.uint8)
+    preprocessing = Preprocessing(17, 17)
+    expected = normalize(pixels, preprocessing)
+    values = normalize(pixels, preprocessing, channels_last=True)
+    np.testing.assert_array_equal(values, expected)
+    assert values.transpose(0, 2, 3, 1).flags.c_contiguous
+    converted = to_channels_last(expected)
+    np.testing.assert_array_equal(converted, expected)
+    assert converted.transpose(0, 2, 3, 1).flags.c_contiguous
+    assert np.shares_memory(to_channels_last(values), values)
+
+
+def test_network_input_keeps_channels_last() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 40, 50, 3), np.uint8)
+    batch = to_network_input(images, Preprocessing(40, 32), channels_last=True)
+    np.testing.assert_array_equal(batch, to_network_input(images, Preprocessing(40, 32)))
+    assert batch.transpose(0, 2, 3, 1).flags.c_contiguous
 
 
 def test_preprocessing_round_trips_through_json() -> None:

@@ -51,7 +51,7 @@ class LiteRtSession:
         """Return copies of the outputs `names` for float32 [batch, 3, crop, crop]."""
         with self._lock:
             request = self._requests.get(len(batch)) or self._request_for(len(batch))
-            _write_channels_last(request, batch)
+            request.interpreter.set_tensor(request.pixels, batch.transpose(0, 2, 3, 1))
             request.interpreter.invoke()
             return [request.interpreter.get_tensor(request.outputs[name]) for name in names]
 
@@ -98,13 +98,6 @@ class LiteRtSession:
         request = _Request(interpreter, int(pixels["index"]), outputs)
         self._requests[batch] = request
         return request
-
-
-def _write_channels_last(request: _Request, batch: NDArray[np.float32]) -> None:
-    # One channel at a time: ten times faster than a transposed copy of all three.
-    view = request.interpreter.tensor(request.pixels)()
-    for channel in range(batch.shape[1]):
-        view[..., channel] = batch[:, channel]
 
 
 def _operators_outside_delegates(

@@ -74,8 +74,9 @@ class ModelSession(Protocol):
 class RuntimeSession(ModelSession, Protocol):
     """A model of a runtime other than ONNX Runtime.
 
-    Its input is float32 [batch, 3, crop, crop], preprocessed by edgetl. Threads may share a session;
-    their calls may wait for each other.
+    Its input is float32 [batch, 3, crop, crop], preprocessed by edgetl. Any order in memory is
+    correct; that of `Runtime.channels_last` is the fastest. Threads may share a session; their calls
+    may wait for each other.
     """
 
     def __init__(self, source: SessionSource) -> None:

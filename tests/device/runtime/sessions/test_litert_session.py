@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgetl.core.errors import BundleError
+from edgetl.device.runtime.preprocessing import to_channels_last
 from edgetl.device.runtime.sessions.session import SessionSource
 
 pytest.importorskip("ai_edge_litert")
@@ -74,6 +75,14 @@ def test_batches_equal_single_images(file: Path) -> None:
     [logits] = session.run(["logits"], batch)
     singles = [session.run(["logits"], image[None])[0] for image in batch]
     np.testing.assert_allclose(logits, np.concatenate(singles), atol=1e-5)
+
+
+def test_order_in_memory_does_not_matter(file: Path) -> None:
+    session = open_session(file)
+    batch = images(2)
+    [expected] = session.run(["logits"], batch)
+    [logits] = session.run(["logits"], to_channels_last(batch))
+    np.testing.assert_array_equal(logits, expected)
 
 
 def test_outputs_come_in_the_requested_order(file: Path) -> None:
