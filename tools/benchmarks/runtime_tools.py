@@ -8,8 +8,7 @@ Linux only. A pair is one `edgetl bench` and as many runs of the tool as fit int
 started together and take turns of a quarter of a second, in which the other side is stopped
 (SIGSTOP), so that a change of the machine's speed affects both. A turn interrupts one inference of
 some thirty, which hardly moves a median. Printed are medians over the pairs and the ratio
-edgetl / tool with its 95% interval, for typical latencies and for the smallest, which other
-programs disturb least.
+edgetl / tool with its 95% interval.
 
 Tools: `benchmark_app` (package openvino) and `litert-benchmark` (package ai-edge-litert) print
 medians. `benchncnn` (built from ncnn's sources) prints means, so its runs are short and not
@@ -27,7 +26,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,35 +46,23 @@ Command = list[str]
 
 
 @dataclass(frozen=True)
-class Latencies:
-    """Latencies in ms."""
-
-    typical: float
-    """Median, or mean if the tool prints no median."""
-    smallest: float
-
-
-@dataclass(frozen=True)
 class Tool:
     """A runtime's benchmark tool."""
 
     name: str
     command: Callable[[Path, VariantRecord, int], Command]
     """Command that measures a variant's file with a number of threads."""
-    typical: str
-    """Pattern of the typical latency in the output, ms."""
-    smallest: str
-    """Pattern of the smallest latency in the output, ms."""
+    pattern: str
+    """Pattern of the typical latency in the output, ms: median, or mean if it prints no median."""
     is_interrupted: bool = True
     """Whether a turn may end in the middle of a run."""
 
-    def read(self, output: str) -> Latencies:
-        """Return the latencies in the tool's output."""
-        matches = [re.search(pattern, output) for pattern in (self.typical, self.smallest)]
-        values = [float(match.group(1)) for match in matches if match is not None]
-        if len(values) != len(matches):
-            sys.exit(f"No latencies in the output of {self.name}: {output[-500:]}")
-        return Latencies(*values)
+    def read(self, output: str) -> float:
+        """Return the typical latency in the tool's output, ms."""
+        match = re.search(self.pattern, output)
+        if match is None:
+            sys.exit(f"No latency in the output of {self.name}: {output[-500:]}")
+        return float(match.group(1))
 
 
 def benchmark_app_command(file: Path, variant: VariantRecord, threads: int) -> Command:
@@ -179,24 +166,20 @@ def run_in_turns(command: Command, tool_command: Command, *, is_interrupted: boo
                 return outputs
 
 
-def read_result(path: Path) -> Latencies:
-    """Return the latencies of a result of one configuration, medians over its rounds."""
+def read_result(path: Path) -> float:
+    """Return the p50 of a result of one configuration, ms: the median over its rounds."""
     [row] = json.loads(path.read_text())["rows"]
-    rounds = [block["latencies_ns"] for block in row["rounds"]]
-    return Latencies(median(map(median, rounds)) / 1e6, median(map(min, rounds)) / 1e6)
+    return median(median(block["latencies_ns"]) for block in row["rounds"]) / 1e6
 
 
 def list_tools(benchncnn: Path | None, side: int, folder: Path) -> dict[str, Tool]:
     """Return the tools by runtime; networks of `side` pixels for benchncnn go into `folder`."""
     tools = {
-        "openvino": Tool(
-            "benchmark_app", benchmark_app_command, r"Median:\s+([\d.]+) ms", r"Min:\s+([\d.]+) ms"
-        ),
+        "openvino": Tool("benchmark_app", benchmark_app_command, r"Median:\s+([\d.]+) ms"),
         "litert": Tool(
             "litert-benchmark",
             litert_benchmark_command,
             r"Inference \(median\):\s+([\d.]+) ms",
-            r"Inference \(min\):\s+([\d.]+) ms",
         ),
     }
     if benchncnn is not None:
@@ -204,7 +187,6 @@ def list_tools(benchncnn: Path | None, side: int, folder: Path) -> dict[str, Too
             "benchncnn",
             make_benchncnn(benchncnn, side, folder),
             r"avg =\s+([\d.]+)",
-            r"min =\s+([\d.]+)",
             is_interrupted=False,
         )
     return tools
@@ -230,11 +212,11 @@ def main() -> None:
 
 def _compare(bundle: Bundle, variant: VariantRecord, threads: int, tool: Tool, count: int) -> None:
     pairs = [_measure_pair(bundle, variant, threads, tool) for _ in range(count)]
-    typical = [(pair.typical, of_tool.typical) for pair, of_tool in pairs]
-    smallest = [(pair.smallest, of_tool.smallest) for pair, of_tool in pairs]
+    edgetl_ms, tool_ms = (median(values) for values in zip(*pairs, strict=True))
+    ratio = paired_speedup([first / second for first, second in pairs])
     print(
-        f"{variant.name}, {threads} threads, edgetl / {tool.name}: "
-        f"typical {_describe(typical)}; smallest {_describe(smallest)}",
+        f"{variant.name}, {threads} threads: edgetl {edgetl_ms:.2f} ms, {tool.name} "
+        f"{tool_ms:.2f} ms, ratio {ratio.ratio:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
         flush=True,
     )
 
@@ -243,19 +225,10 @@ def _can_measure(tool: Tool, variant: VariantRecord) -> bool:
     return (tool.name, variant.precision) != ("benchncnn", "bf16")
 
 
-def _describe(pairs: Sequence[tuple[float, float]]) -> str:
-    edgetl_ms, tool_ms = (median(values) for values in zip(*pairs, strict=True))
-    ratio = paired_speedup([first / second for first, second in pairs])
-    return (
-        f"{edgetl_ms:.2f} / {tool_ms:.2f} ms, ratio {ratio.ratio:.3f} "
-        f"[{ratio.low:.3f}, {ratio.high:.3f}]"
-    )
-
-
 def _measure_pair(
     bundle: Bundle, variant: VariantRecord, threads: int, tool: Tool
-) -> tuple[Latencies, Latencies]:
-    """Return the latencies of edgetl and of the tool, medians over its runs."""
+) -> tuple[float, float]:
+    """Return the p50 of edgetl and the typical latency of the tool over its runs, ms."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         outputs = run_in_turns(
@@ -264,10 +237,9 @@ def _measure_pair(
             is_interrupted=tool.is_interrupted,
         )
         edgetl = read_result(result)
-    runs = [tool.read(output) for output in outputs]
-    return edgetl, Latencies(
-        median(run.typical for run in runs), median(run.smallest for run in runs)
-    )
+    if not outputs:
+        sys.exit(f"{tool.name} did not end within the time of a benchmark.")
+    return edgetl, median(tool.read(output) for output in outputs)
 
 
 def make_benchncnn(
