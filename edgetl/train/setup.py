@@ -30,6 +30,7 @@ from edgetl.train.model.factory import AdaptedModel, build_adapted_model
 from edgetl.train.model.freezing import resolve_unfreeze
 from edgetl.train.model.model_code import record_code
 from edgetl.train.model.stock_models import get_architecture, preprocessing_for
+from edgetl.train.model.strided_convolutions import take_strides_before_convolutions
 from edgetl.train.model.weights import read_weights
 from edgetl.train.model.weights_file import PretrainedWeights
 
@@ -246,9 +247,11 @@ def _build_model(
     config: FinetuneConfig, image_size: int, classes: int, weights: PretrainedWeights | None
 ) -> AdaptedModel:
     torch.manual_seed(config.seed)
-    return build_adapted_model(
+    adapted = build_adapted_model(
         config.model, image_size, classes, config.head_width, config.dropout, weights
     )
+    take_strides_before_convolutions(adapted.model)
+    return adapted
 
 
 def _resolve_batch_fit(

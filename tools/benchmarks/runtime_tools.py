@@ -169,7 +169,7 @@ def run_in_turns(command: Command, tool_command: Command, *, is_interrupted: boo
 def read_result(path: Path) -> float:
     """Return the p50 of a result of one configuration, ms: the median over its rounds."""
     [row] = json.loads(path.read_text())["rows"]
-    return median(median(block["latencies_ns"]) for block in row["rounds"]) / 1e6
+    return float(median(median(block["latencies_ns"]) for block in row["rounds"])) / 1e6
 
 
 def list_tools(benchncnn: Path | None, side: int, folder: Path) -> dict[str, Tool]:

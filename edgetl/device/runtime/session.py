@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from edgetl.core.artifacts.model_metadata import ModelMetadata, SplitFiles
 from edgetl.core.config.session_modes import DEFAULT_MODE, ModeOptions, mode_options
 from edgetl.core.errors import BundleError, ProviderError
 from edgetl.device.hardware.cpu import available_cores
+from edgetl.device.hardware.info import has_int8_dot_product
 from edgetl.device.runtime.cuda_libraries import (
     find_missing_library,
     load_error,
@@ -81,6 +81,7 @@ def create_session(
     precision: str | None = None,
     session_mode: str = DEFAULT_MODE,
     activation_maps: bool = False,
+    int8_kernels: bool = True,
 ) -> onnxruntime.InferenceSession:
     """Create a session with all compute nodes on the requested provider, without fallback.
 
@@ -99,6 +100,8 @@ def create_session(
         activation_maps: keep the output `activation_maps` of a file that has it. Otherwise it is
             removed: onnxruntime computes all outputs of a graph, requested or not
             (`RunOptions.only_execute_path_to_fetches` works only in its training builds).
+        int8_kernels: use onnxruntime's int8 kernels. Otherwise QDQ files are computed in float32,
+            with values rounded where the file says so.
 
     Raises:
         ProviderError: the provider is unknown, not in this onnxruntime, did not start, or did not
@@ -110,23 +113,16 @@ def create_session(
     check_provider(provider)
     split = _read_split(model) if isinstance(model, Path) else None
     if isinstance(model, Path) and split is not None:
-        open_network = partial(
-            create_session,
-            provider=provider,
-            threads=threads,
-            profile_prefix=profile_prefix,
-            spinning=spinning,
-            precision=precision,
-            session_mode=session_mode,
+        return _create_split_session(
+            model, split, provider, threads, profile_prefix, spinning, precision, session_mode
         )
-        return _create_split_session(model, split, provider, threads, open_network)
     name = "the model" if isinstance(model, bytes) else model
     if isinstance(model, Path) and not activation_maps:
         # onnxruntime reports files that cannot be read.
         with contextlib.suppress(OSError, OnnxFileError):
             model = read_without_activation_maps(model) or model
     mode = mode_options(provider, session_mode)
-    options = _session_options(provider, threads, profile_prefix, spinning)
+    options = _session_options(provider, threads, profile_prefix, spinning, int8_kernels)
     if provider in CUDA_PROVIDERS:
         preload_cuda_libraries()
     has_engine_cache = provider in CUDA_PROVIDERS and provider != "cuda"
@@ -144,14 +140,28 @@ def create_session(
     except Exception as cause:  # onnxruntime's exceptions share no base class
         if optimized_model is not None:
             optimized_model.unlink(missing_ok=True)  # it is written again the next time
-            return create_session(model, provider, threads, profile_prefix, spinning, precision)
-        if provider != "cpu" and _can_load_on_cpu(content):
-            raise ProviderError(_start_failure_message(provider, str(cause))) from cause
-        raise BundleError(
-            f"onnxruntime {onnxruntime.__version__} cannot load {name}: {cause}"
-        ) from cause
+            return create_session(
+                model,
+                provider,
+                threads,
+                profile_prefix,
+                spinning,
+                precision,
+                int8_kernels=int8_kernels,
+            )
+        raise _load_error(content, name, provider, cause) from cause
     _check_session_provider(session, provider, [name for name, _ in chain])
     return session
+
+
+def _load_error(
+    content: bytes | str, name: Path | str, provider: str, cause: Exception
+) -> ProviderError | BundleError:
+    import onnxruntime
+
+    if provider != "cpu" and _can_load_on_cpu(content):
+        return ProviderError(_start_failure_message(provider, str(cause)))
+    return BundleError(f"onnxruntime {onnxruntime.__version__} cannot load {name}: {cause}")
 
 
 def _apply_session_mode(
@@ -209,7 +219,10 @@ def _create_split_session(
     split: SplitFiles,
     provider: str,
     threads: int | None,
-    open_network: Callable[[bytes], onnxruntime.InferenceSession],
+    profile_prefix: Path | None,
+    spinning: bool,
+    precision: str | None,
+    session_mode: str,
 ) -> SplitSession:
     if provider in CUDA_PROVIDERS:
         raise ProviderError(
@@ -227,13 +240,27 @@ def _create_split_session(
         ) from cause
     return SplitSession(
         create_session(before, threads=threads, spinning=False),
-        open_network(content),
+        create_session(
+            content,
+            provider,
+            threads,
+            profile_prefix,
+            spinning,
+            precision,
+            session_mode,
+            # Networks for NPUs have 8-bit weights, with which other CPUs overflow.
+            int8_kernels=provider != "cpu" or has_int8_dot_product(),
+        ),
         create_session(after, threads=threads, spinning=False),
     )
 
 
 def _session_options(
-    provider: str, threads: int | None, profile_prefix: Path | None, spinning: bool
+    provider: str,
+    threads: int | None,
+    profile_prefix: Path | None,
+    spinning: bool,
+    int8_kernels: bool,
 ) -> onnxruntime.SessionOptions:
     import onnxruntime
 
@@ -244,6 +271,8 @@ def _session_options(
     options.log_severity_level = 4 if provider == "cuda" else 3
     if not spinning:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not int8_kernels:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     if profile_prefix is not None:
         options.enable_profiling = True
         options.profile_file_prefix = str(profile_prefix)

@@ -53,7 +53,11 @@ class _NpuSearch:
 
     def run(self) -> QuantizedModel:
         task = self.task
-        self._scorer = CandidateScorer(task.network, task.images.held_out)
+        # 8-bit weights overflow in the int8 kernels for other CPUs, not on NPUs.
+        has_dot_product = has_int8_dot_product()
+        self._scorer = CandidateScorer(
+            task.network, task.images.held_out, int8_kernels=has_dot_product
+        )
         float_score = self._scorer.score(task.network)
         self._try_methods(())
         has_hard_activations = any(
@@ -66,7 +70,7 @@ class _NpuSearch:
             calibration_images=len(task.images.calibration),
             held_out_images=len(task.images.held_out),
             float_score=float_score,
-            vnni=has_int8_dot_product(),
+            vnni=has_dot_product,
             chosen_index=best,
             is_within_limit=self._is_within_limit(best),
             candidates=tuple(self.records),

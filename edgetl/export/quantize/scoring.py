@@ -28,16 +28,21 @@ class CandidateScorer:
     Args:
         network: the float network.
         images: held-out images.
+        int8_kernels: compute candidates with onnxruntime's int8 kernels, else in float32 with
+            rounded values.
     """
 
-    def __init__(self, network: onnx.ModelProto, images: CroppedImages) -> None:
+    def __init__(
+        self, network: onnx.ModelProto, images: CroppedImages, int8_kernels: bool = True
+    ) -> None:
         self._images = images
+        self._int8_kernels = int8_kernels
         self._reference = compute_logits(network, images)
 
     def score(self, network: onnx.ModelProto) -> QuantizationScore:
         """Run a network on the held-out images and measure its latency."""
         content = network.SerializeToString(deterministic=True)
-        session = create_session(content)
+        session = create_session(content, int8_kernels=self._int8_kernels)
         logits = _run_session(session, self._images)
         top1, drop = measure_drop(logits, self._reference, self._images)
         # The latency is cached, so that a second export makes the same choice and writes equal
@@ -45,6 +50,7 @@ class CandidateScorer:
         key = {
             "candidate": hashlib.sha256(content).hexdigest(),
             "onnxruntime": onnxruntime.__version__,
+            "int8_kernels": str(self._int8_kernels),
         }
         measurement = cached_measurement(
             dict[str, float], key, lambda: {"ms": _measure_latency_ms(session, self._images)}

@@ -226,8 +226,14 @@ NETWORKS = {
 }
 
 
-def reference(model: onnx.ModelProto, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+def reference(
+    model: onnx.ModelProto,
+    pixels: NDArray[np.float32],
+    options: ort.SessionOptions | None = None,
+) -> NDArray[np.float32]:
+    session = ort.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return np.asarray(session.run(["logits"], {"pixels": pixels})[0])
 
 
@@ -351,7 +357,11 @@ RESIDUAL = Network(
 def assert_equal_up_to_one_step(logits: NDArray[np.float32], model: onnx.ModelProto) -> None:
     """Compare with ONNX Runtime, whose logits for images(4) are rounded to the same steps."""
     steps = {entry.name: numpy_helper.to_array(entry) for entry in model.graph.initializer}
-    difference = np.abs(logits - reference(model, images(4)))
+    # In float32 between the rounding: ONNX Runtime's int8 kernels overflow with 8-bit weights on
+    # CPUs without VNNI.
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    difference = np.abs(logits - reference(model, images(4), options))
     assert difference.max() < 1.01 * float(steps["logits_scale"])
     assert (difference > 1e-4).mean() < 0.3
 

@@ -18,6 +18,7 @@ from edgetl.core.errors import BundleError, ExportError
 from edgetl.core.files import sha256_file
 from edgetl.core.paths import BundleDirectory
 from edgetl.device.bench.target import find_target
+from edgetl.device.hardware.info import has_int8_dot_product
 from edgetl.device.runtime.bundle import Bundle
 from edgetl.device.runtime.classifier import open_classifier, open_verified_classifier
 from edgetl.device.runtime.preprocessing import resize_and_crop
@@ -93,8 +94,11 @@ def test_session_equals_the_three_files_run_by_hand(
     bundle: Bundle, photos: Path, name: str
 ) -> None:
     folder = bundle.directory.path
+    options = onnxruntime.SessionOptions()
+    if not has_int8_dot_product():  # 8-bit weights overflow in onnxruntime's kernels
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     before, network, after = (
-        onnxruntime.InferenceSession(str(folder / f"{name}{part}.onnx"))
+        onnxruntime.InferenceSession(str(folder / f"{name}{part}.onnx"), options)
         for part in (".preprocessing", "", ".postprocessing")
     )
     classifier = open_classifier(bundle, name)
@@ -175,7 +179,8 @@ def test_bench_measures_split_variants_on_the_cpu_by_name(bundle: Bundle) -> Non
 def test_card_says_that_nothing_ran_on_an_npu(bundle: Bundle) -> None:
     card = model_card(bundle.manifest)
     assert "nothing was run on an NPU" in card
-    assert "- `npu-int8.onnx`, QNN, VitisAI, RKNN, NNAPI: all" in card
+    # NNAPI's list lacks hard activations, which the search may keep as single operators.
+    assert "- `npu-int8.onnx`, QNN, VitisAI, RKNN" in card
     assert "CoreML: " in card
     assert "npu-int8.postprocessing.onnx" in card
 
