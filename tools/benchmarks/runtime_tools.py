@@ -103,8 +103,8 @@ class SuspendedProcess:
         self._process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
         self._signal(signal.SIGSTOP)
 
-    def run_turn(self, seconds: float) -> bool:
-        """Run for a while, or to the end; return whether the command has ended.
+    def run_turn(self, seconds: float | None) -> bool:
+        """Run for `seconds`, or to the end if None; return whether the command has ended.
 
         Exits if it failed.
         """
@@ -150,7 +150,7 @@ def run_in_turns(command: Command, tool_command: Command, *, is_interrupted: boo
     complete run.
     """
     outputs: list[str] = []
-    tool_seconds = _TURN_SECONDS if is_interrupted else 3600.0
+    tool_seconds = _TURN_SECONDS if is_interrupted else None
     with tempfile.TemporaryFile("w+") as output:
         process = SuspendedProcess(command, output)
         while True:

@@ -17,6 +17,7 @@ from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
 from edgetl.core.artifacts.session import ProfiledNode
+from edgetl.device.runtime.preprocessing import to_channels_last
 from edgetl.device.runtime.sessions.session import SessionFacts, SessionSource, load_error
 
 _PACKAGE = "ai-edge-litert"
@@ -51,7 +52,8 @@ class LiteRtSession:
         """Return copies of the outputs `names` for float32 [batch, 3, crop, crop]."""
         with self._lock:
             request = self._requests.get(len(batch)) or self._request_for(len(batch))
-            request.interpreter.set_tensor(request.pixels, batch.transpose(0, 2, 3, 1))
+            pixels = to_channels_last(batch).transpose(0, 2, 3, 1)
+            request.interpreter.set_tensor(request.pixels, pixels)
             request.interpreter.invoke()
             return [request.interpreter.get_tensor(request.outputs[name]) for name in names]
 
